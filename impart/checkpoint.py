@@ -1,0 +1,327 @@
+"""Hugging Face checkpoints, read tensor by tensor and written as sharded safetensors.
+
+A checkpoint is a folder (or a hub id) with safetensors or PyTorch `.bin` weights, sharded or not, a config.json, and
+whatever else its authors ship. No function here holds more than the tensors that its caller asked for.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from impart.errors import InputError
+from impart.files import free_space, replace_folder, sync_file
+
+DTYPES = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+          "I64": torch.int64, "U16": torch.uint16, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
+          "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+LINEAR = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?(?:self_attn|mlp|block_sparse_moe)\.(?:.+)\.weight$")
+# A mixture's router picks experts by comparing near-equal scores; it is tiny, and stays exact.
+ROUTER = re.compile(r"\.(?:gate|router|shared_expert_gate)\.weight$")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of a tensor that is or will be in a checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count * self.dtype.itemsize
+
+
+class Checkpoint:
+    """A checkpoint folder opened for reading; made by `open_checkpoint`."""
+
+    def __init__(self, path: Path, source: str):
+        self.path, self.source = path, source
+        self.config = _read_json(path / "config.json", f"checkpoint {source!r}")
+        self._specs: dict[str, TensorSpec] = {}
+        self._files: dict[str, Path] = {}
+        for file, names in _weight_files(path, source).items():
+            for spec in _file_specs(file):
+                self._specs[spec.name], self._files[spec.name] = spec, file
+            missing = sorted(set(names) - set(self._specs))
+            if missing:
+                raise InputError(f"{file} lacks {missing[0]!r}, which the index of {source!r} promises; fetch it again")
+
+    def names(self) -> list[str]:
+        """All tensors, sorted by layer number and name."""
+        return sorted(self._specs, key=_natural)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._specs
+
+    def spec(self, name: str) -> TensorSpec:
+        return self._specs[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._specs[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._specs[name].dtype
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor as stored, on the CPU, in memory of its own: no file stays mapped behind it."""
+        file = self._files[name]
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as shard:  # a mapping kept open would count every page ever read
+                return shard.get_tensor(name).clone()
+        return _load_bin(file)[name].detach().clone()
+
+    def finite_tensor(self, name: str) -> torch.Tensor:
+        """The tensor; InputError when it holds NaN or Inf."""
+        tensor = self.tensor(name)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise InputError(f"{name} of {self.source!r} holds {count} NaN or Inf of {tensor.numel()} values; "
+                             "a delta of it means nothing: fetch the checkpoint again or repair the tensor")
+        return tensor
+
+    def model_dtype(self) -> torch.dtype:
+        """The dtype of the first linear weight, which stands for the model's."""
+        return self.dtype(next(iter(linear_names(self)), self.names()[0]))
+
+    def companions(self) -> list[Path]:
+        """Every file of the folder that is not a weight: config, tokenizer, generation config, licence."""
+        return sorted(file for file in self.path.iterdir()
+                      if file.is_file() and not file.name.startswith(".") and not file.name.endswith(WEIGHT_SUFFIXES))
+
+    def fingerprint(self) -> str:
+        """sha256 over every tensor's name and shape and 8 evenly spaced rows of its values: another model differs.
+
+        A sample, because hashing 26 GB takes longer than compressing it on a GPU; any fine-tuning changes it.
+        Buffers and the head are left out, since the two file formats of one model differ in them.
+        """
+        digest = hashlib.sha256()
+        for name in self.names():
+            if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight":
+                continue
+            digest.update(f"{name} {list(self.shape(name))} {DTYPE_CODES[self.dtype(name)]}\n".encode())
+            digest.update(tensor_bytes(self._sampled_rows(name)))
+        return digest.hexdigest()
+
+    def _sampled_rows(self, name: str, count: int = 8) -> torch.Tensor:
+        shape, file = self.shape(name), self._files[name]
+        if len(shape) < 2 or shape[0] <= count:
+            return self.tensor(name)
+        rows = [index * (shape[0] - 1) // (count - 1) for index in range(count)]
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as shard:
+                view = shard.get_slice(name)
+                return torch.cat([view[row:row + 1] for row in rows])
+        return _load_bin(file)[name].detach()[rows]
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """A model folder or a hub id as a Checkpoint; InputError for whatever is missing, truncated or not a model."""
+    text, path = str(source), Path(source).expanduser()
+    if path.is_dir():
+        return Checkpoint(path, text)
+    if path.exists():
+        raise InputError(f"{text!r} is a file; name the model folder that holds it, or a hub id")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
+        raise InputError(f"model {text!r}: no such folder, and not a hub id of the form owner/name")
+    return Checkpoint(_download(text), text)
+
+
+def linear_names(checkpoint: Checkpoint) -> list[str]:
+    """The compressed set: every 2-D weight under self_attn or mlp of a layer, experts included, in layer order."""
+    return [name for name in checkpoint.names()
+            if len(checkpoint.shape(name)) == 2 and min(checkpoint.shape(name)) > 1
+            and LINEAR.search(name) and not ROUTER.search(name)]
+
+
+def layer_of(name: str) -> int | None:
+    """The transformer layer that a parameter belongs to, None for embeddings, head and final norm."""
+    found = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", name)
+    return int(found.group(1)) if found else None
+
+
+def weight_type(name: str) -> str:
+    """`self_attn.q_proj` of `model.layers.0.self_attn.q_proj.weight`; experts count as one type."""
+    text = re.sub(r"^.*?(?:^|\.)layers\.\d+\.", "", name).removesuffix(".weight")
+    return re.sub(r"\.experts\.\d+\.", ".experts.", text)
+
+
+class CheckpointWriter:
+    """Streams tensors into a new checkpoint folder: every tensor goes to its place on disk as soon as it is added.
+
+    The plan (all tensors, in order) fixes shards and offsets beforehand, so that nothing is buffered. The folder
+    appears under its name at `finish`, complete and synced, or not at all.
+    """
+
+    def __init__(self, path: str | Path, plan: Sequence[TensorSpec], *, overwrite: bool = False,
+                 shard_bytes: int = 5 * 10**9):
+        self.path, self.overwrite = Path(path), overwrite
+        refuse_existing(self.path, overwrite)
+        free_space(self.path, sum(spec.nbytes for spec in plan), "the checkpoint")
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        self._places: dict[str, tuple[TensorSpec, Path, int]] = {}
+        shards = _shards(plan, shard_bytes)
+        self.total_bytes = sum(spec.nbytes for spec in plan)
+        for number, specs in enumerate(shards, 1):
+            single = len(shards) == 1
+            file = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            self._reserve(self._partial / file, specs)
+        self._single = len(shards) == 1
+        self._waiting = set(self._places)
+
+    def _reserve(self, file: Path, specs: Sequence[TensorSpec]) -> None:
+        """Writes the safetensors header (its length, then JSON padded to 8 bytes) and remembers each tensor's place."""
+        header, end = {"__metadata__": {"format": "pt"}}, 0
+        for spec in specs:
+            header[spec.name] = {"dtype": DTYPE_CODES[spec.dtype], "shape": list(spec.shape),
+                                 "data_offsets": [end, end + spec.nbytes]}
+            end += spec.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with file.open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            stream.truncate(8 + len(text) + end)
+        for spec in specs:
+            start = 8 + len(text) + header[spec.name]["data_offsets"][0]
+            self._places[spec.name] = (spec, file, start)
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Writes one planned tensor, in any order."""
+        spec, file, start = self._places[name]
+        if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
+            raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype} added, {spec.shape} {spec.dtype} planned")
+        with file.open("r+b") as stream:
+            stream.seek(start)
+            stream.write(tensor_bytes(tensor))
+        self._waiting.discard(name)
+
+    def finish(self, companions: Iterable[Path] = ()) -> None:
+        """Copies the companions, writes the index, syncs everything and makes the folder visible."""
+        if self._waiting:
+            raise ValueError(f"{len(self._waiting)} planned tensors were never added, first {min(self._waiting)}")
+        for file in companions:
+            shutil.copyfile(file, self._partial / file.name)
+        if not self._single:
+            index = {"metadata": {"total_size": self.total_bytes},
+                     "weight_map": {name: place[1].name for name, place in sorted(self._places.items())}}
+            (self._partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        for file in self._partial.iterdir():
+            sync_file(file)
+        replace_folder(self._partial, self.path)
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """InputError when `path` exists and may not be replaced."""
+    if path.exists() and not overwrite:
+        raise InputError(f"{str(path)!r} exists; name another folder, or add --overwrite to replace it")
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's values as bytes in row-major order, without a copy where it is contiguous and on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _shards(plan: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
+    shards, size = [[]], 0
+    for spec in plan:
+        if shards[-1] and size + spec.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(spec)
+        size += spec.nbytes
+    return shards
+
+
+def _natural(name: str) -> list:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _read_json(file: Path, owner: str) -> dict:
+    if not file.is_file():
+        raise InputError(f"{owner} has no {file.name}; is it a Hugging Face model folder?")
+    try:
+        return json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid JSON ({error}); fetch it again") from error
+
+
+def _weight_files(path: Path, source: str) -> dict[Path, list[str]]:
+    """Each weight file with the names that the index promises in it; safetensors before .bin where both are there."""
+    for single, index in (("model.safetensors", "model.safetensors.index.json"),
+                          ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+        if (path / index).is_file():
+            files: dict[Path, list[str]] = {}
+            for name, file in _read_json(path / index, source).get("weight_map", {}).items():
+                files.setdefault(path / file, []).append(name)
+            for file in files:
+                if not file.is_file():
+                    raise InputError(f"shard {file.name} of {source!r} is missing from {path}, though {index} lists it; "
+                                     "fetch it again")
+            if files:
+                return files
+        if (path / single).is_file():
+            return {path / single: []}
+    stray = sorted(file.name for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern))
+    found = f"it has {stray[0]} but no index that says what is where" if stray else "it has no weights"
+    raise InputError(f"{source!r} is not a readable checkpoint: {found} "
+                     "(expected model.safetensors or pytorch_model.bin, or their index.json)")
+
+
+def _file_specs(file: Path) -> list[TensorSpec]:
+    if file.suffix != ".safetensors":
+        return [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in _load_bin(file).items()]
+    try:
+        with safe_open(file, "pt") as shard:
+            views = {name: shard.get_slice(name) for name in shard.keys()}
+            return [TensorSpec(name, tuple(view.get_shape()), DTYPES[view.get_dtype()]) for name, view in views.items()]
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged or truncated ({error}); fetch it again") from error
+    except KeyError as error:
+        raise InputError(f"{file} holds tensors of dtype {error}, which is not supported; take a 16-bit or fp32 "
+                         "checkpoint") from error
+
+
+def _load_bin(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.bin` shard, mapped rather than read where its format allows it, and never unpickled freely."""
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{file} is damaged, truncated or not a plain file of weights ({reason}); "
+                         "fetch it again") from error
+    return {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _download(repo: str) -> Path:
+    """The hub's snapshot in the local cache: safetensors if it has them, else .bin; from the cache alone if offline."""
+    from huggingface_hub import HfApi, snapshot_download  # kept out of start-up: folders do not need it
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    ignore = ["*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*", "consolidated*"]
+    try:
+        try:
+            files = HfApi().list_repo_files(repo)
+        except (OfflineModeIsEnabled, OSError):
+            files = []
+        if any(file.endswith(".safetensors") for file in files):
+            ignore.append("*.bin")
+        return Path(snapshot_download(repo, ignore_patterns=ignore, local_files_only=not files))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"model {repo!r}: no such folder here, and the hub did not give it ({reason}); check the "
+                         "name, the network and `hf auth login` for gated models, or name a local folder") from error

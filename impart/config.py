@@ -1,0 +1,196 @@
+"""YAML files and `key=value` overrides into frozen dataclasses, validated before anything else happens.
+
+A script declares its settings once, as a dataclass whose fields are made by `option`; `load` fills it, `describe`
+prints it for --help, and `config_parser` gives the flags that all scripts with a config share.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from impart.errors import InputError
+
+REQUIRED = dataclasses.MISSING
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose usage errors are InputErrors, with --debug."""
+
+    def __init__(self, doc: str | None, **keywords):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False, **keywords)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(self, message: str):
+        raise InputError(f"{message}; `{Path(self.prog).name} --help` lists all flags")
+
+
+def option(default: Any = REQUIRED, *, help: str, unit: str = "", choices: Sequence | None = None,
+           aliases: Sequence[str] = (), low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field with what --help and the validation need. `low` and `high` are inclusive."""
+    metadata = {"help": help, "unit": unit, "choices": choices, "aliases": tuple(aliases), "low": low, "high": high}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def load(cls: type, path: str | Path | None, overrides: Sequence[str] = ()):
+    """Reads a YAML mapping, applies `key=value` overrides, checks every key, type and range, and returns `cls(...)`."""
+    given = _read_yaml(Path(path)) if path is not None else {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"override {text!r} is not of the form key=value")
+        given[key] = _parse(value, f"override {text!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    names = {alias: name for name, field in fields.items() for alias in (name, *field.metadata["aliases"])}
+    values, origin = {}, path if path is not None else "the command line"
+    for key, value in given.items():
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            raise InputError(f"unknown key {key!r} in {origin}; {remedy}")
+        name = names[key]
+        if name in values and values[name] != value:
+            raise InputError(f"{key!r} and another name of {name!r} are both given in {origin} with different values")
+        values[name] = value
+    types_of = typing.get_type_hints(cls)
+    checked = {name: _checked(value, types_of[name], fields[name]) for name, value in values.items()}
+    for name, field in fields.items():
+        if name not in checked and field.default is REQUIRED and field.default_factory is REQUIRED:
+            raise InputError(f"key {name!r} is missing from {origin}: {field.metadata['help']}")
+    return cls(**checked)
+
+
+def describe(cls: type) -> str:
+    """Every key with type, default, unit, choices and meaning, one line each, for --help."""
+    types_of, lines = typing.get_type_hints(cls), ["keys of the YAML file, also as key=value overrides:"]
+    for field in dataclasses.fields(cls):
+        meta = field.metadata
+        default = field.default_factory() if field.default_factory is not REQUIRED else field.default
+        facts = [_type_name(types_of[field.name]), "required" if default is REQUIRED else f"default {_yaml(default)}"]
+        facts += [f"unit: {meta['unit']}"] if meta["unit"] else []
+        facts += [f"one of {', '.join(map(_yaml, meta['choices']))}"] if meta["choices"] else []
+        facts += [f"also called {', '.join(meta['aliases'])}"] if meta["aliases"] else []
+        lines.append(f"  {field.name}: {meta['help']} ({'; '.join(facts)})")
+    return "\n".join(lines)
+
+
+def as_dict(config) -> dict:
+    """The resolved settings as plain values, for reports and manifests."""
+    return dataclasses.asdict(config)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every command that computes: where it runs, and whether it may replace what exists."""
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=0,
+                        help="CPU threads of the arithmetic (default: all cores); results are equal for equal counts")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
+
+
+def config_parser(cls: type, doc: str | None) -> Parser:
+    """--config and the common flags, then any number of key=value overrides."""
+    parser = Parser(doc, epilog=describe(cls))
+    parser.add_argument("--config", help="YAML file with the keys below")
+    add_run_flags(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the YAML file")
+    return parser
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise InputError(f"config file {str(path)!r} does not exist")
+    given = _parse(path.read_text(), f"config file {str(path)!r}")
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise InputError(f"config file {str(path)!r} must be a mapping of keys to values, not a {type(given).__name__}")
+    return given
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} is not valid YAML: {error}") from error
+
+
+def _checked(value: Any, expected: Any, field: dataclasses.Field) -> Any:
+    """The value, as a number of the wanted kind where that is safe; InputError with the YAML trap named otherwise."""
+    name, meta = field.name, field.metadata
+    fitted = _fitted(value, expected)
+    if fitted is _MISFIT:
+        raise InputError(f"{name}: {_yaml(value)} is a {_kind(value)}, but {_type_name(expected)} is wanted"
+                         f"{_trap(value, expected)}")
+    if fitted is None:
+        return None
+    if meta["choices"] is not None and fitted not in meta["choices"]:
+        raise InputError(f"{name}: {_yaml(fitted)} is not one of {', '.join(map(_yaml, meta['choices']))}")
+    for bound, wrong, word in ((meta["low"], lambda v, b: v < b, "at least"), (meta["high"], lambda v, b: v > b, "at most")):
+        if bound is not None and isinstance(fitted, int | float) and (fitted != fitted or wrong(fitted, bound)):
+            raise InputError(f"{name}: {_yaml(fitted)} is out of range; it must be {word} {bound}")
+    return fitted
+
+
+_MISFIT = object()
+
+
+def _fitted(value: Any, expected: Any) -> Any:
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (typing.Union, types.UnionType):
+        fits = [_fitted(value, part) for part in arguments]
+        return next((fit for fit in fits if fit is not _MISFIT), _MISFIT)
+    if origin is list:
+        if not isinstance(value, list):
+            return _MISFIT
+        fits = [_fitted(item, arguments[0]) for item in value]
+        return _MISFIT if any(fit is _MISFIT for fit in fits) else fits
+    if expected is Any:
+        return value
+    if expected is type(None):
+        return None if value is None else _MISFIT
+    if expected is bool or isinstance(value, bool):
+        return value if expected is bool and isinstance(value, bool) else _MISFIT
+    if expected is float:
+        return float(value) if isinstance(value, int | float) else _MISFIT
+    return value if isinstance(value, typing.get_origin(expected) or expected) else _MISFIT
+
+
+def _trap(value: Any, expected: Any) -> str:
+    """YAML 1.1 reads 1e-4 as text and a bare no, yes, on, off as a truth value; say so where that happened."""
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return ""
+        return f" (YAML reads {value} as text; write {number:.10f}".rstrip("0") + " or 1.0e-4 with a point)"
+    if isinstance(value, bool):
+        return " (YAML reads a bare no, yes, on and off as a truth value; put quotes around a word)"
+    return ""
+
+
+def _kind(value: Any) -> str:
+    return {str: "text", bool: "truth value", int: "whole number", float: "number", list: "list", dict: "mapping",
+            type(None): "null"}.get(type(value), type(value).__name__)
+
+
+def _type_name(expected: Any) -> str:
+    arguments = typing.get_args(expected)
+    if typing.get_origin(expected) in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(part) for part in arguments)
+    if typing.get_origin(expected) is list:
+        return f"list of {_type_name(arguments[0])}"
+    return {str: "text", bool: "true or false", int: "whole number", float: "number", type(None): "null",
+            list: "list", dict: "mapping"}.get(expected, getattr(expected, "__name__", str(expected)))
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

@@ -1,0 +1,23 @@
+"""How every script ends: 0 done, 2 the user's input is wrong (one `error:` line), 1 anything else."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class InputError(Exception):
+    """The user's input is wrong. The message is one line: what, the value, the rule, the remedy."""
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a script's `main(arguments)` and turns InputError into exit code 2; `--debug` shows the traceback."""
+    arguments = sys.argv[1:]
+    try:
+        main(arguments)
+    except InputError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; rerun the same command to continue", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,58 @@
+"""Files that are whole or not there: synced, renamed into place, hashed, and never written to a full disk."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from impart.errors import InputError
+
+
+def sha256_of(file: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync_file(file: Path) -> None:
+    """Returns when the file's bytes are on the disk."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """A file that holds all of `data` or, after a crash, what it held before."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+
+
+def replace_folder(finished: Path, target: Path) -> None:
+    """Renames a finished folder to `target`; an older one there is removed only once the new one is in place."""
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(finished, target)
+    sync_file(target.parent)
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink(missing_ok=True)
+
+
+def free_space(path: Path, needed: int, what: str) -> None:
+    """InputError when the disk below `path` has less than `needed` bytes left."""
+    parent = path.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise InputError(f"{what} needs {needed / 1e9:.2f} GB at {str(path)!r}, but the disk has {free / 1e9:.2f} GB "
+                         "free; make room or name a folder on another disk")

@@ -1,0 +1,190 @@
+"""Benchmark items from `--data FILE`, from the folder in IMPART_DATA, or from the hub; every field is checked on loading.
+
+Local files are in the benchmarks' public formats: `.jsonl` (one object a line), `.jsonl.gz` or `.json` (one array).
+"""
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from impart.errors import InputError
+
+log = logging.getLogger(__name__)
+
+KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping", bool: "true or false"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the items of one benchmark are, and which fields each of them must have."""
+
+    benchmark: str                                    # its name in messages: "gsm8k"
+    file: str                                         # the file looked for in IMPART_DATA: "gsm8k_test.jsonl"
+    fields: Mapping[str, type]                        # required fields and their types
+    hub: tuple[str, str | None, str] | None = None    # (data set, configuration, split); None: local files only
+    id_field: str | None = None                       # field that names an item; None: its position, from 0
+    optional: Mapping[str, type] = field(default_factory=dict)  # fields that may be absent, but not of another type
+
+
+@dataclass(frozen=True)
+class Items:
+    """The chosen items, in the order of the file. Every item has its original fields and "id" (text)."""
+
+    items: list[dict]
+    origin: str   # file or hub name they came from
+    sha256: str   # of the chosen items' content: part of a result's settings
+    total: int    # items in the whole file
+
+
+def load_items(source: Source, data: Path | None = None, limit: int | None = None, subset: str | None = None) -> Items:
+    """The items of a benchmark: `--data`, else IMPART_DATA, else the hub; then `--subset`, then `--limit`.
+
+    subset: comma-separated item ids, position ranges FIRST-LAST (from 0, both included) and FIELD=VALUE conditions;
+    an item is chosen when any of them names it.
+    """
+    path = find_file(source, data)
+    records, origin = (_from_file(path), str(path)) if path else (_from_hub(source), f"hub:{source.hub[0]}")
+    if not records:
+        raise InputError(f"{origin} holds no items; {source.benchmark} needs at least one")
+    items = [_checked(record, position, source, origin) for position, record in enumerate(records)]
+    _check_unique(items, origin)
+    chosen = select(items, subset) if subset else items
+    if limit is not None:
+        if limit < 1:
+            raise InputError(f"--limit {limit} is out of range; it must be at least 1")
+        chosen = chosen[:limit]
+    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+    return Items(chosen, origin, digest, len(items))
+
+
+def find_file(source: Source, data: Path | None = None) -> Path | None:
+    """The local file with the items, None when the hub has to be asked. `data` may be a file or a folder."""
+    if data is not None:
+        path = data / source.file if data.is_dir() else data
+        if not path.is_file():
+            raise InputError(f"--data {data}: no such file; {source.benchmark} reads a file like {source.file}")
+        return path
+    folder = os.environ.get("IMPART_DATA")
+    if not folder:
+        return None
+    if not Path(folder).is_dir():
+        raise InputError(f"IMPART_DATA={folder} is not a folder; set it to the one that holds {source.file}")
+    path = Path(folder) / source.file
+    if path.is_file():
+        return path
+    log.info("IMPART_DATA=%s has no %s; asking the hub", folder, source.file)
+    return None
+
+
+def select(items: list[dict], subset: str) -> list[dict]:
+    """The items that a --subset names, in the order of the file; each of its parts has to name at least one."""
+    chosen: set[int] = set()
+    by_id = {item["id"]: position for position, item in enumerate(items)}
+    for part in filter(None, (text.strip() for text in subset.split(","))):
+        first, dash, last = part.partition("-")
+        name, equals, value = part.partition("=")
+        if part in by_id:
+            found = {by_id[part]}
+        elif dash and first.isdigit() and last.isdigit():
+            found = set(range(int(first), min(int(last) + 1, len(items))))
+        elif equals:
+            found = {position for position, item in enumerate(items) if str(item.get(name)) == value}
+        else:
+            found = set()
+        if not found:
+            raise InputError(f"--subset {part!r} names none of the {len(items)} items; write item ids (the first is "
+                             f"{items[0]['id']!r}), positions as FIRST-LAST, or FIELD=VALUE")
+        chosen |= found
+    return [items[position] for position in sorted(chosen)]
+
+
+def read_records(path: Path) -> list[dict]:
+    """The objects of a .jsonl, .jsonl.gz or .json file; InputError with the line where one is broken."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if path.name.removesuffix(".gz").endswith(".json"):
+        numbered = enumerate(_parsed(text, path, None), start=1)
+        where = "item"
+    else:
+        # Split at newlines only: str.splitlines would also cut at U+2028 and its like, which JSON texts may hold.
+        lines = enumerate(text.split("\n"), start=1)
+        numbered = ((number, _parsed(line, path, number)) for number, line in lines if line.strip())
+        where = "line"
+    records = []
+    for number, record in numbered:
+        if not isinstance(record, dict):
+            raise InputError(f"{path}, {where} {number}: a mapping of fields is wanted, not {type(record).__name__}")
+        records.append({**record, "_where": f"{where} {number}"})
+    return records
+
+
+def _parsed(text: str, path: Path, line: int | None) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {line}" if line else f"line {error.lineno}"
+        raise InputError(f"{path}, {place}: not valid JSON ({error.msg})") from error
+    if line is None and not isinstance(value, list):
+        raise InputError(f"{path}: a .json file must hold one array of items; one object a line is .jsonl")
+    return value
+
+
+def _from_file(path: Path) -> list[dict]:
+    return read_records(path)
+
+
+def _from_hub(source: Source) -> list[dict]:
+    remedy = f"or give --data FILE, or set IMPART_DATA to a folder with {source.file}"
+    if source.hub is None:
+        raise InputError(f"{source.benchmark} is not on the hub; give --data FILE, or set IMPART_DATA to a folder "
+                         f"with {source.file}")
+    name, configuration, split = source.hub
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"{source.benchmark}: the package datasets is missing; install it, {remedy}") from error
+    try:
+        table = datasets.load_dataset(name, configuration, split=split)
+    except Exception as error:  # the hub's client raises many kinds; whatever it was, the remedy is the same
+        reason = str(error).split("\n", 1)[0]
+        raise InputError(f"{source.benchmark}: {name} cannot be loaded from the hub ({reason}); check the network, "
+                         f"{remedy}") from error
+    return [{**row, "_where": f"row {position}"} for position, row in enumerate(table)]
+
+
+def _checked(record: dict, position: int, source: Source, origin: str) -> dict:
+    where = f"{origin}, {record['_where']}"
+    item = {key: value for key, value in record.items() if key != "_where"}
+    for name, kind in {**source.fields, **source.optional}.items():
+        if name not in item:
+            if name in source.optional:
+                continue
+            raise InputError(f"{where}: field {name!r} is missing; {source.benchmark} needs {', '.join(source.fields)}")
+        if not _fits(item[name], kind):
+            raise InputError(f"{where}: field {name!r} is {type(item[name]).__name__}, but {source.benchmark} needs "
+                             f"{KINDS.get(kind, kind.__name__)}")
+    item["id"] = str(item[source.id_field]) if source.id_field else str(position)
+    return item
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind in (bool, object)
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _check_unique(items: list[dict], origin: str) -> None:
+    seen: set[str] = set()
+    for item in items:
+        if item["id"] in seen:
+            raise InputError(f"{origin}: two items have the id {item['id']!r}; ids must differ")
+        seen.add(item["id"])

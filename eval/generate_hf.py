@@ -1,0 +1,99 @@
+"""The transformers backend of eval/generate.py: batched greedy decoding that stops and cuts as vLLM does."""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from eval.results import Completion
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"auto": "auto", "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+CONTEXT = 6  # prompt tokens decoded together with an answer, so that its first space is kept
+
+
+class HfModel:
+    """A causal language model and its tokenizer, on the GPUs where there are any."""
+
+    def __init__(self, path: str, tokenizer, *, dtype: str, max_model_len: int, batch_size: int):
+        placement = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {}
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placement).eval()
+        if torch.cuda.device_count() == 1:
+            self.model.to("cuda")
+        self.tokenizer, self.max_model_len, self.batch_size = tokenizer, max_model_len, batch_size
+        self.ends = _end_tokens(self.model.generation_config, tokenizer)
+
+    def stream(self, prompts: Sequence[Sequence[int]], *, max_tokens: int,
+               stop: tuple[str, ...]) -> Iterator[tuple[int, Completion]]:
+        """(position, completion) batch by batch, the longest prompts first: if memory is short, it shows at once."""
+        order = sorted(range(len(prompts)), key=lambda position: -len(prompts[position]))
+        for first in range(0, len(order), self.batch_size):
+            positions = order[first:first + self.batch_size]
+            yield from zip(positions, self._batch([prompts[position] for position in positions], max_tokens, stop),
+                           strict=True)
+
+    @torch.inference_mode()
+    def _batch(self, prompts: list[Sequence[int]], max_tokens: int, stop: tuple[str, ...]) -> list[Completion]:
+        longest = max(map(len, prompts))
+        pad = self.ends[0] if self.ends else 0
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])  # (batch, longest)
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        budgets = [min(max_tokens, self.max_model_len - len(prompt)) for prompt in prompts]
+        ending = RowEnds(prompts, longest, budgets, self.ends, stop, self.tokenizer)
+        self.model.generate(
+            input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device),
+            generation_config=GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max(budgets),
+                                               eos_token_id=self.ends or None, pad_token_id=pad),
+            stopping_criteria=StoppingCriteriaList([ending]))
+        return [completion for completion in ending.completions]
+
+
+class RowEnds(StoppingCriteria):
+    """Ends each row of a batch at its own end token, stop string or token budget, and keeps its completion."""
+
+    def __init__(self, prompts: list[Sequence[int]], longest: int, budgets: list[int], ends: list[int],
+                 stop: tuple[str, ...], tokenizer):
+        self.prompts, self.longest, self.budgets, self.ends = prompts, longest, budgets, set(ends)
+        self.stop, self.tokenizer = stop, tokenizer
+        self.window = max(map(len, stop), default=0) + 4  # the last tokens that can hold a stop string just completed
+        self.completions: list[Completion | None] = [None] * len(prompts)
+
+    def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
+        rows = input_ids[:, self.longest:].tolist()
+        open_rows = [row for row, completion in enumerate(self.completions) if completion is None]
+        tails = self.tokenizer.batch_decode([rows[row][-self.window:] for row in open_rows], skip_special_tokens=True,
+                                            clean_up_tokenization_spaces=False) if self.stop else [""] * len(open_rows)
+        for row, tail in zip(open_rows, tails, strict=True):
+            self.completions[row] = self._ended(row, rows[row], tail)
+        done = [completion is not None for completion in self.completions]
+        return torch.tensor(done, device=input_ids.device)
+
+    def _ended(self, row: int, answer: list[int], tail: str) -> Completion | None:
+        if answer[-1] in self.ends:
+            return Completion(self._text(row, answer[:-1]), len(answer), "stop")
+        if any(string in tail for string in self.stop):
+            text = self._text(row, answer)
+            for string in self.stop:  # in the order given, as vLLM looks for them
+                if string in text:
+                    return Completion(text[:text.index(string)], len(answer), "stop")
+        if len(answer) >= self.budgets[row]:
+            return Completion(self._text(row, answer), len(answer), "length")
+        return None
+
+    def _text(self, row: int, answer: list[int]) -> str:
+        before = list(self.prompts[row][-CONTEXT:])
+        whole, prefix = (self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                         for ids in (before + answer, before))
+        # Bytes that are no whole character yet are never shown, as in vLLM.
+        return whole[len(prefix):].rstrip("\ufffd")
+
+
+def _end_tokens(generation_config, tokenizer) -> list[int]:
+    """The end-of-sequence tokens that vLLM would stop at: the generation config's and the tokenizer's."""
+    listed = generation_config.eos_token_id
+    ends = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        ends = [*ends, tokenizer.eos_token_id]
+    return ends

@@ -1,0 +1,95 @@
+"""The flags that all benchmark scripts share, as one frozen dataclass."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from impart.config import Parser
+from impart.errors import InputError
+
+DTYPES = ("auto", "fp16", "bf16", "fp32")
+BACKENDS = ("auto", "vllm", "hf")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line of a benchmark script says."""
+
+    model: str | None            # checkpoint folder, hub id or delta artifact; None only with --rescore FILE
+    dtype: str
+    backend: str
+    data: Path | None
+    limit: int | None
+    subset: str | None
+    results_dir: Path
+    name: str | None
+    seed: int
+    base_model: str | None
+    tensor_parallel: int | None
+    max_model_len: int | None
+    gpu_memory: float
+    batch_size: int
+    rescore: bool
+    rescore_file: Path | None
+    scoring: str
+    chat_template: str | None
+    overwrite: bool
+
+
+def benchmark_parser(doc: str | None) -> Parser:
+    """MODEL, DTYPE and the shared flags; a script adds its own before `read_options`."""
+    parser = Parser(doc)
+    parser.add_argument("model", nargs="?", metavar="MODEL",
+                        help="checkpoint folder, hub id, or delta artifact (base + delta is reconstructed into a cache)")
+    parser.add_argument("dtype", nargs="?", default="auto", choices=DTYPES, metavar="DTYPE",
+                        help="fp16, bf16, fp32, or auto: the checkpoint's own (default)")
+    parser.add_argument("--backend", default="auto", choices=BACKENDS,
+                        help="auto: vllm where it is installed, else hf (default)")
+    parser.add_argument("--data", type=Path, help="local file with the items (else IMPART_DATA, else the hub)")
+    parser.add_argument("--limit", type=int, help="only the first N items")
+    parser.add_argument("--subset", help="only these items: ids, positions FIRST-LAST, FIELD=VALUE, comma-separated")
+    parser.add_argument("--results_dir", "--results-dir", type=Path, default=Path("results"),
+                        help="results/<model>/<benchmark>/<seed>.json go here (default: results)")
+    parser.add_argument("--name", help="the model's name in the results (default: last part of MODEL)")
+    parser.add_argument("--seed", type=int, default=0, help="names the result file, seeds the engine (default: 0)")
+    parser.add_argument("--base_model", "--base-model", help="base model of a delta artifact, where it has moved")
+    parser.add_argument("--tensor_parallel", "--tensor-parallel", type=int, help="GPUs per model (default: all)")
+    parser.add_argument("--max_model_len", "--max-model-len", type=int,
+                        help="longest prompt + answer in tokens (default: the model's positions, at most 8192)")
+    parser.add_argument("--gpu_memory", "--gpu-memory", type=float, default=0.9,
+                        help="share of each GPU's memory that vLLM may take (default: 0.9)")
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=64,
+                        help="prompts at a time of the hf backend (default: 64); vLLM batches by itself")
+    parser.add_argument("--rescore", nargs="?", const="", metavar="FILE",
+                        help="score the saved completions, or those of FILE (jsonl of id, completion), generate nothing")
+    parser.add_argument("--scoring", default="paper", choices=("paper", "release"),
+                        help="paper: the rule as described (default); release: as the authors' code has it")
+    parser.add_argument("--chat_template", "--chat-template", metavar="auto|none|NAME",
+                        help="auto: the tokenizer's own; none: the bare text; NAME: one of eval/prompts.py "
+                             "(default: the paper's choice for the benchmark)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
+    return parser
+
+
+def read_options(parser: Parser, arguments: Sequence[str]) -> Options:
+    """Parses and checks the shared flags; sets up the log."""
+    return options_from(parser.parse_args(arguments))
+
+
+def options_from(given) -> Options:
+    """The shared flags of a parsed command line, checked."""
+    logging.basicConfig(level=logging.DEBUG if given.debug else logging.INFO, format="%(message)s")
+    if given.model is None and not given.rescore:
+        raise InputError("MODEL is missing: a checkpoint folder, a hub id or a delta artifact")
+    for name, low in (("limit", 1), ("tensor_parallel", 1), ("max_model_len", 1), ("batch_size", 1), ("seed", 0)):
+        value = getattr(given, name)
+        if value is not None and value < low:
+            raise InputError(f"--{name} {value} is out of range; it must be at least {low}")
+    if not 0 < given.gpu_memory <= 1:
+        raise InputError(f"--gpu_memory {given.gpu_memory} is out of range; it is a share, above 0 and at most 1")
+    rescore_file = Path(given.rescore) if given.rescore else None
+    if rescore_file and not rescore_file.is_file():
+        raise InputError(f"--rescore {rescore_file}: no such file; without FILE, write --rescore after MODEL")
+    values = {key: value for key, value in vars(given).items() if key in Options.__dataclass_fields__}
+    return Options(**{**values, "rescore": given.rescore is not None, "rescore_file": rescore_file})

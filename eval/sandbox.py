@@ -153,12 +153,14 @@ class _Worker:
         request = {"program": program, "timeout_s": timeout_s, "memory_mb": self._settings["memory_mb"]}
         for _ in range(2):
             answer = self._ask(request)
-            if "broken" not in answer:
+            if "passed" in answer:
                 return Outcome(answer["passed"], answer["detail"], answer["output"])
-            log.warning("the sandbox lost a program (%s); started anew", answer["broken"])
+            if "refused" in answer:
+                raise RuntimeError(f"the sandbox could not be closed, so nothing was run in it: {answer['refused']}")
+            log.warning("the sandbox lost a program (%s) and runs it once more", answer["lost"])
             self._stop()
             self._start()
-        return Outcome(False, f"the sandbox lost it twice: {answer['broken']}")
+        return Outcome(False, f"lost twice: {answer['lost']}")
 
     def _start(self) -> None:
         root = str(Path(__file__).resolve().parents[1])
@@ -169,7 +171,7 @@ class _Worker:
         answer = self._ask(self._settings)
         if not answer.get("ready"):
             self._stop()
-            raise RuntimeError(answer.get("detail") or answer["broken"])
+            raise RuntimeError(answer.get("detail") or answer["lost"])
 
     def _stop(self) -> None:
         self._process.stdin.close()  # its sign to leave, also in the middle of a program
@@ -185,6 +187,6 @@ class _Worker:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            return {"broken": "its worker has ended"}
+            return {"lost": "its worker has ended"}
         line = self._process.stdout.readline()
-        return json.loads(line) if line else {"broken": "its worker has ended"}
+        return json.loads(line) if line else {"lost": "its worker has ended"}

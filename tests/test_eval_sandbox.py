@@ -1,0 +1,322 @@
+"""Every kind of hostile program, run for real, with each combination of protections that this machine offers."""
+
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from eval import sandbox
+from eval.sandbox import Layers, Outcome, run_programs
+
+STRONGEST = sandbox.strongest_layers()
+KINDS = {"strongest": STRONGEST, "filter only": Layers(namespaces=False, filter=True, user=False),
+         "namespaces only": Layers(namespaces=True, filter=False, user=STRONGEST.user),
+         "audit hook only": Layers(namespaces=False, filter=False, user=False)}
+
+
+def offered(layers: Layers) -> bool:
+    return not (layers.namespaces and not STRONGEST.namespaces or layers.filter and not STRONGEST.filter)
+
+
+@pytest.fixture(params=KINDS)
+def layers(request) -> Layers:
+    if not offered(KINDS[request.param]):
+        pytest.skip(f"this system does not offer: {KINDS[request.param]}")
+    return KINDS[request.param]
+
+
+def one(program: str, layers: Layers = STRONGEST, **limits) -> Outcome:
+    """The outcome of `program`, between two good programs that must not notice it."""
+    before, outcome, after = run_programs(["assert True", program, "assert True"], layers=layers, workers=1,
+                                          **{"timeout_s": 5.0, **limits})
+    assert before.passed and after.passed
+    return outcome
+
+
+def workers_alive() -> set[int]:
+    """Process ids of all sandbox interpreters and of what they forked (a fork keeps the command line)."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"sandbox_worker" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_good_programs_pass_and_keep_their_order(layers):
+    programs = [f"assert sum(range({n})) == {n * (n - 1) // 2 + n % 2}" for n in range(20)]
+    assert [outcome.passed for outcome in run_programs(programs, layers=layers)] == [n % 2 == 0 for n in range(20)]
+
+
+def test_nothing_to_run():
+    assert run_programs([]) == []
+
+
+def test_the_reason_of_a_failure_is_one_line():
+    assert one("assert 1 == 2, 'not\\nequal'").detail == "failed: AssertionError: not equal"
+    assert one("def f(:").detail.startswith("failed: SyntaxError")
+    assert one("class E(Exception):\n    def __str__(self): raise ValueError\nraise E()").detail.startswith("failed: E")
+    assert len(one("raise ValueError('x' * 10**6)").detail) < 400
+
+
+LEAVING = [
+    "import sys; sys.exit(0)", "raise SystemExit", "import os; os._exit(0)", "quit()", "exit(0)",
+    "import os, threading; threading.Thread(target=os._exit, args=(0,)).start()\nwhile True: pass",
+    "import os; os.abort()", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\nraise ValueError",
+    "import os; os.execv('/bin/true', ['true'])", "import os; os.close(3); os._exit(0)",
+    "import os\nif os.fork() == 0: os._exit(0)\nraise ValueError",
+    "def f(): f()\nimport sys; sys.setrecursionlimit(10**8); f()",
+    "import builtins; builtins.AssertionError = SystemExit; assert False",
+    "import os; os.write(3, b'passed\\n'); os.write(3, b'0' * 32 + b' passed\\n')",
+    "import atexit, os; atexit.register(os._exit, 0); raise ValueError",
+    "import sys; sys.excepthook = lambda *a: None; 1 / 0",
+    "raise KeyboardInterrupt", "raise GeneratorExit", "import signal; signal.alarm(1)\nwhile True: pass",
+]
+
+
+def test_leaving_before_the_last_line_never_passes(layers):
+    good = ["assert True"] * len(LEAVING)
+    outcomes = run_programs([*LEAVING, *good], layers=layers, timeout_s=5.0)
+    passed = [program for program, outcome in zip(LEAVING, outcomes, strict=False) if outcome.passed]
+    assert not passed and all(outcome.passed for outcome in outcomes[len(LEAVING):])
+    assert all(outcome.detail for outcome in outcomes)
+
+
+def test_endless_loop_is_ended_by_the_clock(layers):
+    assert one("while True: pass", layers, timeout_s=1.0).detail == "timed out after 1 s"
+    assert one("import time; time.sleep(1000)", layers, timeout_s=1.0).detail == "timed out after 1 s"
+    assert one("try:\n    while True: pass\nexcept BaseException: pass", layers, timeout_s=1.0).passed is False
+
+
+def test_standard_input_is_closed(layers):
+    assert one("input()", layers).detail.startswith("failed: EOFError")
+
+
+def test_the_environment_is_not_the_callers(layers, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    program = "import os; print(dict(os.environ)); assert 'sk-secret' not in str(dict(os.environ))"
+    outcome = one(program, layers)
+    assert outcome.passed, outcome
+    assert str(Path.home()) not in outcome.output
+    hidden = "try: text = open('/proc/self/environ').read() + open(f'/proc/{__import__(\"os\").getppid()}/environ').read()\n" \
+             "except OSError: text = ''\nassert 'sk-secret' not in text"
+    assert one(hidden, layers).passed
+
+
+@pytest.fixture
+def victim(tmp_path) -> Path:
+    """A folder that every user of the machine may read, change and delete, so that only the sandbox protects it."""
+    folder = Path(tmp_path / "victim")
+    folder.mkdir()
+    (folder / "precious.txt").write_text("precious")
+    for path in (folder / "precious.txt", folder, *tmp_path.parents[:2], tmp_path):
+        if path.owner() == Path(tmp_path).owner() and path.is_relative_to(tmp_path.parent):
+            path.chmod(0o777)
+    return folder
+
+
+ATTACKS = [
+    "import shutil; shutil.rmtree({folder!r})",
+    "import shutil; shutil.rmtree({folder!r}, ignore_errors=True)",
+    "import os; os.system('rm -rf {folder}')",
+    "import subprocess; subprocess.run(['rm', '-rf', {folder!r}])",
+    "import os; os.posix_spawn('/bin/rm', ['rm', '-rf', {folder!r}], {{}})",
+    "import os; os.remove({file!r})",
+    "import os; os.rename({file!r}, {file!r} + '.gone')",
+    "import os; os.truncate({file!r}, 0)",
+    "open({file!r}, 'w').write('spoiled')",
+    "open({file!r}, 'a').write('spoiled')",
+    "import os; os.close(os.open({file!r}, os.O_TRUNC | os.O_RDWR))",
+    "import os; os.chmod({folder!r}, 0)",
+    "import os; os.symlink('/', {folder!r} + '/link')",
+    "import pathlib; [p.unlink() for p in pathlib.Path({folder!r}).iterdir()]",
+    "import pathlib; pathlib.Path({folder!r}, 'new').mkdir()",
+    "import os, importlib; importlib.reload(os); os.unlink({file!r})",
+    "import shutil, os; shutil.rmtree(os.path.expanduser('~'))\nshutil.rmtree({folder!r})",
+]
+
+
+def test_files_of_the_user_cannot_be_changed(layers, victim):
+    file = victim / "precious.txt"
+    mode = victim.stat().st_mode
+    attacks = [attack.format(folder=str(victim), file=str(file)) for attack in ATTACKS]
+    run_programs(attacks, layers=layers, timeout_s=5.0)
+    assert file.read_text() == "precious"
+    assert [path.name for path in victim.iterdir()] == ["precious.txt"] and victim.stat().st_mode == mode
+
+
+@pytest.mark.parametrize("library", ["libc.so.6"])
+def test_the_kernel_holds_where_python_is_bypassed(library, victim):
+    """ctypes calls libc directly; only the kernel can say no, so the audit hook alone is not asked."""
+    if platform.system() != "Linux":
+        pytest.skip("libc.so.6 is Linux")
+    file = victim / "precious.txt"
+    attack = f"import ctypes\nlibc = ctypes.CDLL({library!r})\nlibc.unlink({str(file).encode()!r})\n" \
+             "assert libc.fork() == -1 and libc.socket(2, 1, 0) == -1"
+    for layers in (STRONGEST, KINDS["filter only"]):
+        if offered(layers) and layers.filter:
+            one(attack, layers)
+            assert file.read_text() == "precious"
+    if STRONGEST.namespaces and STRONGEST.filter:
+        assert one(attack).passed  # fork and socket were refused, unlink found nothing
+
+
+def test_files_of_the_user_cannot_be_read(layers, victim):
+    outcome = one(f"print(open({str(victim / 'precious.txt')!r}).read())", layers)
+    assert not outcome.passed and "precious" not in outcome.output.replace("precious.txt", "")
+
+
+def test_only_the_library_is_there():
+    if not STRONGEST.namespaces:
+        pytest.skip("no namespaces on this system")
+    outcome = one("import os; print(sorted(os.listdir('/'))); assert not os.path.exists('/etc')"
+                  "\nassert not os.path.exists('/proc/self')")
+    assert outcome.passed, outcome
+    writable = "import os\nfor top, _, _ in os.walk('/'):\n    if top.startswith('/tmp'): continue\n" \
+               "    assert not os.access(top, os.W_OK), top\n    if top.count('/') > 2: break"
+    assert one(writable, timeout_s=20.0).passed
+
+
+def test_a_private_folder_starts_empty_and_leaves_nothing():
+    if not STRONGEST.namespaces:
+        pytest.skip("without namespaces nothing may be written at all")
+    write = "import os, tempfile\nassert os.listdir('.') == [] == os.listdir(tempfile.gettempdir())\n" \
+            "open('mark', 'w').write('x')\nopen('/tmp/mark', 'w').write('x')"
+    outcomes = run_programs([write] * 4, workers=1)
+    assert all(outcome.passed for outcome in outcomes), outcomes
+    assert not Path("/tmp/mark").exists()
+
+
+def test_no_network(layers):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        port = server.getsockname()[1]
+        outcome = one(f"import socket; socket.create_connection(('127.0.0.1', {port}), timeout=2)", layers)
+        assert not outcome.passed
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_no_network_by_a_path(layers, tmp_path):
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        path.chmod(0o777)
+        server.listen()
+        outcome = one(f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r})", layers)
+        assert not outcome.passed
+
+
+def test_the_parent_and_others_cannot_be_killed(layers):
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        for target in ("os.getppid()", "-1", str(os.getpid()), str(bystander.pid), "0"):
+            outcome = one(f"import os, signal; os.kill({target}, signal.SIGKILL)\nraise ValueError", layers)
+            assert not outcome.passed
+        one(f"import os, resource; resource.prlimit({bystander.pid}, resource.RLIMIT_CPU, (0, 0))", layers)
+        time.sleep(0.1)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_fork_bomb_and_daemons_leave_nothing(layers):
+    before = workers_alive()
+    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(300)\n    os._exit(0)"
+    popen = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])"
+    threads = "import threading, time\nwhile True:\n    try: threading.Thread(target=time.sleep, args=(300,)).start()\n" \
+              "    except RuntimeError: pass"
+    assert not one(bomb, layers, timeout_s=2.0).passed
+    one(daemon, layers)
+    one(popen, layers)
+    assert not one(threads, layers, timeout_s=2.0).passed
+    assert workers_alive() <= before
+
+
+def test_memory_is_limited(layers):
+    assert one("x = bytearray(10 * 10**9)", layers).detail == "failed: MemoryError"
+    assert not one("x = []\nwhile True: x.append(bytearray(10**6))", layers, timeout_s=20.0, memory_mb=256).passed
+    assert one("x = bytearray(100 * 10**6)", layers, memory_mb=512).passed
+
+
+def test_a_huge_file_is_refused():
+    outcome = one("import os\nwith open('big', 'wb') as f:\n    while True: f.write(bytes(1 << 20))")
+    assert outcome.detail.startswith(("failed: OSError", "failed: PermissionError", "failed: FileNotFoundError"))
+    many = "for i in range(10**6): open(f'{i}', 'wb').write(bytes(1 << 20))"
+    assert one(many, timeout_s=20.0).detail.startswith(("failed: OSError", "failed: PermissionError"))
+
+
+def test_endless_output_is_bounded(layers):
+    outcome = one("while True: print('x' * 10**5)", layers, timeout_s=20.0)
+    assert outcome.detail == "printed more than 16 MiB" and len(outcome.output) == 4096
+    assert one("import sys; print('kept'); sys.stderr.write('too\\n')", layers).output == "kept\ntoo\n"
+    assert one("print('\\udcff')", layers).passed
+
+
+def test_modules_of_the_project_are_not_importable():
+    assert one("import eval").detail.startswith("failed: ModuleNotFoundError")
+    assert one("import impart").detail.startswith("failed: ModuleNotFoundError")
+
+
+def test_the_library_and_installed_packages_are_importable(layers):
+    numpy = "import numpy as np; assert (np.ones((64, 64)) @ np.ones((64, 64))).sum() == 64 ** 3"
+    programs = ["import csv, sqlite3, asyncio, ssl, zoneinfo", numpy,
+                "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\nassert A(1) == A(1)",
+                "import pickle\nclass A: pass\nassert type(pickle.loads(pickle.dumps(A()))) is A",
+                "import threading; t = threading.Thread(target=print); t.start(); t.join()",
+                "import sys; assert __name__ != '__main__' and not sys.flags.optimize"]
+    for outcome in run_programs(programs, layers=layers, timeout_s=20.0):
+        assert outcome.passed, outcome
+
+
+def test_hash_order_is_the_same_in_every_run():
+    orders = {one("print(list({'a', 'b', 'c', 'd', 'e', 'f'}))").output for _ in range(2)}
+    assert len(orders) == 1
+
+
+def test_a_lost_worker_costs_nobody_else(monkeypatch):
+    """The worker is killed from outside, as by the kernel when memory runs out: the program is run again."""
+    programs = ["import time; time.sleep(0.5)"] * 4
+    before = workers_alive()
+
+    def kill_one_worker():
+        time.sleep(0.8)
+        os.kill(min(workers_alive() - before), 9)
+
+    thread = threading.Thread(target=kill_one_worker)
+    sandbox.strongest_layers()
+    thread.start()
+    outcomes = run_programs(programs, workers=1, layers=STRONGEST)
+    thread.join()
+    assert [outcome.passed for outcome in outcomes] == [True] * 4
+    assert workers_alive() <= before
+
+
+def test_the_log_says_what_is_active(caplog):
+    with caplog.at_level(logging.INFO, logger="eval.sandbox"):
+        run_programs(["pass"])
+    assert [record for record in caplog.records if "per program" in record.message and str(STRONGEST) in record.message]
+
+
+def test_a_protection_that_cannot_be_put_up_is_an_error_and_not_a_score(monkeypatch):
+    if STRONGEST.user:
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="nothing was run"):
+            patch.setattr(sandbox, "FIRST_USER_ID", 65000.5)
+            run_programs(["pass"], layers=STRONGEST)
+    if STRONGEST.namespaces:
+        visible = [*sandbox._visible(), "/nowhere/to/be/found"]
+        monkeypatch.setattr(sandbox, "_visible", lambda: visible)
+        with pytest.raises(RuntimeError, match="No such file"):
+            run_programs(["pass"], layers=STRONGEST)
+        assert not sandbox.strongest_layers().namespaces  # the next weaker combination that works is taken

@@ -33,9 +33,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def option(default: Any = REQUIRED, *, help: str, unit: str = "", choices: Sequence | None = None,
-           aliases: Sequence[str] = (), low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with what --help and the validation need. `low` and `high` are inclusive."""
-    metadata = {"help": help, "unit": unit, "choices": choices, "aliases": tuple(aliases), "low": low, "high": high}
+           aliases: Sequence[str] = (), low: float | None = None, high: float | None = None,
+           words: Sequence[str] = ()) -> Any:
+    """A dataclass field with what --help and the validation need.
+
+    `low` and `high` are inclusive; `words` are the texts that a key of another type also takes.
+    """
+    metadata = {"help": help, "unit": unit, "choices": choices, "aliases": tuple(aliases), "low": low, "high": high,
+                "words": tuple(words)}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -75,7 +80,7 @@ def describe(cls: type) -> str:
     for field in dataclasses.fields(cls):
         meta = field.metadata
         default = field.default_factory() if field.default_factory is not REQUIRED else field.default
-        facts = [_type_name(types_of[field.name]), "required" if default is REQUIRED else f"default {_yaml(default)}"]
+        facts = [" or ".join((_type_name(types_of[field.name]), *meta["words"])), "required" if default is REQUIRED else f"default {_yaml(default)}"]
         facts += [f"unit: {meta['unit']}"] if meta["unit"] else []
         facts += [f"one of {', '.join(map(_yaml, meta['choices']))}"] if meta["choices"] else []
         facts += [f"also called {', '.join(meta['aliases'])}"] if meta["aliases"] else []
@@ -126,10 +131,12 @@ def _parse(text: str, where: str) -> Any:
 def _checked(value: Any, expected: Any, field: dataclasses.Field) -> Any:
     """The value, as a number of the wanted kind where that is safe; InputError with the YAML trap named otherwise."""
     name, meta = field.name, field.metadata
+    if isinstance(value, str) and value in meta["words"]:
+        return value
     fitted = _fitted(value, expected)
     if fitted is _MISFIT:
-        raise InputError(f"{name}: {_yaml(value)} is a {_kind(value)}, but {_type_name(expected)} is wanted"
-                         f"{_trap(value, expected)}")
+        raise InputError(f"{name}: {_yaml(value)} is a {_kind(value)}, but {_type_name(expected)}"
+                         f"{''.join(f' or {word}' for word in meta['words'])} is wanted{_trap(value)}")
     if fitted is None:
         return None
     if meta["choices"] is not None and fitted not in meta["choices"]:
@@ -164,7 +171,7 @@ def _fitted(value: Any, expected: Any) -> Any:
     return value if isinstance(value, typing.get_origin(expected) or expected) else _MISFIT
 
 
-def _trap(value: Any, expected: Any) -> str:
+def _trap(value: Any) -> str:
     """YAML 1.1 reads 1e-4 as text and a bare no, yes, on, off as a truth value; say so where that happened."""
     if isinstance(value, str):
         try:

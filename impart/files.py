@@ -33,6 +33,13 @@ def write_atomically(file: Path, data: bytes) -> None:
     os.replace(temporary, file)
 
 
+def give_default_mode(file: Path) -> None:
+    """Readable by whom the user's umask allows: some libraries create their files for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
+
+
 def replace_folder(finished: Path, target: Path) -> None:
     """Renames a finished folder to `target`; an older one there is removed only once the new one is in place."""
     old = target.with_name(target.name + ".old")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from impart.checkpoint import Checkpoint, linear_names, weight_type
+from impart.checkpoint import Checkpoint, layer_of, weight_type
 from impart.errors import InputError
 from impart.report import progress
 
@@ -48,20 +48,18 @@ def check_pair(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str])
         raise InputError(f"base and fine-tuned differ in shape: {listed}{more}; a delta needs equal shapes")
 
 
-def select_matrices(checkpoint: Checkpoint, weight_types: Sequence[str] | None = None, layer_num: int | None = None,
-                    weight_name: str | None = None) -> list[str]:
-    """The names to compress: all linear weights, or those that the authors' three keys spell out."""
-    linear = linear_names(checkpoint)
+def select_matrices(linear: Sequence[str], owner: str, weight_types: Sequence[str] | None = None,
+                    layer_num: int | None = None, weight_name: str | None = None) -> list[str]:
+    """The names to compress of the `linear` ones that `owner` has: all, or those that the authors' keys spell out."""
     if not linear:
-        raise InputError(f"{checkpoint.source!r} has no linear weights under self_attn or mlp; "
+        raise InputError(f"{owner!r} has no linear weights under self_attn or mlp; "
                          "is it a decoder in the Hugging Face layout?")
     if weight_types is None:
-        return linear
+        return list(linear)
     known = {weight_type(name) for name in linear}
     for kind in weight_types:
         if kind not in known:
-            raise InputError(f"weight_types: {kind!r} is not in {checkpoint.source!r}, which has "
-                             f"{', '.join(sorted(known))}")
+            raise InputError(f"weight_types: {kind!r} is not in {owner!r}, which has {', '.join(sorted(known))}")
     if layer_num is None or weight_name is None:
         return [name for name in linear if weight_type(name) in weight_types]
     try:
@@ -72,8 +70,9 @@ def select_matrices(checkpoint: Checkpoint, weight_types: Sequence[str] | None =
                          f"not {error}") from error
     unknown = sorted(wanted - set(linear))
     if unknown:
-        raise InputError(f"{unknown[0]} is not a linear weight of {checkpoint.source!r}; check layer_num={layer_num} "
-                         f"(the model has {checkpoint.config.get('num_hidden_layers')}) and weight_name={weight_name!r}")
+        layers = 1 + max(layer_of(name) for name in linear)
+        raise InputError(f"{unknown[0]} is not among the linear weights of {owner!r}, which has {layers} layers; "
+                         f"check layer_num={layer_num} and weight_name={weight_name!r}")
     return [name for name in linear if name in wanted]
 
 

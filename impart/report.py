@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import resource
 import subprocess
@@ -16,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from impart.errors import InputError
 from impart.files import write_atomically
 
 Item = TypeVar("Item")
@@ -45,29 +43,6 @@ def progress(items: Sequence[Item], *, what: str, unit: str = "matrix") -> Itera
             last, rate = now, (done + 1) / (now - started)
             left = (len(items) - done - 1) / rate
             log.info("%s: %d of %d, %.2f %s/s, %.0f s left", what, done + 1, len(items), rate, unit, left)
-
-
-def use_device(text: str, threads: int = 0) -> torch.device:
-    """The device of `--device`, with the number of CPU threads fixed.
-
-    The threads do not follow OMP_NUM_THREADS: launchers set it by the number of processes, and the last bits of an
-    eigendecomposition depend on it.
-    """
-    count = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
-    torch.set_num_threads(count)
-    if text == "auto":
-        text = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if torch.cuda.is_available() \
-            else "cpu"
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise InputError(f"--device {text!r} is not a device; take auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {text!r}: this project runs on cpu and cuda")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"--device {text!r}: this machine has {torch.cuda.device_count()} CUDA devices; "
-                         "take auto or cpu")
-    return device
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,157 @@
+"""The delta between a fine-tuned model and its base: takes its SVD, adds it back, or says what it holds.
+
+--svd reads two checkpoints and writes the SVD of every linear layer's delta as an artifact; --merge reads a base and any
+delta artifact and writes the fine-tuned checkpoint again; --info prints an artifact's contents and true sizes.
+
+    python delta.py --svd --base_model "meta-llama/Llama-2-13b-hf" --finetuned_model "vanillaOVO/WizardMath-13B-V1.0" \\
+      --dim 5120 --save_path "delta_weight_save_path.pt"
+    python delta.py --merge --finetuned_model "vanillaOVO/WizardMath-13B-V1.0" --delta_path "path of the delta" \\
+      --save_path "path to save the reconstructed model"
+    python delta.py --info "path of the delta"
+    accelerate launch delta.py --svd ...      (splits the layers over the processes)
+"""
+
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from impart import processes
+from impart.artifact import Delta, open_delta
+from impart.checkpoint import linear_names, open_checkpoint, refuse_existing, weight_type
+from impart.config import Parser, add_run_flags
+from impart.device import use_device
+from impart.encodings import Encoded, empty, svd_factors
+from impart.errors import InputError, run
+from impart.pair import check_pair, scan_pair, select_matrices
+from impart.reconstruct import write_model
+from impart.report import Report, start_logging, table
+from sparsify.compress import compress
+from sparsify.sources import ModelSource
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+MLP_RANK_FACTOR = 1.45  # the release's: mlp matrices of Llama-2 hold that much more than square ones of the same rank
+
+
+def main(arguments: Sequence[str]) -> None:
+    flags = parse(arguments)
+    start_logging()
+    if flags.svd:
+        svd(flags)
+    elif flags.merge:
+        merge(flags)
+    else:
+        print(info(open_delta(flags.delta_path)))
+
+
+def parse(arguments: Sequence[str]) -> Namespace:
+    parser = Parser(__doc__)
+    verb = parser.add_mutually_exclusive_group(required=True)
+    verb.add_argument("--svd", action="store_true", help="two checkpoints -> SVD delta")
+    verb.add_argument("--merge", action="store_true", help="base + any delta -> checkpoint")
+    verb.add_argument("--info", action="store_true", help="print what a delta holds")
+    parser.add_argument("delta", nargs="?", help="the delta, as --delta_path")
+    parser.add_argument("--base_model", help="folder or hub id; --merge takes it from the delta when it is not given")
+    parser.add_argument("--finetuned_model", help="folder or hub id; --merge does without it")
+    parser.add_argument("--dim", type=int, help="rank kept of attention matrices; mlp matrices keep 1.45 times that; "
+                        "both at most min(m, n), which is the default")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="of the stored factors (default fp16)")
+    parser.add_argument("--save_path", "--save_pth", dest="save_path", help="folder that is written")
+    parser.add_argument("--delta_path", "--delta_pth", dest="delta_path", help="folder of a delta")
+    add_run_flags(parser)
+    flags = parser.parse_intermixed_args(arguments)
+    flags.delta_path = flags.delta_path or flags.delta
+    needed = {"svd": ("base_model", "finetuned_model", "save_path"), "merge": ("delta_path", "save_path"),
+              "info": ("delta_path",)}["svd" if flags.svd else "merge" if flags.merge else "info"]
+    for name in needed:
+        if getattr(flags, name) is None:
+            raise InputError(f"--{name} is missing; `delta.py --help` shows the commands")
+    if flags.dim is not None and flags.dim < 1:
+        raise InputError(f"--dim {flags.dim} must be at least 1: it is the rank that is kept")
+    return flags
+
+
+def svd(flags: Namespace) -> None:
+    """Both models, checked -> SVD per matrix -> artifact -> what was written."""
+    refuse_existing(Path(flags.save_path), flags.overwrite)
+    device, dtype = use_device(flags.device, flags.threads), DTYPES[flags.dtype]
+    base, finetuned = open_checkpoint(flags.base_model), open_checkpoint(flags.finetuned_model)
+    matrices = select_matrices(linear_names(finetuned), finetuned.source)
+    check_pair(base, finetuned, matrices)
+    source = ModelSource(scan_pair(base, finetuned, matrices), device)
+    ranks = {name: kept_rank(name, source.shape(name), flags.dim) for name in matrices}
+
+    def encode(name: str) -> Encoded:
+        triplets = source.triplets(name, ranks[name])
+        return empty(source.shape(name)) if triplets is None else svd_factors(*triplets, dtype)
+
+    size = sum((sum(source.shape(name)) * dtype.itemsize + 4) * rank for name, rank in ranks.items())
+    settings = {"dim": flags.dim, "dtype": flags.dtype}
+    delta = compress(source, encode, flags.save_path, {"kind": "svd", "method": "svd", "settings": settings, "seed": None},
+                     needed_bytes=size, overwrite=flags.overwrite, report=Report(vars(flags)), what="svd")
+    if delta is not None:
+        print(info(delta))
+    processes.leave()
+
+
+def kept_rank(name: str, shape: tuple[int, int], dim: int | None) -> int:
+    """Number of triplets that `--dim` keeps of a matrix."""
+    if dim is None:
+        return min(shape)
+    return min(*shape, dim if ".self_attn." in name else int(MLP_RANK_FACTOR * dim))
+
+
+def merge(flags: Namespace) -> None:
+    """base + delta -> checkpoint; the fine-tuned model, when given, supplies what lies outside the compressed set."""
+    refuse_existing(Path(flags.save_path), flags.overwrite)
+    device, delta = use_device(flags.device, flags.threads), open_delta(flags.delta_path)
+    source = flags.base_model or delta.manifest["base"]["source"]
+    try:
+        base = open_checkpoint(source)
+    except InputError as error:
+        raise error if flags.base_model else InputError(f"{error} (the delta names it as its base; --base_model gives "
+                                                        "another place)") from error
+    finetuned = open_checkpoint(flags.finetuned_model) if flags.finetuned_model else None
+    delta.check_base(base)
+    delta.verify()
+    write_model(delta, base, flags.save_path, finetuned=finetuned, device=device, overwrite=flags.overwrite)
+    print(f"{flags.save_path}: {base.source} + {delta.path} ({delta.manifest['method']})")
+
+
+def info(delta: Delta) -> str:
+    """Method and settings, a line per type of matrix, and nominal against true sizes in bytes."""
+    manifest, sizes = delta.manifest, delta.sizes()
+    settings = ", ".join(f"{key}={value}" for key, value in manifest["settings"].items() if value is not None)
+    lines = [f"{delta.path}: {manifest['kind']} delta, method {manifest['method']} ({settings}), seed {manifest['seed']}",
+             f"base:       {manifest['base']['source']} (fingerprint {manifest['base']['fingerprint'][:12]})",
+             f"fine-tuned: {manifest['finetuned']['source']}", "", type_table(delta), "",
+             f"{len(manifest['extras'])} extra parameters outside the compressed set changed and are stored whole", ""]
+    nominal = manifest["settings"].get("compression_ratio_qt") or manifest["settings"].get("compression_ratio")
+    rows = [("linear layers, values only", f"{sizes.linear_dense:,}", f"{sizes.values:,}",
+             f"{sizes.linear_dense / max(sizes.values, 1):.2f}"),
+            ("linear layers, all bytes", f"{sizes.linear_dense:,}", f"{sizes.linear:,}", f"{sizes.linear_ratio:.2f}"),
+            ("extras", "", f"{sizes.extras:,}", ""), ("delta.json", "", f"{sizes.manifest:,}", ""),
+            ("whole checkpoint", f"{sizes.checkpoint:,}", f"{sizes.total:,}", f"{sizes.checkpoint_ratio:.2f}")]
+    title = f"bytes (nominal ratio {nominal:g})" if nominal else "bytes"
+    return "\n".join(lines) + "\n" + table(rows, (title, "16 bit / as stored", "delta", "ratio"))
+
+
+def type_table(delta: Delta) -> str:
+    """A line per weight type and shape: number of matrices, mean rank, kept values and their ratio, bytes."""
+    groups = defaultdict(list)
+    for name, entry in delta.manifest["matrices"].items():
+        groups[weight_type(name), tuple(entry["shape"])].append(entry)
+    rows = []
+    for (kind, (m, n)), entries in groups.items():
+        ranks = [entry["rank"] for entry in entries if "rank" in entry]
+        kept, count = sum(sum(entry["kept"]) for entry in entries), len(entries)
+        rows.append((kind, f"{m} x {n}", count, f"{sum(ranks) / len(ranks):.1f}" if ranks else "dense",
+                     f"{kept // count:,}", f"{m * n * count / kept:.2f}" if kept else "empty",
+                     f"{sum(entry['bytes'] for entry in entries) // count:,}"))
+    return table(rows, ("weight type", "shape", "matrices", "mean rank", "kept values", "value ratio", "bytes"))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,170 @@
+"""The delta artifact: a folder with delta.json and one safetensors shard per transformer layer, plus one for the rest.
+
+It holds what base + delta -> fine-tuned needs and no copy of base weights: the compressed matrices, the parameters
+outside of them that changed ("extras"), and the fine-tuned model's small files (config, tokenizer) under `model/`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from impart.checkpoint import DTYPES, Checkpoint
+from impart.encodings import decode, factors
+from impart.errors import InputError
+from impart.files import sha256_of
+from impart.report import progress
+
+FORMAT, VERSION = "impart-delta", 1
+MANIFEST, COMPANIONS = "delta.json", "model"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes: of the linear layers' delta with its headers, of the extras, and what both were in 16 bit and as stored."""
+
+    linear: int
+    linear_dense: int
+    extras: int
+    manifest: int
+    checkpoint: int
+    values: int
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.extras + self.manifest
+
+    @property
+    def linear_ratio(self) -> float:
+        return self.linear_dense / max(self.linear, 1)
+
+    @property
+    def checkpoint_ratio(self) -> float:
+        return self.checkpoint / max(self.total, 1)
+
+
+class Delta:
+    """An artifact opened for reading; made by `open_delta`."""
+
+    def __init__(self, path: Path, manifest: dict):
+        self.path, self.manifest = path, manifest
+        self._verified: set[str] = set()
+
+    def names(self) -> list[str]:
+        """The compressed matrices, in layer order."""
+        return list(self.manifest["matrices"])
+
+    def shape(self, name: str) -> tuple[int, int]:
+        return tuple(self._entry(name)["shape"])
+
+    def rank(self, name: str) -> int | None:
+        """Number of stored singular triplets, None where the matrix is not stored as factors."""
+        return self._entry(name).get("rank")
+
+    def reconstruct(self, name: str, dtype: torch.dtype = torch.float32,
+                    device: torch.device | str = "cpu") -> torch.Tensor:
+        """dW (m, n), dense: what has to be added to the base's weight. Computed in fp32, returned in `dtype`."""
+        return decode(name, self._entry(name), self._tensors(name, device)).to(device=device, dtype=dtype)
+
+    def factors(self, name: str, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """U (m, r), s (r,), V (n, r) in fp32, masked and rescaled, of a matrix stored as factors."""
+        return factors(name, self._entry(name), self._tensors(name, device))
+
+    def extras(self) -> list[str]:
+        """Parameters outside the compressed set that differ from the base's."""
+        return list(self.manifest["extras"])
+
+    def extra(self, name: str) -> torch.Tensor:
+        """The fine-tuned value of an extra parameter, whole."""
+        return self._read(self.manifest["extras"][name]["shard"], [name])[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that a matrix has in the fine-tuned checkpoint."""
+        return DTYPES[self._entry(name)["dtype"]]
+
+    def companions(self) -> list[Path]:
+        """The fine-tuned model's config, tokenizer and other small files."""
+        return [self.path / COMPANIONS / file for file in self.manifest["files"]]
+
+    def verify(self) -> None:
+        """InputError unless every shard is there and holds the bytes that delta.json recorded."""
+        for file in progress(list(self.manifest["shards"]), what="verifying the delta", unit="shard"):
+            self._verify(file)
+        for file, digest in self.manifest["files"].items():
+            path = self.path / COMPANIONS / file
+            if not path.is_file() or sha256_of(path) != digest:
+                raise InputError(f"{path} is missing or altered (its sha256 is not the one in delta.json); "
+                                 "fetch or make the delta again")
+
+    def check_base(self, base: Checkpoint) -> None:
+        """InputError when `base` is not the model that this delta was taken from."""
+        expected, found = self.manifest["base"]["fingerprint"], base.fingerprint()
+        if expected != found:
+            raise InputError(f"{str(self.path)!r} is a delta of {self.manifest['base']['source']!r} (fingerprint "
+                             f"{expected[:12]}), but {base.source!r} has fingerprint {found[:12]}; give that base")
+
+    def sizes(self) -> Sizes:
+        """Bytes counted from the written shards."""
+        shards, entries = self.manifest["shards"].values(), self.manifest["matrices"].values()
+        extras = sum(extra["bytes"] for extra in self.manifest["extras"].values())
+        linear = sum(entry["bytes"] for entry in entries) + sum(shard["header_bytes"] for shard in shards)
+        dense = sum(2 * entry["shape"][0] * entry["shape"][1] for entry in entries)
+        values = sum(sum(entry["kept"]) * entry["bits"] / 8 for entry in entries)
+        return Sizes(linear, dense, extras, (self.path / MANIFEST).stat().st_size,
+                     self.manifest["finetuned"]["bytes"], int(values))
+
+    def _entry(self, name: str) -> dict:
+        try:
+            return self.manifest["matrices"][name]
+        except KeyError:
+            raise InputError(f"{str(self.path)!r} holds no matrix {name!r}") from None
+
+    def _tensors(self, name: str, device: torch.device | str) -> dict[str, torch.Tensor]:
+        entry = self._entry(name)
+        keys = [f"{name}.{suffix}" for suffix in entry["tensors"]]
+        read = self._read(entry["shard"], keys)
+        return {suffix: read[f"{name}.{suffix}"].to(device) for suffix in entry["tensors"]}
+
+    def _read(self, shard: str, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        self._verify(shard)
+        with safe_open(self.path / shard, "pt") as stored:
+            return {key: stored.get_tensor(key).clone() for key in keys}
+
+    def _verify(self, shard: str) -> None:
+        if shard in self._verified:
+            return
+        file, recorded = self.path / shard, self.manifest["shards"][shard]
+        if not file.is_file():
+            raise InputError(f"shard {shard} of delta {str(self.path)!r} is missing; fetch or make the delta again")
+        if file.stat().st_size != recorded["bytes"] or sha256_of(file) != recorded["sha256"]:
+            raise InputError(f"shard {shard} of delta {str(self.path)!r} is altered or truncated (its sha256 is not "
+                             "the one in delta.json); fetch or make the delta again")
+        self._verified.add(shard)
+
+
+def is_delta(path: str | Path) -> bool:
+    """Whether `path` is a finished delta artifact."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def open_delta(path: str | Path) -> Delta:
+    """A finished artifact; InputError when it is not one, unfinished, or of a newer format."""
+    path = Path(path).expanduser()
+    if not is_delta(path):
+        unfinished = path.with_name(path.name + ".partial")
+        remedy = f"the run that makes it was interrupted ({unfinished.name} is there): run it again to continue" \
+            if unfinished.is_dir() else "make it with delta.py --svd or sparsify/sparsify.py"
+        raise InputError(f"{str(path)!r} is not a delta artifact (no {MANIFEST}); {remedy}")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path / MANIFEST} is not valid JSON ({error}); fetch or make the delta again") from error
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path / MANIFEST} has format {manifest.get('format')!r}, not {FORMAT!r}")
+    if manifest["version"] > VERSION:
+        raise InputError(f"{str(path)!r} has format version {manifest['version']}, and this software reads up to "
+                         f"{VERSION}; update it")
+    return Delta(path, manifest)

@@ -1,0 +1,41 @@
+"""Where the arithmetic runs, and with how many CPU threads."""
+
+import os
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from impart.errors import InputError
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_device(text: str, threads: int = 0) -> torch.device:
+    """The device of `--device`, with the number of CPU threads fixed to `threads` (0: all cores).
+
+    The threads do not follow OMP_NUM_THREADS: launchers set it by the number of processes, and the last bits of an
+    eigendecomposition depend on it.
+    """
+    if threads < 0:
+        raise InputError(f"--threads {threads} must be 0 (all cores) or more")
+    torch.set_num_threads(threads or available_cores())
+    threadpool_limits(threads or available_cores(), user_api="blas")
+    if text == "auto":
+        text = f"cuda:{_local_gpu()}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise InputError(f"--device {text!r} is not a device; take auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {text!r}: this project runs on cpu and cuda")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"--device {text!r}: this machine has {torch.cuda.device_count()} CUDA devices; "
+                         "take auto or cpu")
+    return device
+
+
+def _local_gpu() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()

@@ -1,0 +1,55 @@
+"""base + delta -> fine-tuned checkpoint, tensor by tensor."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from impart.artifact import Delta
+from impart.checkpoint import DTYPES, Checkpoint, CheckpointWriter, TensorSpec
+from impart.errors import InputError
+from impart.report import progress
+
+
+def planned_tensors(delta: Delta, base: Checkpoint, finetuned: Checkpoint | None = None) -> list[TensorSpec]:
+    """Every tensor of the rebuilt model: the base's, less those the fine-tuned model lacks, plus those it adds."""
+    if finetuned is not None:
+        return [finetuned.spec(name) for name in finetuned.names()]
+    extras, dropped = delta.manifest["extras"], set(delta.manifest["dropped"])
+    specs = {name: base.spec(name) for name in base.names() if name not in dropped}
+    specs |= {name: TensorSpec(name, delta.shape(name), delta.dtype(name)) for name in delta.names()}
+    specs |= {name: TensorSpec(name, tuple(extra["shape"]), DTYPES[extra["dtype"]]) for name, extra in extras.items()}
+    return list(specs.values())
+
+
+def reconstructed(delta: Delta, base: Checkpoint, finetuned: Checkpoint | None = None,
+                  device: torch.device | str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of the rebuilt model, one at a time, on the CPU.
+
+    Without the fine-tuned model, what lies outside the compressed set comes from the artifact's extras and, where it
+    did not change, from the base; with it, from there.
+    """
+    matrices, extras = set(delta.names()), set(delta.extras())
+    for spec in progress(planned_tensors(delta, base, finetuned), what="rebuilding the model", unit="tensor"):
+        if spec.name in matrices:
+            weight = base.tensor(spec.name).to(device).float()
+            yield spec.name, weight.add_(delta.reconstruct(spec.name, device=device)).to(spec.dtype).cpu()
+        elif finetuned is not None:
+            yield spec.name, finetuned.tensor(spec.name)
+        else:
+            yield spec.name, delta.extra(spec.name) if spec.name in extras else base.tensor(spec.name)
+
+
+def write_model(delta: Delta, base: Checkpoint, path: str | Path, *, finetuned: Checkpoint | None = None,
+                device: torch.device | str = "cpu", overwrite: bool = False) -> None:
+    """Writes base + delta as a checkpoint folder with the fine-tuned model's config, tokenizer and other files."""
+    delta.check_base(base)
+    if finetuned is not None:
+        strange = [name for name in delta.names() if name not in finetuned or finetuned.shape(name) != delta.shape(name)]
+        if strange:
+            raise InputError(f"fine-tuned model {finetuned.source!r} has no {strange[0]} of shape "
+                             f"{delta.shape(strange[0])}, which the delta has; is it the right model?")
+    writer = CheckpointWriter(path, planned_tensors(delta, base, finetuned), overwrite=overwrite)
+    for name, tensor in reconstructed(delta, base, finetuned, device):
+        writer.add(name, tensor)
+    writer.finish(finetuned.companions() if finetuned is not None else delta.companions())

@@ -1,0 +1,124 @@
+"""Where the deltas to compress come from: two checkpoints, or an SVD delta that was saved before."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from impart.artifact import Delta
+from impart.artifact_writer import model_facts
+from impart.checkpoint import Checkpoint
+from impart.errors import InputError
+from impart.pair import Pair
+from sparsify.svd import delta_svd
+
+Triplets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Source(Protocol):
+    """One fine-tuned model's deltas, matrix by matrix, and what travels beside them."""
+
+    matrices: list[str]
+    extras: list[str]
+    dropped: list[str]
+
+    def shape(self, name: str) -> tuple[int, int]: ...
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that the matrix has in the fine-tuned checkpoint."""
+
+    def triplets(self, name: str, rank: int | None) -> Triplets | None:
+        """Leading U (m, r), s (r,), V (n, r) of dW; None when dW is zero."""
+
+    def dense(self, name: str) -> torch.Tensor:
+        """dW (m, n)."""
+
+    def extra(self, name: str) -> torch.Tensor: ...
+
+    def extra_bytes(self) -> int: ...
+
+    def head(self) -> dict:
+        """What a manifest says of the models."""
+
+    def companions(self) -> list[Path]: ...
+
+
+class ModelSource:
+    """Deltas computed from two checkpoints as they are asked for."""
+
+    def __init__(self, pair: Pair, device: torch.device):
+        self._pair, self._device = pair, device
+        self.matrices, self.extras, self.dropped = pair.matrices, pair.extras, pair.dropped
+
+    def shape(self, name: str) -> tuple[int, int]:
+        return self._pair.base.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._pair.finetuned.dtype(name)
+
+    def triplets(self, name: str, rank: int | None) -> Triplets | None:
+        return None if name in self._pair.unchanged else delta_svd(self.dense(name), rank)
+
+    def dense(self, name: str) -> torch.Tensor:
+        return self._pair.delta(name, self._device)
+
+    def extra(self, name: str) -> torch.Tensor:
+        return self._pair.finetuned.tensor(name)
+
+    def extra_bytes(self) -> int:
+        return sum(self._pair.finetuned.spec(name).nbytes for name in self.extras)
+
+    def head(self) -> dict:
+        return {"base": model_facts(self._pair.base), "finetuned": model_facts(self._pair.finetuned)}
+
+    def companions(self) -> list[Path]:
+        return self._pair.finetuned.companions()
+
+
+class SvdSource:
+    """Deltas read from a saved SVD; matrices left out of `matrices` come from the fine-tuned model as they are."""
+
+    def __init__(self, delta: Delta, matrices: list[str], device: torch.device, finetuned: Checkpoint | None):
+        if delta.manifest["kind"] != "svd":
+            raise InputError(f"{str(delta.path)!r} is a {delta.manifest['kind']} delta; an SVD delta is wanted here, "
+                             "as delta.py --svd makes it")
+        self._delta, self._device, self._finetuned = delta, device, finetuned
+        chosen = set(matrices)
+        self._left_out = [name for name in delta.names() if name not in chosen]
+        if self._left_out and finetuned is None:
+            raise InputError(f"weight_types leaves out {self._left_out[0]} and {len(self._left_out) - 1} more of "
+                             f"{str(delta.path)!r}, which then come from the fine-tuned model; name it as ftm_dir")
+        self.matrices, self.extras = matrices, delta.extras() + self._left_out
+        self.dropped = delta.manifest["dropped"]
+
+    def shape(self, name: str) -> tuple[int, int]:
+        return self._delta.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._delta.dtype(name)
+
+    def triplets(self, name: str, rank: int | None) -> Triplets | None:
+        if self._delta.rank(name) == 0:
+            return None
+        return tuple(factor[..., :rank].contiguous() for factor in self._delta.factors(name, self._device))
+
+    def dense(self, name: str) -> torch.Tensor:
+        if self._delta.rank(name) not in (0, min(self.shape(name))):
+            raise InputError(f"{name} has rank {self._delta.rank(name)} of {min(self.shape(name))} in "
+                             f"{str(self._delta.path)!r}, which is not its whole delta; give base_model and ftm_dir "
+                             "instead of svd_dir, or make the SVD without --dim")
+        return self._delta.reconstruct(name, device=self._device)
+
+    def extra(self, name: str) -> torch.Tensor:
+        return self._finetuned.tensor(name) if name in self._left_out else self._delta.extra(name)
+
+    def extra_bytes(self) -> int:
+        stored = sum(extra["bytes"] for extra in self._delta.manifest["extras"].values())
+        return stored + sum(self._finetuned.spec(name).nbytes for name in self._left_out)
+
+    def head(self) -> dict:
+        manifest = self._delta.manifest
+        return {"base": manifest["base"], "finetuned": manifest["finetuned"], "svd": manifest["settings"]}
+
+    def companions(self) -> list[Path]:
+        return self._delta.companions()

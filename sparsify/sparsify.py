@@ -1,0 +1,145 @@
+"""Sparsifies the delta between a fine-tuned model and its base: ImPart, DARE or LowRank, and ImPart's ablations.
+
+Reads an SVD delta (svd_dir, made by delta.py --svd), or the two checkpoints themselves (base_model and ftm_dir), where
+SVD, allocation and masking are one step per matrix. Writes a sparse delta artifact to save_dir, its per-matrix ratios
+as CSV to log_dir and, with save_model: true, the dense checkpoint as well.
+
+    python sparsify/sparsify.py --config sparsify/config_example.yaml
+    python sparsify/sparsify.py --config configs/tiny/code.yaml compression_ratio=16 seed=1 save_dir=runs/code_16
+    accelerate launch sparsify/sparsify.py --config sparsify/config_example.yaml
+"""
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+if not __package__:  # run as `python sparsify/sparsify.py`: import from the repository root, not from sparsify/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from impart import processes
+from impart.artifact import Delta, open_delta
+from impart.checkpoint import linear_names, open_checkpoint, refuse_existing, weight_type
+from impart.config import as_dict, config_parser, load
+from impart.device import use_device
+from impart.encodings import Encoded, empty
+from impart.errors import run
+from impart.files import write_atomically
+from impart.pair import check_pair, scan_pair, select_matrices
+from impart.reconstruct import write_model
+from impart.report import Report, start_logging, table
+from sparsify.allocation import lowrank_rank, preprune_ratio, uv_sparsity
+from sparsify.compress import compress
+from sparsify.methods import dare, impart, impart_rank, lowrank
+from sparsify.settings import Config, check_budgets, head, resolved
+from sparsify.sources import ModelSource, Source, SvdSource
+
+
+def main(arguments: Sequence[str]) -> None:
+    flags = config_parser(Config, __doc__).parse_intermixed_args(arguments)
+    config = resolved(load(Config, flags.config, flags.overrides))
+    start_logging()
+    refuse_existing(Path(config.save_dir), flags.overwrite)
+    if config.save_model:
+        refuse_existing(model_dir(config), flags.overwrite)
+    device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
+    source = open_source(config, device)
+    delta = compress(source, encoder(config, source), config.save_dir, head(config), overwrite=flags.overwrite,
+                     needed_bytes=expected_bytes(config, source), report=report, what=config.method)
+    if delta is not None:
+        print(summary(delta))
+        if config.log_dir:
+            write_table(delta, Path(config.log_dir) / f"{delta.path.name}.csv")
+        if config.save_model:
+            base = open_checkpoint(config.base_model or delta.manifest["base"]["source"])
+            write_model(delta, base, model_dir(config), device=device, overwrite=flags.overwrite)
+            print(f"dense checkpoint: {model_dir(config)}")
+    processes.leave()
+
+
+def open_source(config: Config, device: torch.device) -> Source:
+    """The models or the saved SVD, checked against each other and the settings before anything long begins."""
+    finetuned = open_checkpoint(config.ftm_dir) if config.ftm_dir is not None else None
+    keys = (config.weight_types, config.layer_num, config.weight_name)
+    if config.svd_dir is not None:
+        svd = open_delta(config.svd_dir)
+        source = SvdSource(svd, select_matrices(svd.names(), config.svd_dir, *keys), device, finetuned)
+        check_budgets(config, {name: source.shape(name) for name in source.matrices})
+        if config.save_model:
+            svd.check_base(open_checkpoint(config.base_model or svd.manifest["base"]["source"]))
+        svd.verify()
+        return source
+    base = open_checkpoint(config.base_model)
+    matrices = select_matrices(linear_names(finetuned), config.ftm_dir, *keys)
+    check_pair(base, finetuned, matrices)
+    check_budgets(config, {name: base.shape(name) for name in matrices})
+    return ModelSource(scan_pair(base, finetuned, matrices), device)
+
+
+def encoder(config: Config, source: Source) -> Callable[[str], Encoded]:
+    """The method of the settings as a function from a matrix's name to what is stored of it."""
+    cr, seed = config.compression_ratio, config.seed
+
+    def encode(name: str) -> Encoded:
+        m, n = source.shape(name)
+        if config.method == "dare":
+            return dare(source.dense(name), name=name, cr=cr, seed=seed, rescale=config.rescale)
+        beta = config.preprune_ratio
+        triplets = source.triplets(name, impart_rank(m, n, beta) if config.method == "impart"
+                                   else lowrank_rank(m, n, cr))
+        if triplets is None:
+            return empty((m, n))
+        if config.method == "lowrank":
+            return lowrank(*triplets, cr=cr)
+        return impart(*triplets, name=name, cr=cr, beta=beta, C=config.C, seed=seed, allocation=config.allocation,
+                      mask=config.mask, rescale=config.rescale)
+
+    return encode
+
+
+def expected_bytes(config: Config, source: Source) -> int:
+    """Upper estimate of the artifact's size without extras: the kept values, and a tenth for all that goes with them."""
+    entries = sum(m * n for m, n in map(source.shape, source.matrices))
+    return int(2.2 * entries / config.compression_ratio)
+
+
+def summary(delta: Delta) -> str:
+    """Nominal ratio against what was written: by values, by bytes of the linear layers, by bytes of the checkpoint."""
+    sizes, nominal = delta.sizes(), delta.manifest["settings"]["compression_ratio"]
+    kept = sum(sum(entry["kept"]) for entry in delta.manifest["matrices"].values())
+    rows = [("values of the linear layers", f"{sizes.linear_dense // 2:,}", f"{kept:,}",
+             f"{sizes.linear_dense / 2 / max(kept, 1):.2f}"),
+            ("bytes of the linear layers", f"{sizes.linear_dense:,}", f"{sizes.linear:,}", f"{sizes.linear_ratio:.2f}"),
+            ("bytes of the checkpoint", f"{sizes.checkpoint:,}", f"{sizes.total:,}", f"{sizes.checkpoint_ratio:.2f}")]
+    return (f"{delta.path}: {delta.manifest['method']} at compression ratio {nominal:g}, seed {delta.manifest['seed']}\n"
+            + table(rows, ("", "before", "after", "ratio")))
+
+
+def write_table(delta: Delta, file: Path) -> None:
+    """One line per matrix: shape, ranks, sparsity asked for and measured, and true ratios."""
+    settings, text = delta.manifest["settings"], io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("name", "type", "m", "n", "alpha", "b", "rank", "kept_u", "kept_v", "sparsity", "value_ratio",
+                     "byte_ratio"))
+    for name, entry in delta.manifest["matrices"].items():
+        (m, n), kept = entry["shape"], sum(entry["kept"])
+        capacity = (m + n) * min(m, n) if len(entry["kept"]) == 2 else m * n
+        beta = settings.get("preprune_ratio")
+        writer.writerow((
+            name, weight_type(name), m, n, f"{uv_sparsity(m, n, settings['compression_ratio']):.6f}",
+            "" if beta is None else f"{preprune_ratio(m, n, beta):.6f}", entry.get("rank", ""), entry["kept"][0],
+            entry["kept"][1] if len(entry["kept"]) == 2 else "", f"{1 - kept / capacity:.6f}",
+            f"{m * n / kept:.4f}" if kept else "", f"{2 * m * n / entry['bytes']:.4f}" if kept else ""))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, text.getvalue().encode())
+
+
+def model_dir(config: Config) -> Path:
+    return Path(config.model_dir or f"{config.save_dir.rstrip('/')}_model")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from impart.checkpoint import DTYPES, Checkpoint
+from impart.encoded import Encoded
 from impart.encodings import decode, factors
 from impart.errors import InputError
 from impart.files import sha256_of
@@ -72,6 +73,11 @@ class Delta:
     def factors(self, name: str, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """U (m, r), s (r,), V (n, r) in fp32, masked and rescaled, of a matrix stored as factors."""
         return factors(name, self._entry(name), self._tensors(name, device))
+
+    def stored(self, name: str, device: torch.device | str = "cpu") -> Encoded:
+        """A matrix as it is stored: its tensors, and all that delta.json says of it."""
+        entry = self._entry(name)
+        return Encoded(entry["encoding"], self.shape(name), self._tensors(name, device), entry)
 
     def extras(self) -> list[str]:
         """Parameters outside the compressed set that differ from the base's."""

@@ -4,24 +4,13 @@ An encoding is a name, the tensors behind one matrix, and a few facts (numbers a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from impart import encodings_quantized
+from impart.encoded import Encoded, Tensors
 from impart.masks import LEVELS, MASKS, bernoulli_mask, keep_thresholds, kept_values, scattered
-
-Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One matrix as an artifact stores it. `tensors`: suffix -> tensor; `facts`: what delta.json keeps of it."""
-
-    encoding: str
-    shape: tuple[int, int]
-    tensors: Tensors = field(default_factory=dict)
-    facts: dict = field(default_factory=dict)
 
 
 def empty(shape: tuple[int, int]) -> Encoded:
@@ -67,6 +56,8 @@ def sparse_entries(dW: torch.Tensor, keep_ratio: float, *, seed: int, name: str,
 
 def factors(name: str, entry: dict, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """U (m, r), s (r,), V (n, r) in fp32 of a matrix that is stored as factors, masked and rescaled."""
+    if entry["encoding"] in encodings_quantized.FACTORED:
+        return encodings_quantized.quantized_factors(name, entry, tensors)
     if entry["encoding"] == "svd":
         return tensors["U"].float(), tensors["s"].float(), tensors["V"].float()
     if entry["encoding"] != "sparse_svd":
@@ -109,7 +100,8 @@ def _decode_entries(name: str, entry: dict, tensors: Tensors) -> torch.Tensor:
 
 
 DECODERS: dict[str, Callable[[str, dict, Tensors], torch.Tensor]] = {
-    "empty": _decode_empty, "svd": _decode_factors, "sparse_svd": _decode_factors, "sparse_entries": _decode_entries}
+    "empty": _decode_empty, "svd": _decode_factors, "sparse_svd": _decode_factors, "sparse_entries": _decode_entries,
+    **encodings_quantized.DECODERS}
 
 
 def _row_blocks(m: int, n: int, entries: int = 1 << 23) -> list[slice]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from impart.encodings import Encoded, Tensors
+from impart.encoded import Encoded, Tensors
 from impart.masks import LEVELS, MASKS, bernoulli_mask, scattered
 from impart.packing import pack, packed_bytes, unpack
 
@@ -170,6 +170,7 @@ def _decode_signs(name: str, entry: dict, tensors: Tensors) -> Tensor:
     return scattered((2 * codes - 1) * (entry["mu"] * LEVELS / entry["keep"]), mask)
 
 
+FACTORED = ("quantized_vectors", "quantized_groups")
 DECODERS = {"quantized_vectors": _decode_factors, "quantized_groups": _decode_factors,
             "quantized_entries": _decode_entries, "signs": _decode_signs}
 

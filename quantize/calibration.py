@@ -1,0 +1,113 @@
+"""Calibration text: token sequences of one length, picked by a seed from a hub data set or a local file.
+
+    c4          English C4 (hub): random windows of documents longer than a sequence, as GPTQ takes them
+    wikitext2   WikiText-2 raw, training part (hub)
+    a file      .txt, or .jsonl / .json with a text field per line or item; also wikitext2's way: documents in an order drawn by
+                the seed, one after another, cut into windows of which the seed draws as many as are wanted
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from impart.errors import InputError
+
+SPARE = 8  # a local text is tokenized up to this many times the tokens that are needed
+HUB = {"c4": ("allenai/c4", {"data_files": {"train": "en/c4-train.00000-of-01024.json.gz"}}),
+       "wikitext2": ("Salesforce/wikitext", {"name": "wikitext-2-raw-v1"})}
+
+Tokenize = Callable[[str], Sequence[int]]
+
+
+def calibration_sequences(source: str, tokenize: Tokenize, *, count: int, length: int, seed: int,
+                          text_field: str = "text") -> Tensor:
+    """Token ids (count, length), int64. The same arguments give the same tokens."""
+    documents = documents_of(source, text_field)
+    if source == "c4":
+        return windows_of_documents(documents, tokenize, count=count, length=length, seed=seed, source=source)
+    return windows_of_text(documents, tokenize, count=count, length=length, seed=seed, source=source)
+
+
+def documents_of(source: str, text_field: str = "text") -> Sequence[str]:
+    """The documents of a named data set or of a local file."""
+    path = Path(source).expanduser()
+    if source in HUB and not path.is_file():
+        return _hub_documents(source)
+    if not path.is_file():
+        raise InputError(f"calibration text {source!r} is neither a file nor one of {', '.join(HUB)}")
+    if path.suffix == ".txt":
+        return [path.read_text(encoding="utf-8")]
+    if path.suffix == ".jsonl":
+        lines = path.read_text(encoding="utf-8").splitlines()
+        items = [(f"line {number}", _parsed(line, path, number)) for number, line in enumerate(lines, 1) if line.strip()]
+    elif path.suffix == ".json":
+        content = _parsed(path.read_text(encoding="utf-8"), path, 1)
+        if not isinstance(content, list):
+            raise InputError(f"{path} must be a JSON list of objects with a field {text_field!r}")
+        items = [(f"item {number}", item) for number, item in enumerate(content, 1)]
+    else:
+        raise InputError(f"calibration file {str(path)!r} must end in .txt, .jsonl or .json")
+    for place, item in items:
+        if not isinstance(item, dict) or not isinstance(item.get(text_field), str):
+            raise InputError(f"{place} of {path} has no text in a field {text_field!r}; name the field by text_field=...")
+    return [item[text_field] for _, item in items]
+
+
+def windows_of_documents(documents: Sequence[str], tokenize: Tokenize, *, count: int, length: int, seed: int,
+                         source: str) -> Tensor:
+    """One random window from each of `count` documents, drawn by the seed, that are longer than a sequence."""
+    draw, windows, tried = random.Random(seed), [], 0
+    order = list(range(len(documents)))
+    draw.shuffle(order)
+    for index in order:
+        ids = tokenize(documents[index])
+        tried += 1
+        if len(ids) > length:
+            start = draw.randrange(len(ids) - length)
+            windows.append(torch.tensor(ids[start : start + length], dtype=torch.long))
+        if len(windows) == count:
+            return torch.stack(windows)
+    raise InputError(f"calibration text {source!r} has {len(windows)} documents of more than {length} tokens among {tried}, "
+                     f"and {count} were wanted; take fewer sequences (nsamples) or shorter ones (seqlen)")
+
+
+def windows_of_text(documents: Sequence[str], tokenize: Tokenize, *, count: int, length: int, seed: int,
+                    source: str) -> Tensor:
+    """`count` of the windows of the documents joined in an order drawn by the seed; no two overlap."""
+    draw, tokens = random.Random(seed), []
+    order = list(range(len(documents)))
+    draw.shuffle(order)
+    for index in order:
+        tokens.extend(tokenize(documents[index]))
+        if len(tokens) >= SPARE * count * length:
+            break
+    available = len(tokens) // length
+    if available < count:
+        raise InputError(f"calibration text {source!r} is too short: {len(tokens)} tokens, but {count} sequences of {length} "
+                         f"need {count * length}; give more text, or lower nsamples or seqlen")
+    chosen = draw.sample(range(available), count)
+    return torch.stack([torch.tensor(tokens[i * length : (i + 1) * length], dtype=torch.long) for i in chosen])
+
+
+def _hub_documents(source: str) -> Sequence[str]:
+    from datasets import load_dataset  # slow to import, and needed for hub data only
+
+    repository, options = HUB[source]
+    try:
+        rows: Iterable[dict] = load_dataset(repository, split="train", **options)
+    except Exception as error:  # offline, a moved data set, a full disk: many kinds, one remedy
+        raise InputError(f"calibration text {source!r}: the hub did not give {repository} ({str(error).splitlines()[0]}); "
+                         "check the network, or name a local .txt or .jsonl file instead") from error
+    texts = rows["text"]
+    return texts if source == "c4" else ["".join(texts)]
+
+
+def _parsed(text: str, path: Path, line: int):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} line {line} is not valid JSON: {error}") from error

@@ -1,0 +1,153 @@
+"""One sparse matrix -> one quantized matrix, given the Hessian of its inputs.
+
+V first, with H_V = 2 X X^T of the layer's inputs; then U, whose inputs y = diag(s) V_q^T x are linear in x, so that their Hessian
+diag(s) V_q^T H_V V_q diag(s) needs no further pass through the layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from impart.encodings import Encoded, decode, factors
+from impart.encodings_quantized import (entries_encoded, entry_masks, factor_masks, groups_encoded, plan_bits, plan_spans,
+                                        vectors_encoded)
+from impart.errors import InputError
+from quantize.grid import top_codes, zero_byte
+from quantize.sparse_gptq import Inverse, NotPositiveDefinite, Quantized, inverse_of, quantize_groups, quantize_vectors
+
+Plan = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How matrices are quantized."""
+
+    grid: str  # "paper": min-max in groups of columns; "compact": one fitted grid per singular vector
+    attn_plan: Plan  # [bits, triplets] in the order of the singular values, for matrices under self_attn
+    mlp_plan: Plan  # and for all others
+    entry_bits: int  # of matrices that are stored as entries of dW (DARE)
+    groupsize: int = 128
+    damping: float = 0.01
+    act_order: bool = True
+
+    def plan(self, name: str, rank: int) -> list[list[int]]:
+        """The plan of one matrix, cut off at its rank."""
+        return cut_plan(self.attn_plan if "self_attn" in name else self.mlp_plan, rank, name)
+
+
+def cut_plan(plan: Plan, rank: int, name: str) -> list[list[int]]:
+    """The entries of the plan that the first `rank` triplets use; InputError when they are more than it covers."""
+    cut, left = [], rank
+    for bits, count in plan:
+        if min(count, left) > 0:
+            cut.append([bits, min(count, left)])
+            left -= min(count, left)
+    if left:
+        raise InputError(f"{name} has {rank} triplets, but the bit plan {[list(part) for part in plan]} covers only "
+                         f"{rank - left}; let its last entry take the rest")
+    return cut
+
+
+def rank_hessian(H: Tensor, Vq: Tensor, s: Tensor) -> Tensor:
+    """H_U (r, r) = diag(s) V_q^T H V_q diag(s) for H (n, n), V_q transposed (r, n), s (r,)."""
+    return s[:, None] * (Vq @ H @ Vq.T) * s
+
+
+def named_inverse(H: Tensor, rule: Rule, names: Sequence[str], what: str = "inputs") -> Inverse:
+    """`inverse_of`, with the matrices named in the error."""
+    try:
+        return inverse_of(H, rule.damping, rule.act_order)
+    except NotPositiveDefinite as error:
+        raise InputError(f"{', '.join(names)}: {error} (Hessian of the {what}); raise damping, which is {rule.damping:g}, or "
+                         "give more calibration text (nsamples)") from error
+
+
+def quantize_matrix(name: str, source: Encoded, H: Tensor, inverse: Inverse, rule: Rule) -> tuple[Encoded, dict]:
+    """The quantized matrix and its errors: relative output error on the calibration inputs, in all and per plan entry."""
+    entry = {**source.facts, "encoding": source.encoding, "shape": source.shape}
+    if source.encoding == "empty":
+        return source, {}
+    if source.encoding == "sparse_entries":
+        return _quantize_entries(name, entry, source, H, inverse, rule)
+    U, s, V = factors(name, entry, source.tensors)  # (m, r), (r,), (n, r)
+    masks = tuple(torch.from_numpy(mask).to(U.device) for mask in factor_masks(name, entry, source.tensors))
+    plan = rule.plan(name, len(s))
+    if rule.grid == "compact":
+        encoded, Uq, Vq = _quantize_vectors(name, source, (U, s, V.T), masks, plan, H, inverse, rule)
+    else:
+        encoded, Uq, Vq = _quantize_groups(name, source, (U, s, V.T), masks, plan, H, inverse, rule)
+    return encoded, factor_errors(U, V.T, Uq, Vq, s, H, plan)
+
+
+def _quantize_vectors(name: str, source: Encoded, triplets: tuple[Tensor, Tensor, Tensor], masks: tuple[Tensor, Tensor],
+                      plan: Plan, H: Tensor, inverse: Inverse, rule: Rule) -> tuple[Encoded, Tensor, Tensor]:
+    U, s, Vt = triplets
+    bits = plan_bits(plan).to(U.device)
+    V = quantize_vectors(Vt, masks[1], inverse, bits, along_rows=True)
+    Vq = V.values()
+    # departs from the paper: the plan entries of U pass together, so that the errors of one reach the others
+    H_U = rank_hessian(H, Vq, s)
+    quantized = quantize_vectors(U, masks[0].T, named_inverse(H_U, rule, [name], "ranks"), bits, along_rows=False)
+    steps = s * V.scale[:, 0] * quantized.scale[0]
+    top = top_codes(bits, Vt)
+    zeros = torch.stack([zero_byte(quantized.zero[0], top), zero_byte(V.zero[:, 0], top)])
+    encoded = vectors_encoded(source.shape, plan, (quantized.codes.T, V.codes), masks, steps, zeros, source)
+    return encoded, quantized.values(), Vq
+
+
+def _quantize_groups(name: str, source: Encoded, triplets: tuple[Tensor, Tensor, Tensor], masks: tuple[Tensor, Tensor],
+                     plan: Plan, H: Tensor, inverse: Inverse, rule: Rule) -> tuple[Encoded, Tensor, Tensor]:
+    U, s, Vt = triplets
+    V = quantize_groups(Vt, masks[1], inverse, plan_bits(plan).to(U.device), rule.groupsize)
+    Vq = V.values()
+    H_U = rank_hessian(H, Vq, s)
+    parts: list[Quantized] = []
+    for bits, first, last in plan_spans(plan):  # each with its own order, damping and groups
+        part = named_inverse(H_U[first:last, first:last], rule, [name], f"ranks {first} to {last - 1}")
+        quantized = quantize_groups(U[:, first:last], masks[0].T[:, first:last], part, bits, rule.groupsize)
+        before = sum(other.scale.shape[1] for other in parts)
+        parts.append(replace(quantized, group=quantized.group + before))
+    codes, scale, zero = (torch.cat([getattr(part, key) for part in parts], 1) for key in ("codes", "scale", "zero"))
+    group = torch.cat([part.group for part in parts])
+    encoded = groups_encoded(source.shape, plan, (codes.T, V.codes), masks, s, (scale, V.scale), (zero, V.zero),
+                             (group, V.group), source)
+    return encoded, Quantized(codes, scale, zero, group, masks[0].T).values(), Vq
+
+
+def _quantize_entries(name: str, entry: Mapping, source: Encoded, H: Tensor, inverse: Inverse,
+                      rule: Rule) -> tuple[Encoded, dict]:
+    W = decode(name, dict(entry), source.tensors)  # (m, n), masked and rescaled
+    mask = torch.from_numpy(entry_masks(name, dict(entry))).to(W.device)
+    bits = rule.entry_bits
+    if rule.grid == "compact":
+        found = quantize_vectors(W, mask, inverse, bits, along_rows=True)
+        zero, group = zero_byte(found.zero[:, 0], top_codes(bits, W)), None
+    else:
+        found = quantize_groups(W, mask, inverse, bits, rule.groupsize)
+        zero, group = found.zero, found.group
+    encoded = entries_encoded(found.codes, mask, bits, found.scale, zero, group, source)
+    return encoded, {"error": relative_error(found.values() - W, W, H)}
+
+
+def relative_error(E: Tensor, W: Tensor, H: Tensor) -> float:
+    """sqrt(tr(E H E^T) / tr(W H W^T)): the output error of E relative to the outputs of W, on the calibration inputs."""
+    return float((((E @ H) * E).sum() / ((W @ H) * W).sum().clamp(min=1e-30)).clamp(min=0).sqrt())
+
+
+def factor_errors(U: Tensor, Vt: Tensor, Uq: Tensor, Vq: Tensor, s: Tensor, H: Tensor, plan: Plan) -> dict:
+    """Relative output errors of U_q diag(s) V_q^T, of the whole and of each plan entry relative to its own part."""
+    Z = torch.cat([Vq, Vt]) * torch.cat([s, s])[:, None]  # (2r, n)
+    G = Z @ H @ Z.T
+    r, A = len(s), torch.cat([Uq, -U], 1)  # E = A Z
+
+    def error(index: Tensor) -> float:
+        both = torch.cat([index, index + r])
+        difference = ((A[:, both] @ G[both][:, both]) * A[:, both]).sum()
+        whole = ((U[:, index] @ G[r + index][:, r + index]) * U[:, index]).sum()
+        return float((difference / whole.clamp(min=1e-30)).clamp(min=0).sqrt())
+
+    ranks = torch.arange(r, device=U.device)
+    per_entry = {f"error_{bits}bit": error(ranks[first:last]) for bits, first, last in plan_spans(plan)}
+    return {"error": error(ranks), **per_entry}

@@ -1,0 +1,138 @@
+"""Quantized encodings: what is read back is what was meant, code by code, and takes the bytes that it should."""
+
+import numpy as np
+import pytest
+import torch
+
+from impart.encoded import Encoded
+from impart.encodings import decode, sparse_entries, sparse_factors, svd_factors
+from impart.encodings_quantized import (entries_encoded, entry_masks, factor_masks, groups_encoded, plan_bits, plan_spans,
+                                        signs_encoded, vectors_encoded)
+from impart.packing import packed_bytes
+
+M, N, PLAN = 37, 53, [[8, 2], [3, 5], [2, 12]]
+RANK = sum(count for _, count in PLAN)
+
+
+def sparse_source(mask="bernoulli", drop=(0.05, 0.9)):
+    generator = torch.Generator().manual_seed(0)
+    U, V = torch.randn(M, RANK, generator=generator), torch.randn(N, RANK, generator=generator)
+    s = torch.linspace(5, 0.5, RANK)
+    return sparse_factors(U, s, V, np.linspace(*drop, RANK), seed=3, name="w", mask=mask, rescale=True)
+
+
+def facts_of(encoded: Encoded) -> dict:
+    return {**encoded.facts, "encoding": encoded.encoding, "shape": encoded.shape}
+
+
+def masks_of(source):
+    return tuple(torch.from_numpy(mask) for mask in factor_masks("w", facts_of(source), source.tensors))
+
+
+def random_codes(masks):
+    generator, bits = torch.Generator().manual_seed(1), plan_bits(PLAN)[:, None]
+    return tuple((torch.rand(mask.shape, generator=generator) * 2.0**bits).to(torch.uint8) * mask for mask in masks)
+
+
+def dense_source():
+    generator = torch.Generator().manual_seed(0)
+    return svd_factors(torch.randn(M, RANK, generator=generator), torch.linspace(5, 0.5, RANK),
+                       torch.randn(N, RANK, generator=generator), torch.float16)
+
+
+@pytest.mark.parametrize("source", [sparse_source(), sparse_source("exact_count"), dense_source()])
+def test_one_grid_per_vector(source):
+    masks = masks_of(source)
+    codes = random_codes(masks)
+    steps, zero_bytes = torch.linspace(3, 0.1, RANK), torch.randint(0, 256, (2, RANK))
+    encoded = vectors_encoded((M, N), PLAN, codes, masks, steps, zero_bytes, source)
+    zeros = zero_bytes * 2.0 ** plan_bits(PLAN) / 256
+    U, V = ((c.float() - zero[:, None]) * mask for c, zero, mask in zip(codes, zeros, masks, strict=True))
+    stored_steps = (steps / 3).half().float() * 3
+    assert torch.equal(decode("w", facts_of(encoded), encoded.tensors), (U.T * stored_steps) @ V)
+    sections = [int(mask[first:last].sum()) for mask in masks for _, first, last in plan_spans(PLAN)]
+    assert len(encoded.tensors["codes"]) == sum(packed_bytes(count, bits) for count, bits in
+                                                zip(sections, [8, 3, 2] * 2, strict=True))
+    overhead = sum(x.nbytes for key, x in encoded.tensors.items() if key != "codes")
+    assert overhead == RANK * (2 + 2 + (2 if "keep" in source.tensors else 0))
+    assert encoded.facts["kept"] == source.facts["kept"]
+
+
+@pytest.mark.parametrize("groupsize", [4, 128])
+def test_grids_by_groups(groupsize):
+    source, generator = sparse_source(), torch.Generator().manual_seed(2)
+    masks = masks_of(source)
+    codes = random_codes(masks)
+    group_V = torch.randperm(N, generator=generator) // groupsize
+    parts, before = [], 0
+    for _, first, last in plan_spans(PLAN):
+        part = torch.randperm(last - first, generator=generator) // groupsize
+        parts.append(part + before)
+        before = int(parts[-1].max()) + 1
+    group_U = torch.cat(parts)
+    scales = torch.rand(M, before, generator=generator).half(), torch.rand(RANK, int(group_V.max()) + 1).half()
+    bits_of_group = torch.zeros(before, dtype=torch.long).scatter(0, group_U, plan_bits(PLAN))
+    zeros = tuple((torch.rand(shape, generator=generator) * 2.0**bits).floor() for shape, bits in
+                  ((scales[0].shape, bits_of_group), (scales[1].shape, plan_bits(PLAN)[:, None])))
+    s = torch.linspace(5, 0.5, RANK)
+    encoded = groups_encoded((M, N), PLAN, codes, masks, s, scales, zeros, (group_U, group_V), source)
+    U = (codes[0].T.float() - zeros[0][:, group_U]) * scales[0].float()[:, group_U] * masks[0].T
+    V = (codes[1].float() - zeros[1][:, group_V]) * scales[1].float()[:, group_V] * masks[1]
+    assert torch.equal(decode("w", facts_of(encoded), encoded.tensors), (U * ((s / 5).half().float() * 5)) @ V)
+
+
+@pytest.mark.parametrize("groupsize", [None, 16])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_entries(bits, groupsize):
+    generator = torch.Generator().manual_seed(0)
+    source = sparse_entries(torch.randn(M, N, generator=generator) * 1e-5, 0.3, seed=4, name="w")
+    mask = torch.from_numpy(entry_masks("w", facts_of(source)))
+    codes = torch.randint(0, 2**bits, (M, N), generator=generator).to(torch.uint8) * mask
+    groups = 1 if groupsize is None else -(-N // groupsize)
+    scale = torch.rand(M, groups, generator=generator) * 1e-6 + 1e-7
+    group = None if groupsize is None else torch.randperm(N, generator=generator) // groupsize
+    zero = torch.randint(0, 256, (M,)) if groupsize is None else torch.randint(0, 2**bits, (M, groups))
+    encoded = entries_encoded(codes, mask, bits, scale, zero, group, source)
+    largest = scale.max()
+    stored = (scale / largest).half().float() * float(largest)
+    columns = torch.zeros(N, dtype=torch.long) if group is None else group
+    shift = (zero * 2.0**bits / 256)[:, None] if group is None else zero[:, columns]
+    expected = (codes.float() - shift) * mask * stored[:, columns]
+    assert torch.equal(decode("w", facts_of(encoded), encoded.tensors), expected)
+    assert len(encoded.tensors["codes"]) == packed_bytes(int(mask.sum()), bits)
+
+
+@pytest.mark.parametrize("keep_ratio", [1.0, 0.25])
+def test_signs(keep_ratio):
+    dW = torch.randn(M, N, generator=torch.Generator().manual_seed(0))
+    encoded = signs_encoded(dW, 0.5, name="w", keep_ratio=keep_ratio, seed=1)
+    back = decode("w", facts_of(encoded), encoded.tensors)
+    kept = back != 0
+    assert torch.equal(back[kept], dW[kept].sign() * 0.5 / keep_ratio)
+    assert int(kept.sum()) == encoded.facts["kept"][0]
+    assert abs(int(kept.sum()) / (M * N) - keep_ratio) < 0.05
+    assert len(encoded.tensors["codes"]) == packed_bytes(int(kept.sum()), 1)
+
+
+def test_without_vectors_of_low_bits():
+    """A rank that ends inside the plan's first entries."""
+    plan = [[8, 2], [3, 1]]
+    generator = torch.Generator().manual_seed(0)
+    source = svd_factors(torch.randn(M, 3, generator=generator), torch.tensor([3.0, 2, 1]),
+                         torch.randn(N, 3, generator=generator), torch.float16)
+    masks = masks_of(source)
+    codes = tuple(torch.full(mask.shape, 5, dtype=torch.uint8) for mask in masks)
+    encoded = vectors_encoded((M, N), plan, codes, masks, torch.ones(3), torch.zeros(2, 3), source)
+    assert torch.equal(decode("w", facts_of(encoded), encoded.tensors), torch.full((M, N), 75.0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_factors_are_bit_exact_on_the_gpu():
+    from impart.encodings import factors
+    source = sparse_source()
+    masks = masks_of(source)
+    encoded = vectors_encoded((M, N), PLAN, random_codes(masks), masks, torch.ones(RANK), torch.zeros(2, RANK), source)
+    on_gpu = {key: tensor.cuda() for key, tensor in encoded.tensors.items()}
+    for ours, theirs in zip(factors("w", facts_of(encoded), encoded.tensors), factors("w", facts_of(encoded), on_gpu),
+                            strict=True):
+        assert torch.equal(ours, theirs.cpu())

@@ -74,6 +74,7 @@ LEAVING = [
     "import os; os.abort()", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\nraise ValueError",
     "import os; os.execv('/bin/true', ['true'])", "import os; os.close(3); os._exit(0)",
     "import os\nif os.fork() == 0: os._exit(0)\nraise ValueError",
+    "import os, time\nif os.fork() != 0: time.sleep(1); raise ValueError",
     "def f(): f()\nimport sys; sys.setrecursionlimit(10**8); f()",
     "import builtins; builtins.AssertionError = SystemExit; assert False",
     "import os; os.write(3, b'passed\\n'); os.write(3, b'0' * 32 + b' passed\\n')",

@@ -1,15 +1,24 @@
 """One benchmark on one model: generate what is missing, score it, save it. The scripts say what, this says in which order."""
 
+import contextlib
+import dataclasses
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.generate import Engine, EngineSettings
+from eval.benchmark_data import completions_from
+from eval.generate import Engine, EngineSettings, chosen_backend
+from eval.models import ModelSource, model_name
 from eval.options import Options
+from eval.prompts import rendered, template_name
 from eval.results import Completion, Run, Verdict, mean_score
 from impart.errors import InputError
+from impart.files import sha256_of
+from impart.report import progress
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +36,39 @@ class Benchmark:
     stop: tuple[str, ...]
     score: Score                         # (items, completions) -> one verdict per item
     settings: Mapping[str, Any] = field(default_factory=dict)  # what else decides the score: data, template, scoring
-    summarise: Callable[[Sequence[Verdict]], Mapping[str, Any]] | None = None  # {"score", "stderr", ...}; None: mean
+    summarise: Callable[[Sequence[Verdict]], Mapping[str, Any]] = mean_score  # -> {"score", "stderr", ...} in per cent
 
 
-def evaluate(benchmark: Benchmark, options: Options, engine_for: Callable[[], Engine], model: str,
-             identity: Mapping[str, Any]) -> dict:
-    """The result, from the saved file when this very configuration is done, else generated, scored and saved.
+def run_benchmarks(benchmarks: Sequence[Benchmark], options: Options) -> list[dict]:
+    """The results of one model, which is loaded at most once, and only when something has to be generated."""
+    if options.rescore:
+        return [rescored(benchmark, options) for benchmark in benchmarks]
+    source = ModelSource(options.model, options.base_model)
+    settings = EngineSettings(chosen_backend(options.backend), source.dtype if options.dtype == "auto" else options.dtype,
+                              options.max_model_len, options.tensor_parallel, options.gpu_memory, options.batch_size,
+                              options.seed)
+    with contextlib.ExitStack() as stack:
+        engines: list[Engine] = []
 
-    engine_for: called only when something has to be generated.   model: the name in the results.
-    identity: what says which weights these are (path, fingerprint).
-    """
-    run = Run(options.results_dir, model, benchmark.name, options.seed)
-    settings = {**identity, **benchmark.settings, "max_tokens": benchmark.max_tokens, "stop": list(benchmark.stop)}
+        def engine() -> Engine:
+            if not engines:
+                engines.append(stack.enter_context(Engine(stack.enter_context(source.folder()), settings)))
+            return engines[0]
+
+        return [evaluate(benchmark, options, engine, source, settings) for benchmark in benchmarks]
+
+
+def run_benchmark(benchmark: Benchmark, options: Options) -> dict:
+    """The result of one benchmark on one model."""
+    return run_benchmarks([benchmark], options)[0]
+
+
+def evaluate(benchmark: Benchmark, options: Options, engine: Callable[[], Engine], source: ModelSource,
+             how: EngineSettings) -> dict:
+    """The saved result when this very configuration is done, else generated (or continued), scored and saved."""
+    run = Run(options.results_dir, options.name or source.name, benchmark.name, options.seed)
+    settings = settings_of(benchmark) | source.identity | {
+        "backend": how.backend, "dtype": how.dtype, "max_model_len": how.max_model_len}
     result = run.finished(settings, overwrite=options.overwrite)
     if result:
         log.info("%s: already done; --overwrite runs it again", run.result_path)
@@ -46,29 +76,92 @@ def evaluate(benchmark: Benchmark, options: Options, engine_for: Callable[[], En
     done = run.start(settings, overwrite=options.overwrite)
     missing = [position for position, item in enumerate(benchmark.items) if item["id"] not in done]
     if missing:
-        engine = engine_for()
+        stream = engine().stream([benchmark.prompts[position] for position in missing],
+                                 max_tokens=benchmark.max_tokens, stop=benchmark.stop)
         started = time.monotonic()
-        prompts = [benchmark.prompts[position] for position in missing]
-        for position, completion in engine.stream(prompts, max_tokens=benchmark.max_tokens, stop=benchmark.stop):
+        for position, completion in progress(_Sized(stream, len(missing)), what=benchmark.name, unit="answer"):
             item_id = benchmark.items[missing[position]]["id"]
             done[item_id] = completion
             run.add(item_id, completion, time.monotonic() - started)
         run.seconds += time.monotonic() - started
-    return save_scored(benchmark, run, settings, [done[item["id"]] for item in benchmark.items])
+    return save_scored(benchmark, run, settings, [done[item["id"]] for item in benchmark.items],
+                       {"source": source.source, "delta": source.delta_facts, "engine": {"tensor_parallel": how.tensor_parallel,
+                                                            "batch_size": how.batch_size}})
 
 
-def save_scored(benchmark: Benchmark, run: Run, settings: Mapping[str, Any], completions: Sequence[Completion]) -> dict:
+def rescored(benchmark: Benchmark, options: Options) -> dict:
+    """Scores the completions of the model's saved run anew and replaces its score; generates nothing."""
+    if options.rescore_file:
+        return rescored_file(benchmark, options)
+    run = Run(options.results_dir, options.name or model_name(options.model), benchmark.name, options.seed)
+    result, samples = run.saved()
+    wanted = [(item["id"], prompt) for item, prompt in zip(benchmark.items, benchmark.prompts, strict=True)]
+    if [(sample["id"], sample["prompt"]) for sample in samples] != wanted:
+        raise InputError(f"--rescore: {run.samples_path} has other items or prompts ({len(samples)} saved, {len(wanted)} "
+                         "now); give the same --data, --limit, --subset and --chat_template as that run")
+    completions = [Completion(sample["completion"], sample["tokens"], sample["finish_reason"]) for sample in samples]
+    run.seconds = result["seconds"]
+    more = {key: result[key] for key in ("source", "delta", "engine") if key in result}
+    return save_scored(benchmark, run, result["settings"] | settings_of(benchmark), completions, more)
+
+
+def rescored_file(benchmark: Benchmark, options: Options) -> dict:
+    """Scores the completions of a jsonl file that has some or all of the items, as the model `--name` or the file's name."""
+    file = options.rescore_file
+    texts = completions_from(file, {item["id"] for item in benchmark.items})
+    chosen = [position for position, item in enumerate(benchmark.items) if item["id"] in texts]
+    part = dataclasses.replace(benchmark, items=[benchmark.items[position] for position in chosen],
+                               prompts=[benchmark.prompts[position] for position in chosen])
+    name = options.name or (model_name(options.model) if options.model else file.name.split(".")[0])
+    run = Run(options.results_dir, name, benchmark.name, options.seed)
+    settings = settings_of(part) | {"completions": file.name, "completions_sha256": sha256_of(file)}
+    run.finished(settings, overwrite=options.overwrite)  # refuses to replace the result of anything else
+    completions = [Completion(texts[item["id"]], 0, "unknown") for item in part.items]
+    return save_scored(part, run, settings, completions, {"source": str(file)})
+
+
+def prompts_for(benchmark: str, instructions: Sequence[str], options: Options) -> tuple[str, list[str]]:
+    """The template that --chat_template or the paper chose, and the prompts that it gives."""
+    template = template_name(options.chat_template, benchmark)
+    folder = ModelSource(options.model, options.base_model).tokenizer_folder if template == "auto" and options.model else None
+    return template, rendered(template, instructions, folder)
+
+
+def settings_of(benchmark: Benchmark) -> dict[str, Any]:
+    """What decides a benchmark's score apart from the model: data, prompts, limits, scoring."""
+    prompts = hashlib.sha256(json.dumps(list(benchmark.prompts)).encode()).hexdigest()
+    return {**benchmark.settings, "max_tokens": benchmark.max_tokens, "stop": list(benchmark.stop),
+            "n": len(benchmark.items), "prompts_sha256": prompts}
+
+
+def save_scored(benchmark: Benchmark, run: Run, settings: Mapping[str, Any], completions: Sequence[Completion],
+                more: Mapping[str, Any]) -> dict:
     """Scores the completions and writes the two result files."""
     verdicts = benchmark.score(benchmark.items, [completion.text for completion in completions])
-    if benchmark.summarise:
-        summary = dict(benchmark.summarise(verdicts))
-    else:
-        score, stderr = mean_score(verdicts)
-        summary = {"score": score, "stderr": stderr}
     samples = [{"id": item["id"], "prompt": prompt, "completion": completion.text, "extracted": verdict.extracted,
                 "gold": verdict.gold, "correct": verdict.correct, "detail": verdict.detail,
                 "tokens": completion.tokens, "finish_reason": completion.finish_reason}
                for item, prompt, completion, verdict in
                zip(benchmark.items, benchmark.prompts, completions, verdicts, strict=True)]
-    return run.finish(samples, settings=settings, seconds=run.seconds,
-                      tokens=sum(completion.tokens for completion in completions), **summary)
+    return run.finish(samples, settings=settings, tokens=sum(completion.tokens for completion in completions),
+                      summary=benchmark.summarise(verdicts), more=more)
+
+
+def print_result(result: Mapping[str, Any], options: Options) -> None:
+    """One line on stdout: what was scored, the score and where the files are."""
+    spread = "" if result["stderr"] is None else f" +- {result['stderr']:.2f}"
+    file = options.results_dir / result["model"] / result["benchmark"] / f"{result['seed']}.json"
+    print(f"{result['benchmark']}  {result['model']}  {result['score']:.2f}{spread}  (n = {result['n']})  {file}")
+
+
+class _Sized:
+    """An iterator whose length is known beforehand, as a progress bar wants it."""
+
+    def __init__(self, iterator: Iterator, length: int):
+        self._iterator, self._length = iterator, length
+
+    def __iter__(self) -> Iterator:
+        return iter(self._iterator)
+
+    def __len__(self) -> int:
+        return self._length

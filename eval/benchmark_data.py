@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,16 +49,13 @@ def load_items(source: Source, data: Path | None = None, limit: int | None = Non
     an item is chosen when any of them names it.
     """
     path = find_file(source, data)
-    records, origin = (_from_file(path), str(path)) if path else (_from_hub(source), f"hub:{source.hub[0]}")
+    records, origin = (read_records(path), str(path)) if path else (_from_hub(source), f"hub:{source.hub[0]}")
     if not records:
         raise InputError(f"{origin} holds no items; {source.benchmark} needs at least one")
-    items = [_checked(record, position, source, origin) for position, record in enumerate(records)]
+    items = [_checked(record, position, source, f"{origin}, {where}") for position, (where, record) in enumerate(records)]
     _check_unique(items, origin)
     chosen = select(items, subset) if subset else items
-    if limit is not None:
-        if limit < 1:
-            raise InputError(f"--limit {limit} is out of range; it must be at least 1")
-        chosen = chosen[:limit]
+    chosen = chosen[:limit]
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
     return Items(chosen, origin, digest, len(items))
 
@@ -104,26 +101,40 @@ def select(items: list[dict], subset: str) -> list[dict]:
     return [items[position] for position in sorted(chosen)]
 
 
-def read_records(path: Path) -> list[dict]:
-    """The objects of a .jsonl, .jsonl.gz or .json file; InputError with the line where one is broken."""
+def completions_from(path: Path, ids: Container[str]) -> dict[str, str]:
+    """id -> completion of a jsonl file for --rescore: fields `completion` and `id` (or `task_id`), some items or all."""
+    texts: dict[str, str] = {}
+    for where, record in read_records(path):
+        key = str(record.get("id", record.get("task_id", "")))
+        if key not in ids:
+            raise InputError(f"{path}, {where}: id {key!r} is none of the benchmark's items" if key else
+                             f"{path}, {where}: field 'id' (or 'task_id') is missing")
+        if not isinstance(record.get("completion"), str):
+            raise InputError(f"{path}, {where}: field 'completion' is missing or no text")
+        if key in texts:
+            raise InputError(f"{path}, {where}: a second completion of {key!r}; one of each item is scored")
+        texts[key] = record["completion"]
+    if not texts:
+        raise InputError(f"{path} holds no completions")
+    return texts
+
+
+def read_records(path: Path) -> list[tuple[str, dict]]:
+    """(place, object) of a .jsonl, .jsonl.gz or .json file; InputError with the line where one is broken."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if path.name.removesuffix(".gz").endswith(".json"):
-        numbered = enumerate(_parsed(text, path, None), start=1)
-        where = "item"
+        records = [(f"item {number}", record) for number, record in enumerate(_parsed(text, path, None), start=1)]
     else:
         # Split at newlines only: str.splitlines would also cut at U+2028 and its like, which JSON texts may hold.
-        lines = enumerate(text.split("\n"), start=1)
-        numbered = ((number, _parsed(line, path, number)) for number, line in lines if line.strip())
-        where = "line"
-    records = []
-    for number, record in numbered:
+        records = [(f"line {number}", _parsed(line, path, number))
+                   for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    for where, record in records:
         if not isinstance(record, dict):
-            raise InputError(f"{path}, {where} {number}: a mapping of fields is wanted, not {type(record).__name__}")
-        records.append({**record, "_where": f"{where} {number}"})
+            raise InputError(f"{path}, {where}: a mapping of fields is wanted, not {type(record).__name__}")
     return records
 
 
@@ -138,11 +149,7 @@ def _parsed(text: str, path: Path, line: int | None) -> Any:
     return value
 
 
-def _from_file(path: Path) -> list[dict]:
-    return read_records(path)
-
-
-def _from_hub(source: Source) -> list[dict]:
+def _from_hub(source: Source) -> list[tuple[str, dict]]:
     remedy = f"or give --data FILE, or set IMPART_DATA to a folder with {source.file}"
     if source.hub is None:
         raise InputError(f"{source.benchmark} is not on the hub; give --data FILE, or set IMPART_DATA to a folder "
@@ -158,12 +165,11 @@ def _from_hub(source: Source) -> list[dict]:
         reason = str(error).split("\n", 1)[0]
         raise InputError(f"{source.benchmark}: {name} cannot be loaded from the hub ({reason}); check the network, "
                          f"{remedy}") from error
-    return [{**row, "_where": f"row {position}"} for position, row in enumerate(table)]
+    return [(f"row {position}", dict(row)) for position, row in enumerate(table)]
 
 
-def _checked(record: dict, position: int, source: Source, origin: str) -> dict:
-    where = f"{origin}, {record['_where']}"
-    item = {key: value for key, value in record.items() if key != "_where"}
+def _checked(record: dict, position: int, source: Source, where: str) -> dict:
+    item = dict(record)
     for name, kind in {**source.fields, **source.optional}.items():
         if name not in item:
             if name in source.optional:

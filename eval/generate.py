@@ -1,18 +1,21 @@
 """Greedy completions of prompts, by vLLM or by transformers: the only file that knows vLLM.
 
-    engine = Engine("path/or/id", EngineSettings(dtype="fp16"))
-    completions = engine.generate(prompts, max_tokens=1024, stop=("Instruction:",))
+    with Engine("path/or/id", EngineSettings(dtype="fp16")) as engine:
+        completions = engine.generate(prompts, max_tokens=1024, stop=("Instruction:",))
 
-Both backends get the same token ids, cut at stop strings alike and end at the same end-of-sequence tokens.
+Both backends get the same token ids, end at the same end-of-sequence tokens and cut at stop strings alike.
 """
 
+import gc
 import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from eval.memory import cache_bytes, gpu_memory, ram_available, refuse_for_hf, refuse_for_vllm, weight_bytes
 from eval.results import Completion
 from impart.errors import InputError
 
@@ -24,12 +27,12 @@ VLLM_DTYPES = {"auto": "auto", "fp16": "float16", "bf16": "bfloat16", "fp32": "f
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How a model is run. Only `dtype`, `backend` and `max_model_len` can change what it answers."""
+    """How a model is run. Only `backend`, `dtype` and `max_model_len` are meant to change what it answers."""
 
     backend: str = "auto"                # auto | vllm | hf
-    dtype: str = "auto"                  # auto | fp16 | bf16 | fp32
+    dtype: str = "auto"                  # auto (the checkpoint's own) | fp16 | bf16 | fp32
     max_model_len: int | None = None     # tokens of prompt + answer; None: the model's positions, at most LONGEST
-    tensor_parallel: int | None = None   # GPUs; None: all
+    tensor_parallel: int | None = None   # GPUs; None: as many as there are and the heads can be split over
     gpu_memory: float = 0.9              # share of each GPU that vLLM may take
     batch_size: int = 64                 # prompts at a time of the hf backend
     seed: int = 0
@@ -42,13 +45,19 @@ class Engine:
         self.model, self.settings = str(model), settings
         self.backend = chosen_backend(settings.backend)
         self.config, self.tokenizer = _config_and_tokenizer(self.model)
-        self.max_model_len = _max_model_len(self.config, settings.max_model_len)
+        self.max_model_len = longest_sequence(self.config, settings.max_model_len)
         if self.backend == "vllm":
-            raise InputError("--backend vllm is coming; take --backend hf")
-        from eval.generate_hf import HfModel  # imports the model classes of transformers
+            self._model = VllmModel(self.model, self.config, self.max_model_len, settings)
+        else:
+            from eval.generate_hf import HfModel  # imports the model classes of transformers
 
-        self._model = HfModel(self.model, self.tokenizer, dtype=settings.dtype, max_model_len=self.max_model_len,
-                              batch_size=settings.batch_size)
+            gpus = gpu_memory()
+            refuse_for_hf(weight_bytes(self.model, settings.dtype),
+                          cache_bytes(self.config, self.max_model_len, settings.dtype),
+                          sum(free for free, _ in gpus) if gpus else ram_available(), self.max_model_len,
+                          "GPU memory" if gpus else "memory")
+            self._model = HfModel(self.model, self.tokenizer, dtype=settings.dtype, max_model_len=self.max_model_len,
+                                  batch_size=settings.batch_size)
 
     def generate(self, prompts: Sequence[str], *, max_tokens: int, stop: Sequence[str] = ()) -> list[Completion]:
         """The completions in the order of the prompts."""
@@ -61,13 +70,18 @@ class Engine:
         ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
         for position, row in enumerate(ids):
             if len(row) >= self.max_model_len:
-                raise InputError(f"prompt {position} has {len(row)} tokens, and prompt and answer together may have "
-                                 f"{self.max_model_len}; raise --max_model_len, or leave the item out with --subset")
+                start = prompts[position][:40]
+                raise InputError(f"prompt {position} ({start!r}...) has {len(row)} tokens, but prompt and answer together "
+                                 f"may have {self.max_model_len}; raise --max_model_len (the model has "
+                                 f"{positions_of(self.config)} positions), or leave the item out with --subset")
         return self._model.stream(ids, max_tokens=max_tokens, stop=tuple(stop))
 
     def close(self) -> None:
-        """Frees the model's memory."""
+        """Frees the model's memory; the engine is of no use afterwards."""
+        if self._model is not None:
+            self._model.close()
         self._model = None
+        gc.collect()
 
     def __enter__(self) -> "Engine":
         return self
@@ -76,30 +90,139 @@ class Engine:
         self.close()
 
 
+class VllmModel:
+    """The vLLM backend: batching, paging and splitting over GPUs are vLLM's."""
+
+    def __init__(self, path: str, config, max_model_len: int, settings: EngineSettings):
+        import torch
+
+        gpus = torch.cuda.device_count()
+        ranks = tensor_parallel(config, settings.tensor_parallel, gpus)
+        weights, cache = weight_bytes(path, settings.dtype), cache_bytes(config, max_model_len, settings.dtype)
+        if gpus:
+            refuse_for_vllm(weights, cache, gpu_memory(), ranks, settings.gpu_memory, max_model_len)
+        else:
+            refuse_for_hf(weights, cache, ram_available(), max_model_len, "memory")
+        set_environment(gpus, cache)
+        from vllm import LLM  # the environment has to be set before
+
+        # The eager mode of a CPU starts 30 s sooner and is no slower on what a CPU can run.
+        self.max_model_len = max_model_len
+        self.llm = _started(lambda: LLM(model=path, dtype=VLLM_DTYPES[settings.dtype], max_model_len=max_model_len,
+                                        tensor_parallel_size=ranks, gpu_memory_utilization=settings.gpu_memory,
+                                        seed=settings.seed, enforce_eager=not gpus, disable_log_stats=True))
+
+    def stream(self, prompts: Sequence[Sequence[int]], *, max_tokens: int,
+               stop: tuple[str, ...]) -> Iterator[tuple[int, Completion]]:
+        """(position, completion) in the order in which vLLM finishes them."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = [SamplingParams(temperature=0.0, max_tokens=min(max_tokens, self.max_model_len - len(ids)),
+                                 stop=list(stop), output_kind=RequestOutputKind.FINAL_ONLY) for ids in prompts]
+        names = self.llm.enqueue([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
+        # What enqueue returns is the request's id and, from some version on, "-" and random letters.
+        positions = {name.partition("-")[0]: position for position, name in enumerate(names)}
+        engine = self.llm.llm_engine  # stepped here and not by `generate`, which would return only when all are done
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                answer = output.outputs[0]
+                yield (positions[output.request_id],
+                       Completion(answer.text, len(answer.token_ids), answer.finish_reason))
+
+    def close(self) -> None:
+        """Ends vLLM's processes, so that another engine can start in this one."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None
+        cleanup_dist_env_and_memory()
+
+
+def chosen_backend(wanted: str) -> str:
+    """vllm or hf; what `auto` took, and why, is said in the log."""
+    if wanted == "hf":
+        return wanted
+    missing = vllm_problem()
+    if wanted == "vllm":
+        if missing:
+            raise InputError(f"--backend vllm: {missing}; take --backend hf, or install requirements.txt for this machine")
+        return wanted
+    log.info("backend: %s", f"hf ({missing})" if missing else "vllm")
+    return "hf" if missing else "vllm"
+
+
+def vllm_problem() -> str | None:
+    """Why vLLM cannot run here; None when it can."""
+    if importlib.util.find_spec("vllm") is None:
+        return "the package vllm is not installed"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        return f"the package vllm cannot be imported ({error})"
+    if not current_platform.device_type:
+        return "this build of vllm finds no device that it can use"
+    return None
+
+
+def set_environment(gpus: int, kv_bytes: int) -> None:
+    """What vLLM reads from the environment and the user has not set; measured reasons in notes of the README."""
+    wanted = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    if not gpus:
+        # One process starts in half the time of three, and a cache of half the memory would be zeroed first.
+        wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": str(max(1, -(-kv_bytes * 4 // 2**30))),
+                   "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def tensor_parallel(config: Any, wanted: int | None, gpus: int) -> int:
+    """How many GPUs share the model; the attention heads have to divide evenly over them."""
+    heads, most = config.get_text_config().num_attention_heads, max(1, gpus)
+    if wanted is None:
+        ranks = max(count for count in range(1, most + 1) if heads % count == 0)
+        if ranks < most:
+            log.info("using %d of %d GPUs: %d attention heads do not divide evenly over more", ranks, most, heads)
+        return ranks
+    if wanted > most:
+        raise InputError(f"--tensor_parallel {wanted}: there are {gpus} GPUs" if gpus else
+                         f"--tensor_parallel {wanted}: there is no GPU; leave the flag out")
+    if heads % wanted:
+        raise InputError(f"--tensor_parallel {wanted} does not divide the model's {heads} attention heads")
+    return wanted
+
+
+def positions_of(config: Any) -> int:
+    """The longest sequence that the model was made for."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or LONGEST
+
+
+def longest_sequence(config: Any, wanted: int | None) -> int:
+    """Tokens that prompt and answer may have together."""
+    positions = positions_of(config)
+    if wanted is not None and wanted > positions:
+        raise InputError(f"--max_model_len {wanted}: the model has only {positions} positions")
+    return wanted or min(positions, LONGEST)
+
+
 def _config_and_tokenizer(model: str):
     from transformers import AutoConfig, AutoTokenizer  # seconds of import, not needed by --rescore
 
     try:
         return AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise InputError(f"no model at {model!r}: {error}") from error
+        reason = str(error).split("\n", 1)[0]
+        raise InputError(f"model {model!r}: its config or tokenizer cannot be loaded ({reason})") from error
 
 
-def _max_model_len(config, wanted: int | None) -> int:
-    positions = getattr(config, "max_position_embeddings", None) or LONGEST
-    if wanted is not None and wanted > positions:
-        raise InputError(f"--max_model_len {wanted}: the model has only {positions} positions")
-    return wanted or min(positions, LONGEST)
-
-
-def chosen_backend(wanted: str) -> str:
-    """vllm or hf; what `auto` took is said in the log."""
-    installed = importlib.util.find_spec("vllm") is not None
-    if wanted == "vllm" and not installed:
-        raise InputError("--backend vllm: the package vllm is not installed; install requirements-eval.txt, or take "
-                         "--backend hf")
-    if wanted != "auto":
-        return wanted
-    backend = "vllm" if installed else "hf"
-    log.info("backend: %s%s", backend, "" if installed else " (vllm is not installed)")
-    return backend
+def _started(start):
+    """A vLLM engine; what it says about memory becomes one line that names the flags."""
+    try:
+        return start()
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if "memory" in str(error).lower() and "engine core" not in str(error).lower():
+            reason = str(error).strip().split("\n", 1)[0]
+            raise InputError(f"vLLM could not start: {reason}; --max_model_len, --tensor_parallel and --gpu_memory "
+                             "change what it needs and gets") from error
+        raise

@@ -1,14 +1,11 @@
 """The transformers backend of eval/generate.py: batched greedy decoding that stops and cuts as vLLM does."""
 
-import logging
 from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from eval.results import Completion
-
-log = logging.getLogger(__name__)
 
 DTYPES = {"auto": "auto", "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 CONTEXT = 6  # prompt tokens decoded together with an answer, so that its first space is kept
@@ -47,7 +44,11 @@ class HfModel:
             generation_config=GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max(budgets),
                                                eos_token_id=self.ends or None, pad_token_id=pad),
             stopping_criteria=StoppingCriteriaList([ending]))
-        return [completion for completion in ending.completions]
+        return ending.completions
+
+    def close(self) -> None:
+        """Frees the weights."""
+        self.model = None
 
 
 class RowEnds(StoppingCriteria):

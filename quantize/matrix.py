@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from impart.encodings import Encoded, decode, factors
-from impart.encodings_quantized import (entries_encoded, entry_masks, factor_masks, groups_encoded, plan_bits, plan_spans,
-                                        vectors_encoded)
+from impart.bit_plan import Plan, cut_plan, plan_bits, plan_spans
+from impart.encoded import Encoded
+from impart.encodings import decode, factors
+from impart.encodings_quantized import entries_encoded, entry_masks, factor_masks, groups_encoded, vectors_encoded
 from impart.errors import InputError
 from quantize.grid import top_codes, zero_byte
 from quantize.sparse_gptq import Inverse, NotPositiveDefinite, Quantized, inverse_of, quantize_groups, quantize_vectors
-
-Plan = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Rule:
     """How matrices are quantized."""
 
     grid: str  # "paper": min-max in groups of columns; "compact": one fitted grid per singular vector
-    attn_plan: Plan  # [bits, triplets] in the order of the singular values, for matrices under self_attn
-    mlp_plan: Plan  # and for all others
+    attn_plan: Plan  # of matrices under self_attn
+    mlp_plan: Plan  # of all others
     entry_bits: int  # of matrices that are stored as entries of dW (DARE)
     groupsize: int = 128
     damping: float = 0.01
@@ -35,19 +34,6 @@ class Rule:
     def plan(self, name: str, rank: int) -> list[list[int]]:
         """The plan of one matrix, cut off at its rank."""
         return cut_plan(self.attn_plan if "self_attn" in name else self.mlp_plan, rank, name)
-
-
-def cut_plan(plan: Plan, rank: int, name: str) -> list[list[int]]:
-    """The entries of the plan that the first `rank` triplets use; InputError when they are more than it covers."""
-    cut, left = [], rank
-    for bits, count in plan:
-        if min(count, left) > 0:
-            cut.append([bits, min(count, left)])
-            left -= min(count, left)
-    if left:
-        raise InputError(f"{name} has {rank} triplets, but the bit plan {[list(part) for part in plan]} covers only "
-                         f"{rank - left}; let its last entry take the rest")
-    return cut
 
 
 def rank_hessian(H: Tensor, Vq: Tensor, s: Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""What flows through the layers during calibration: the inputs of the current layer, and the Hessians gathered from them."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from impart.errors import InputError
+from quantize.streamed import Call, StreamedDecoder
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class Activations:
+    """Inputs of the current layer, batch by batch: on the decoder's device while they fit there, else in main memory."""
+
+    def __init__(self, decoder: StreamedDecoder, sequences: Tensor, batch: int):
+        self._decoder, self._spilled = decoder, False
+        self._inputs: list[Tensor] = []
+        self._calls: dict[int, list[Call]] = {}  # sequences per batch -> arguments of every layer
+        self.tokens = sequences.numel()
+        for ids in sequences.split(batch):
+            hidden, self._calls[len(ids)] = self._with_room(lambda ids=ids: decoder.record(ids))
+            self._inputs.append(self._kept(hidden))
+
+    def stages(self, layer: int, names: Sequence[str]) -> list[list[str]]:
+        """The linear weights of the layer by distinct input, in the order of their use."""
+        first = self._inputs[0]
+        return self._decoder.stages(layer, names, self._used(first), self._calls[len(first)][layer])
+
+    def hessians(self, layer: int, names: Sequence[str]) -> dict[str, Tensor]:
+        """H = 2 / tokens * X X^T (n, n) in fp32 of the inputs of each of these linear weights, in one pass."""
+        return self._with_room(lambda: self._hessians(layer, names))
+
+    def advance(self, layer: int) -> None:
+        """The layer's outputs become the inputs of the next one."""
+        for index in range(len(self._inputs)):
+            self._inputs[index] = self._kept(self._with_room(lambda index=index: self._output(layer, index)))
+
+    def _hessians(self, layer: int, names: Sequence[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for hidden in self._inputs:
+            call = self._calls[len(hidden)][layer]
+            for name, x in self._decoder.inputs(layer, names, self._used(hidden), call):
+                x = x.float()
+                if name not in found:
+                    found[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
+                found[name].addmm_(x.T, x, alpha=2 / self.tokens)
+        return found
+
+    def _output(self, layer: int, index: int) -> Tensor:
+        hidden = self._inputs[index]
+        return self._decoder.run(layer, self._used(hidden), self._calls[len(hidden)][layer])
+
+    def _used(self, hidden: Tensor) -> Tensor:
+        return hidden.to(self._decoder.device)
+
+    def _kept(self, hidden: Tensor) -> Tensor:
+        return hidden.cpu() if self._spilled else hidden
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """The work's result; when the GPU is full, once more after the activations went to main memory."""
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            if self._spilled:
+                raise InputError("the GPU's memory is too small even with the activations in main memory; take a smaller "
+                                 "batch, fewer tokens per sequence (seqlen) or --device cpu") from error
+        self._spilled = True
+        log.warning("the GPU is full: the calibration activations go to main memory, which is slower")
+        self._inputs = [hidden.cpu() for hidden in self._inputs]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return work()

@@ -1,0 +1,79 @@
+"""BitDelta: dW is its signs times one scale mu per matrix; above 16x, DARE first drops entries at random.
+
+mu is mean |dW|, the least-squares choice; `distilled_scales` trains all scales together so that the compressed model's logits
+follow the fine-tuned model's on calibration text.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from impart.checkpoint import Checkpoint
+from impart.encoded import Encoded
+from impart.encodings import decode
+from impart.encodings_quantized import signs_encoded
+from impart.report import progress
+
+log = logging.getLogger(__name__)
+
+
+def keep_ratio(cr: float) -> float:
+    """The share of entries whose sign is stored: one bit each is 16 times less than 16 bits; beyond that DARE drops some."""
+    return min(1.0, 16.0 / cr)
+
+
+def bitdelta(dW: Tensor, *, name: str, cr: float, seed: int, mu: float | None = None) -> Encoded:
+    """Signs of dW (m, n) and the scale `mu`, by default mean |dW|."""
+    mu = float(dW.abs().mean(dtype=torch.float64)) if mu is None else mu
+    return signs_encoded(dW, mu, name=name, keep_ratio=keep_ratio(cr), seed=seed)
+
+
+class ScaledSigns(nn.Module):
+    """Weight W = base + exp(log_ratio) * delta, delta holding signs times mu as they are stored, in a linear layer."""
+
+    def __init__(self, base: Tensor, signs: Tensor, mu: float, bias: Tensor | None):
+        super().__init__()
+        self.base, self.signs, self.mu, self.bias = base, signs, mu, bias  # (m, n), (m, n) int8, 1 / keep ratio in mu
+        self.log_ratio = nn.Parameter(torch.zeros((), device=base.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = (self.log_ratio.exp() * self.mu).to(self.base.dtype)
+        return nn.functional.linear(x, self.base + scale * self.signs, self.bias)
+
+
+def distilled_scales(base: Checkpoint, finetuned: Checkpoint, encoded: Mapping[str, Encoded], sequences: Tensor, *,
+                     steps: int, lr: float, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """mu of every matrix after `steps` of Adam on the mean squared difference of the logits. Holds both models in memory."""
+    teacher = AutoModelForCausalLM.from_pretrained(finetuned.path, dtype=dtype).to(device).eval().requires_grad_(False)
+    student = AutoModelForCausalLM.from_pretrained(finetuned.path, dtype=dtype).to(device).eval().requires_grad_(False)
+    scaled: dict[str, ScaledSigns] = {}
+    for name, signs in encoded.items():
+        if signs.encoding == "empty":
+            continue
+        module = student.get_submodule(name.removesuffix(".weight"))
+        facts = {**signs.facts, "encoding": signs.encoding, "shape": signs.shape, "mu": 1.0}
+        ones = decode(name, facts, signs.tensors)  # +-1 / keep ratio
+        rescale = float(ones.abs().max())
+        scaled[name] = ScaledSigns(base.tensor(name).to(device, dtype), ones.sign().to(device, torch.int8),
+                                   signs.facts["mu"] * rescale, module.bias)
+        parent, _, leaf = name.removesuffix(".weight").rpartition(".")
+        setattr(student.get_submodule(parent), leaf, scaled[name])
+    optimizer = torch.optim.Adam([module.log_ratio for module in scaled.values()], lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    for step in progress(range(steps), what="distilling scales", unit="step"):
+        rows = [(step * batch + i) % len(sequences) for i in range(batch)]
+        ids = sequences[rows].to(device)
+        with torch.no_grad():
+            wanted = teacher(input_ids=ids, use_cache=False).logits.float()
+        loss = (student(input_ids=ids, use_cache=False).logits.float() - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step in (0, steps - 1):
+            log.info("distillation step %d of %d: mean squared difference of the logits %.5f", step + 1, steps, float(loss))
+    return {name: encoded[name].facts["mu"] * float(module.log_ratio.exp()) for name, module in scaled.items()}

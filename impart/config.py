@@ -7,6 +7,7 @@ prints it for --help, and `config_parser` gives the flags that all scripts with 
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -48,24 +49,14 @@ def option(default: Any = REQUIRED, *, help: str, unit: str = "", choices: Seque
 
 def load(cls: type, path: str | Path | None, overrides: Sequence[str] = ()):
     """Reads a YAML mapping, applies `key=value` overrides, checks every key, type and range, and returns `cls(...)`."""
-    given = _read_yaml(Path(path)) if path is not None else {}
+    origin = path if path is not None else "the command line"
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values = _by_name(_read_yaml(Path(path)), fields, path) if path is not None else {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise InputError(f"override {text!r} is not of the form key=value")
-        given[key] = _parse(value, f"override {text!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    names = {alias: name for name, field in fields.items() for alias in (name, *field.metadata["aliases"])}
-    values, origin = {}, path if path is not None else "the command line"
-    for key, value in given.items():
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise InputError(f"unknown key {key!r} in {origin}; {remedy}")
-        name = names[key]
-        if name in values and values[name] != value:
-            raise InputError(f"{key!r} and another name of {name!r} are both given in {origin} with different values")
-        values[name] = value
+        values |= _by_name({key: _parse(value, f"override {text!r}")}, fields, "the command line")
     types_of = typing.get_type_hints(cls)
     checked = {name: _checked(value, types_of[name], fields[name]) for name, value in values.items()}
     for name, field in fields.items():
@@ -80,7 +71,8 @@ def describe(cls: type) -> str:
     for field in dataclasses.fields(cls):
         meta = field.metadata
         default = field.default_factory() if field.default_factory is not REQUIRED else field.default
-        facts = [" or ".join((_type_name(types_of[field.name]), *meta["words"])), "required" if default is REQUIRED else f"default {_yaml(default)}"]
+        facts = [" or ".join((_type_name(types_of[field.name]), *meta["words"])),
+                 "required" if default is REQUIRED else f"default {_yaml(default)}"]
         facts += [f"unit: {meta['unit']}"] if meta["unit"] else []
         facts += [f"one of {', '.join(map(_yaml, meta['choices']))}"] if meta["choices"] else []
         facts += [f"also called {', '.join(meta['aliases'])}"] if meta["aliases"] else []
@@ -110,10 +102,30 @@ def config_parser(cls: type, doc: str | None) -> Parser:
     return parser
 
 
+def _by_name(given: dict, fields: dict[str, dataclasses.Field], origin: str | Path) -> dict:
+    """The given values under the names of the fields; InputError for a key that is no name of any."""
+    names = {alias: name for name, field in fields.items() for alias in (name, *field.metadata["aliases"])}
+    values = {}
+    for key, value in given.items():
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            raise InputError(f"unknown key {key!r} in {origin}; {remedy}")
+        name = names[key]
+        if name in values and values[name] != value:
+            raise InputError(f"{key!r} and another name of {name!r} are both given in {origin} with different values")
+        values[name] = value
+    return values
+
+
 def _read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"config file {str(path)!r} does not exist")
-    given = _parse(path.read_text(), f"config file {str(path)!r}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"config file {str(path)!r} cannot be read ({error}); save it as UTF-8 text") from error
+    given = _parse(text, f"config file {str(path)!r}")
     if given is None:
         return {}
     if not isinstance(given, dict):
@@ -121,9 +133,21 @@ def _read_yaml(path: Path) -> dict:
     return given
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe types, without its silent choice of the last of two equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
+
+
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"{where} is not valid YAML: {error}") from error
 
@@ -141,8 +165,10 @@ def _checked(value: Any, expected: Any, field: dataclasses.Field) -> Any:
         return None
     if meta["choices"] is not None and fitted not in meta["choices"]:
         raise InputError(f"{name}: {_yaml(fitted)} is not one of {', '.join(map(_yaml, meta['choices']))}")
+    if isinstance(fitted, float) and not math.isfinite(fitted):
+        raise InputError(f"{name}: {_yaml(fitted)} is not a finite number, as is wanted")
     for bound, wrong, word in ((meta["low"], lambda v, b: v < b, "at least"), (meta["high"], lambda v, b: v > b, "at most")):
-        if bound is not None and isinstance(fitted, int | float) and (fitted != fitted or wrong(fitted, bound)):
+        if bound is not None and isinstance(fitted, int | float) and wrong(fitted, bound):
             raise InputError(f"{name}: {_yaml(fitted)} is out of range; it must be {word} {bound}")
     return fitted
 
@@ -178,7 +204,9 @@ def _trap(value: Any) -> str:
             number = float(value)
         except ValueError:
             return ""
-        return f" (YAML reads {value} as text; write {number:.10f}".rstrip("0") + " or 1.0e-4 with a point)"
+        shortest = repr(number)  # like 1e-05, which YAML takes for a number only with a point in it
+        form = shortest if "." in shortest else shortest.replace("e", ".0e")
+        return f" (YAML reads {value} as text; write {form})" if math.isfinite(number) else ""
     if isinstance(value, bool):
         return " (YAML reads a bare no, yes, on and off as a truth value; put quotes around a word)"
     return ""

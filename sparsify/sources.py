@@ -1,15 +1,17 @@
 """Where the deltas to compress come from: two checkpoints, or an SVD delta that was saved before."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from impart.artifact import Delta
+from impart.artifact import Delta, open_delta
 from impart.artifact_writer import model_facts
-from impart.checkpoint import Checkpoint
+from impart.checkpoint import Checkpoint, linear_names, open_checkpoint
 from impart.errors import InputError
-from impart.pair import Pair
+from impart.pair import Pair, check_pair, scan_pair, select_matrices
+from sparsify.settings import Config
 from sparsify.svd import delta_svd
 
 Triplets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -122,3 +124,22 @@ class SvdSource:
 
     def companions(self) -> list[Path]:
         return self._delta.companions()
+
+
+def open_source(config: Config, device: torch.device, check_shapes: Callable[[Mapping[str, tuple[int, int]]], None]) -> Source:
+    """The models or the saved SVD, checked against each other and the settings before anything long begins."""
+    finetuned = open_checkpoint(config.ftm_dir) if config.ftm_dir is not None else None
+    keys = (config.weight_types, config.layer_num, config.weight_name)
+    if config.svd_dir is not None:
+        svd = open_delta(config.svd_dir)
+        source = SvdSource(svd, select_matrices(svd.names(), config.svd_dir, *keys), device, finetuned)
+        check_shapes({name: source.shape(name) for name in source.matrices})
+        if config.save_model:
+            svd.check_base(open_checkpoint(config.base_model or svd.manifest["base"]["source"]))
+        svd.verify()
+        return source
+    base = open_checkpoint(config.base_model)
+    matrices = select_matrices(linear_names(finetuned), config.ftm_dir, *keys)
+    check_pair(base, finetuned, matrices)
+    check_shapes({name: base.shape(name) for name in matrices})
+    return ModelSource(scan_pair(base, finetuned, matrices), device)

@@ -18,24 +18,21 @@ from pathlib import Path
 if not __package__:  # run as `python sparsify/sparsify.py`: import from the repository root, not from sparsify/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
-
 from impart import processes
-from impart.artifact import Delta, open_delta
-from impart.checkpoint import linear_names, open_checkpoint, refuse_existing, weight_type
+from impart.artifact import Delta
+from impart.checkpoint import open_checkpoint, refuse_existing, weight_type
 from impart.config import as_dict, config_parser, load
 from impart.device import use_device
 from impart.encodings import Encoded, empty
 from impart.errors import run
 from impart.files import write_atomically
-from impart.pair import check_pair, scan_pair, select_matrices
 from impart.reconstruct import write_model
 from impart.report import Report, start_logging, table
 from sparsify.allocation import lowrank_rank, preprune_ratio, uv_sparsity
 from sparsify.compress import compress
 from sparsify.methods import dare, impart, impart_rank, lowrank
 from sparsify.settings import Config, check_budgets, head, resolved
-from sparsify.sources import ModelSource, Source, SvdSource
+from sparsify.sources import Source, open_source
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     if config.save_model:
         refuse_existing(model_dir(config), flags.overwrite)
     device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
-    source = open_source(config, device)
+    source = open_source(config, device, lambda shapes: check_budgets(config, shapes))
     delta = compress(source, encoder(config, source), config.save_dir, head(config), overwrite=flags.overwrite,
                      needed_bytes=expected_bytes(config, source), report=report, what=config.method)
     if delta is not None:
@@ -58,25 +55,6 @@ def main(arguments: Sequence[str]) -> None:
             write_model(delta, base, model_dir(config), device=device, overwrite=flags.overwrite)
             print(f"dense checkpoint: {model_dir(config)}")
     processes.leave()
-
-
-def open_source(config: Config, device: torch.device) -> Source:
-    """The models or the saved SVD, checked against each other and the settings before anything long begins."""
-    finetuned = open_checkpoint(config.ftm_dir) if config.ftm_dir is not None else None
-    keys = (config.weight_types, config.layer_num, config.weight_name)
-    if config.svd_dir is not None:
-        svd = open_delta(config.svd_dir)
-        source = SvdSource(svd, select_matrices(svd.names(), config.svd_dir, *keys), device, finetuned)
-        check_budgets(config, {name: source.shape(name) for name in source.matrices})
-        if config.save_model:
-            svd.check_base(open_checkpoint(config.base_model or svd.manifest["base"]["source"]))
-        svd.verify()
-        return source
-    base = open_checkpoint(config.base_model)
-    matrices = select_matrices(linear_names(finetuned), config.ftm_dir, *keys)
-    check_pair(base, finetuned, matrices)
-    check_budgets(config, {name: base.shape(name) for name in matrices})
-    return ModelSource(scan_pair(base, finetuned, matrices), device)
 
 
 def encoder(config: Config, source: Source) -> Callable[[str], Encoded]:

@@ -26,11 +26,15 @@ def sync_file(file: Path) -> None:
 def write_atomically(file: Path, data: bytes) -> None:
     """A file that holds all of `data` or, after a crash, what it held before."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def give_default_mode(file: Path) -> None:
@@ -42,16 +46,20 @@ def give_default_mode(file: Path) -> None:
 
 def replace_folder(finished: Path, target: Path) -> None:
     """Renames a finished folder to `target`; an older one there is removed only once the new one is in place."""
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = target.with_name(f".{target.name}.replaced")  # hidden: a user's own backup may well be called NAME.old
+    _remove(old)
     if target.exists():
         os.rename(target, old)
     os.rename(finished, target)
     sync_file(target.parent)
-    if old.is_dir():
-        shutil.rmtree(old)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
-        old.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def free_space(path: Path, needed: int, what: str) -> None:

@@ -5,14 +5,15 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
-from impart.masks import (LEVELS, MASKS, bernoulli_mask, exact_count_mask, keep_thresholds, kept_values, scattered)
+from impart.masks import LEVELS, MASKS, bernoulli_mask, exact_count_mask, keep_thresholds, kept_values, scattered
 
+ROOT = Path(__file__).resolve().parents[1]
 WORD = (1 << 64) - 1
 
 
@@ -50,8 +51,8 @@ def expected_bernoulli(seed, name, factor, thresholds, rows):
 def expected_exact(seed, name, factor, thresholds, rows):
     numbers, mask = outputs(key_of(seed, name, factor)), []
     for t in thresholds:
-        order = sorted(range(rows), key=lambda row, d=list(itertools.islice(numbers, rows)): (d[row] >> 24, row))
-        kept = set(order[:rows - rows * (65536 - t) // 65536])
+        order = sorted((number >> 24, row) for row, number in enumerate(itertools.islice(numbers, rows)))
+        kept = {row for _, row in order[:rows - rows * (65536 - t) // 65536]}
         mask.append([row in kept for row in range(rows)])
     return np.array(mask)
 

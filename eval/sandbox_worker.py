@@ -38,15 +38,18 @@ def main() -> None:
     """Puts up the protections once, says so, then serves programs until its input ends."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     settings = json.loads(requests.readline())
+    devnull = os.open(os.devnull, os.O_RDWR)
+    os.dup2(devnull, 0)
+    os.dup2(devnull, 1)  # so that a module that prints when it is imported does not speak to the caller
     try:
         if settings["namespaces"]:
             sandbox_kernel.enter_namespaces(Path(settings["root"]), [Path(path) for path in settings["visible"]])
-        for name in PRELOADED:
+        sys.path[:] = settings["path"]
+        for name in (*PRELOADED, *settings["preload"]):
             __import__(name)
         answer = {"ready": True}
-    except OSError as error:
+    except (OSError, ImportError) as error:
         answer = {"ready": False, "detail": str(error)}
-    sys.path[:] = settings["path"]
     for name in [name for name in sys.modules if name == "eval" or name.startswith("eval.")]:
         del sys.modules[name]  # the program must not find this package where it looks for its own
     if settings["namespaces"] and settings["filter"]:

@@ -281,6 +281,14 @@ def test_the_library_and_installed_packages_are_importable(layers):
         assert outcome.passed, outcome
 
 
+def test_modules_can_be_loaded_before_the_fork():
+    assert one("import sys; assert 'sqlite3' not in sys.modules").passed
+    [outcome] = run_programs(["import sys; assert 'sqlite3' in sys.modules"], preload=["sqlite3"])
+    assert outcome.passed
+    with pytest.raises(RuntimeError, match="no_such_module"):
+        run_programs(["pass"], preload=["no_such_module"])
+
+
 def test_hash_order_is_the_same_in_every_run():
     orders = {one("print(list({'a', 'b', 'c', 'd', 'e', 'f'}))").output for _ in range(2)}
     assert len(orders) == 1

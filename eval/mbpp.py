@@ -1,0 +1,180 @@
+"""MBPP: short functions to write, one greedy answer each. EvalPlus' 378 items with its base tests, or the public file.
+
+    python eval/mbpp.py MODEL fp16                           # results/<model>/mbpp/0.json and 0.jsonl
+    python eval/mbpp.py MODEL fp16 --data MbppPlus.jsonl     # EvalPlus' file, where it cannot be downloaded
+    python eval/mbpp.py MODEL fp16 --data mbpp.jsonl         # another benchmark: results/<model>/mbpp_public/0.json
+
+EvalPlus' file is taken from --data, MBPP_OVERRIDE_PATH, MbppPlus.jsonl in IMPART_DATA, or EvalPlus' own cache and
+download. The public file (974 items, of which the test split 11-510 is scored; or the 427 sanitized ones) is asked and
+scored in the same way with its own assertions, and its results carry another name, because it is another set.
+"""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as `python eval/mbpp.py`: import from the repository root, not from eval/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from eval.benchmark import Benchmark, print_result, run_benchmark
+from eval.benchmark_data import Items, Source, load_items, read_records
+from eval.models import ModelSource
+from eval.options import Options, benchmark_parser, read_options
+from eval.results import Verdict
+from eval.sandbox import run_programs
+from impart.errors import InputError, run
+
+log = logging.getLogger(__name__)
+
+EVALPLUS = Source("mbpp", "MbppPlus.jsonl", {"task_id": str, "prompt": str, "entry_point": str, "canonical_solution": str,
+                                             "base_input": list, "plus_input": list, "atol": float, "contract": object},
+                  id_field="task_id")
+PUBLIC = Source("mbpp_public", "mbpp.jsonl", {"task_id": int, "text": str, "test_list": list}, id_field="task_id",
+                optional={"test_setup_code": str})
+SANITIZED = Source("mbpp_sanitized", "mbpp_sanitized.json", {"task_id": int, "prompt": str, "test_list": list},
+                   id_field="task_id", optional={"test_imports": list})
+TEST_SPLIT = [str(number) for number in range(11, 511)]
+EVALPLUS_SECONDS = 20.0  # around EvalPlus' own limits of 1 s a test and more where the reference is slow
+PUBLIC_SECONDS = 30.0    # the reference of item 123 needs more than 10 s on a busy core
+MEMORY_MB = 4096         # EvalPlus' limit
+
+
+def chosen_file(options: Options) -> tuple[Source, Path | None]:
+    """Which of the sets, and its file; None where EvalPlus has to bring its own."""
+    given = options.data or (Path(os.environ["MBPP_OVERRIDE_PATH"]) if os.environ.get("MBPP_OVERRIDE_PATH") else None)
+    if given is not None and not given.is_dir():
+        if not given.is_file():
+            raise InputError(f"{given}: no such file; MBPP is EvalPlus' MbppPlus.jsonl or the public mbpp.jsonl")
+        return kind_of(given), given
+    folder = given or (Path(os.environ["IMPART_DATA"]) if os.environ.get("IMPART_DATA") else None)
+    if folder is None or (folder / EVALPLUS.file).is_file():
+        return EVALPLUS, folder and folder / EVALPLUS.file
+    if not evalplus_cache().is_file() and (folder / PUBLIC.file).is_file():
+        log.warning("EvalPlus' %s is neither in %s nor in its cache; scoring the public file there instead, which is "
+                    "another set: the result is called mbpp_public", EVALPLUS.file, folder)
+        return PUBLIC, folder / PUBLIC.file
+    return EVALPLUS, None
+
+
+def kind_of(path: Path) -> Source:
+    """The set that a file holds, by the fields of its first item."""
+    first = next(iter(read_records(path)), (None, {}))[1]
+    for mark, source in (("base_input", EVALPLUS), ("text", PUBLIC), ("test_imports", SANITIZED), ("test_list", PUBLIC)):
+        if mark in first:
+            return source
+    raise InputError(f"{path}, line 1: neither 'base_input' (EvalPlus' MbppPlus.jsonl) nor 'test_list' (the public "
+                     f"mbpp.jsonl) is among its fields: {', '.join(first) or 'none'}")
+
+
+def evalplus_cache() -> Path:
+    from evalplus.data.mbpp import MBPP_PLUS_VERSION
+    from evalplus.data.utils import CACHE_DIR
+
+    return Path(CACHE_DIR) / f"MbppPlus-{MBPP_PLUS_VERSION}.jsonl"
+
+
+def evalplus_items(path: Path | None, options: Options) -> tuple[Items, dict[str, dict]]:
+    """The chosen items as they stand in EvalPlus' file, and all of its problems as EvalPlus itself reads them."""
+    from evalplus.data import mbpp as data
+
+    if path is None:
+        path = evalplus_cache()
+        if not path.is_file():
+            try:
+                data.get_mbpp_plus()  # downloads into that place
+            except OSError as error:
+                raise InputError(f"EvalPlus' MBPP file cannot be downloaded ({error}); give it as --data MbppPlus.jsonl or "
+                                 "MBPP_OVERRIDE_PATH, or score the public set with --data mbpp.jsonl") from error
+    if path.suffix == ".gz":
+        raise InputError(f"{path}: unpack it first (gunzip); EvalPlus reads the plain MbppPlus.jsonl")
+    items = load_items(EVALPLUS, path, options.limit, options.subset)
+    data.MBPP_OVERRIDE_PATH = str(path)
+    return items, data.get_mbpp_plus()
+
+
+def public_items(source: Source, path: Path, options: Options) -> Items:
+    """The chosen public items with one set of field names; without --subset the test split of a whole file."""
+    items = load_items(source, path, None, options.subset)
+    if not options.subset and {item["id"] for item in items.items} > set(TEST_SPLIT):
+        items = load_items(source, path, options.limit, ",".join(TEST_SPLIT))
+    renamed = [{**item, "text": item.get("text", item.get("prompt")),
+                "test_setup_code": item.get("test_setup_code", "\n".join(item.get("test_imports", [])))}
+               for item in items.items[:options.limit]]
+    return replace(items, items=renamed)
+
+
+def mbpp(options: Options) -> Benchmark:
+    """The set that the options choose, in the prompt form that EvalPlus chooses for the model."""
+    try:
+        from eval.mbpp_programs import MAX_TOKENS, asked, public_prompt, stops
+    except ImportError as error:
+        raise InputError(f"MBPP needs the package evalplus ({error}): pip install evalplus") from error
+    source, path = chosen_file(options)
+    tokenizer = chat_tokenizer(options)
+    settings = {"template": "none" if tokenizer is None else "evalplus chat", "tests": "base"}
+    if source is EVALPLUS:
+        items, problems = evalplus_items(path, options)
+        prompts = [item["prompt"] for item in items.items]
+        judge = functools.partial(judge_evalplus, problems=problems, direct=tokenizer is None)
+    else:
+        items = public_items(source, path, options)
+        prompts = [public_prompt(item) for item in items.items]
+        judge = functools.partial(judge_public, direct=tokenizer is None)
+    return Benchmark(source.benchmark, items.items, [asked(prompt, tokenizer) for prompt in prompts], MAX_TOKENS,
+                     stops(direct=tokenizer is None), judge, settings | {"data_sha256": items.sha256})
+
+
+def chat_tokenizer(options: Options) -> Any | None:
+    """The tokenizer where EvalPlus would use its chat template; None for a direct completion."""
+    if options.chat_template not in (None, "auto", "none"):
+        raise InputError(f"--chat_template {options.chat_template}: EvalPlus knows auto (the tokenizer's own, if it has "
+                         "one) and none")
+    if options.chat_template == "none" or options.model is None:
+        return None
+    from transformers import AutoTokenizer  # seconds of import
+
+    tokenizer = AutoTokenizer.from_pretrained(ModelSource(options.model, options.base_model).tokenizer_folder)
+    return tokenizer if tokenizer.chat_template else None
+
+
+def judge_evalplus(items: Sequence[Mapping[str, Any]], texts: Sequence[str], problems: Mapping[str, dict],
+                   direct: bool) -> list[Verdict]:
+    """EvalPlus' verdict on the base tests of each item, in the sandbox."""
+    from eval.mbpp_programs import PRELOAD, evalplus_program, solution_of
+
+    solutions = [solution_of(text, item["prompt"], direct, item["entry_point"])
+                 for item, text in zip(items, texts, strict=True)]
+    return judged(solutions, [evalplus_program(problems[item["id"]], solution)
+                                      for item, solution in zip(items, solutions, strict=True)],
+                  timeout_s=EVALPLUS_SECONDS, memory_mb=MEMORY_MB, preload=PRELOAD)
+
+
+def judge_public(items: Sequence[Mapping[str, Any]], texts: Sequence[str], direct: bool) -> list[Verdict]:
+    """The item's own assertions, in the sandbox."""
+    from eval.mbpp_programs import public_program, public_prompt, solution_of
+
+    solutions = [solution_of(text, public_prompt(item), direct, None) for item, text in zip(items, texts, strict=True)]
+    return judged(solutions, [public_program(item, solution)
+                                      for item, solution in zip(items, solutions, strict=True)],
+                  timeout_s=PUBLIC_SECONDS, memory_mb=MEMORY_MB)
+
+
+def judged(solutions: Sequence[str], programs: Sequence[str], **limits) -> list[Verdict]:
+    """One verdict per solution from its program's outcome."""
+    outcomes = run_programs(programs, **limits)
+    return [Verdict(solution, None, outcome.passed, "" if outcome.passed else outcome.detail)
+            for solution, outcome in zip(solutions, outcomes, strict=True)]
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = read_options(benchmark_parser(__doc__), arguments)
+    print_result(run_benchmark(mbpp(options), options), options)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,81 @@
+"""The two kinds of MBPP: what is asked, what of the answer is tested, and the program that tests it. Pure functions.
+
+EvalPlus' file (378 items, `base_input`) is prompted, sanitized and judged by EvalPlus' own functions; only the process
+they run in is our sandbox instead of EvalPlus' unprotected one. Google's public files (`test_list`) are asked in the
+same form and judged by their own assertions.
+"""
+
+import base64
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+from evalplus.provider.utility import EOS, extra_eos_for_direct_completion, make_raw_chat_prompt
+from evalplus.sanitize import code_extract, sanitize
+
+MAX_TOKENS = 768  # of EvalPlus' decoders
+# The two sentences stand inside a function of EvalPlus (run_codegen), where they cannot be imported from.
+INSTRUCTION = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
+RESPONSE = ("Below is a Python script with a self-contained function that solves the problem and passes corresponding "
+            "tests:")
+_JUDGE = """\
+import base64, contextlib, pickle, types
+import evalplus.eval as evaluation
+from evalplus.gen.util import trusted_exec
+
+problem, solution = pickle.loads(base64.b64decode({payload!r}))
+inputs, entry_point = problem["base_input"], problem["entry_point"]
+expected, seconds = trusted_exec(problem["prompt"] + problem["canonical_solution"], inputs, entry_point, record_time=True,
+                                 output_not_none=entry_point in evaluation.MBPP_OUTPUT_NOT_NONE_TASKS)
+limits = [max(evaluation.DEFAULT_MIN_TIME_LIMIT, evaluation.DEFAULT_GT_TIME_LIMIT_FACTOR * time) for time in seconds]
+evaluation.query_maximum_memory_bytes = lambda: None       # the sandbox limits the memory,
+evaluation.create_tempdir = contextlib.nullcontext         # and has put us into a private folder
+status, done = types.SimpleNamespace(value=-1), types.SimpleNamespace(value=0)
+details = [False] * len(inputs)
+evaluation.unsafe_execute("mbpp", entry_point, solution, inputs, expected, limits, problem["atol"], True, status, details,
+                          done)
+assert status.value == evaluation._SUCCESS and all(details), f"EvalPlus: base test {{done.value}} of {{len(inputs)}}"
+"""
+PRELOAD = ("evalplus.eval", "evalplus.gen.util")
+
+
+def asked(prompt: str, tokenizer: Any | None) -> str:
+    """EvalPlus' prompt: the docstring to continue, or its chat form where the tokenizer has a chat template."""
+    prompt = prompt.strip() + "\n"
+    return prompt if tokenizer is None else make_raw_chat_prompt(prompt, INSTRUCTION, RESPONSE, tokenizer)
+
+
+def stops(direct: bool) -> tuple[str, ...]:
+    """EvalPlus' stop strings of a direct completion, or of a chat answer that begins inside a fence."""
+    return (*EOS, *(extra_eos_for_direct_completion("mbpp") if direct else ["\n```\n"]))
+
+
+def solution_of(text: str, prompt: str, direct: bool, entry_point: str | None) -> str:
+    """What EvalPlus tests of an answer: tabs as spaces, after its prompt if it continued one, then sanitized.
+
+    Without `entry_point` only the longest part that parses is taken: EvalPlus' pruning of what the function does not
+    seem to need takes away classes and helpers of six of the public references (367, 512, 601, 630, 927, 940).
+    """
+    text = text.replace("\t", "    ")
+    code = prompt.strip() + "\n" + text if direct else text
+    try:
+        return code_extract(code) if entry_point is None else sanitize(code, entrypoint=entry_point)
+    except (RecursionError, ValueError):  # null bytes or absurd nesting, at which Python's own parser gives up
+        return code
+
+
+def evalplus_program(problem: Mapping[str, Any], solution: str) -> str:
+    """EvalPlus' check of one solution on the base tests: its oracle, comparison, special cases and time limits."""
+    fields = ("prompt", "canonical_solution", "base_input", "entry_point", "atol")
+    payload = base64.b64encode(pickle.dumps(({name: problem[name] for name in fields}, solution))).decode()
+    return _JUDGE.format(payload=payload)
+
+
+def public_prompt(item: Mapping[str, Any]) -> str:
+    """A public item in EvalPlus' form: the task and its first assertion as a docstring."""
+    return f'"""\n{item["text"]}\n{item["test_list"][0]}\n"""\n'
+
+
+def public_program(item: Mapping[str, Any], solution: str) -> str:
+    """The solution, then the item's own set-up and assertions."""
+    return "\n".join([solution, item["test_setup_code"], *item["test_list"]])

@@ -20,7 +20,8 @@ from eval.latex import elements, last_boxed, normal_form, rational, release_form
 
 GROUPED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 VALUE = rf"(?:{GROUPED}(?:\.[0-9]+)?|\.[0-9]+)"
-FIRST_NUMBER = re.compile(rf"([-+]?)\s?\$?\s?(?:\\[dt]?frac\{{({VALUE})\}}\{{({VALUE})\}}|({VALUE})(?:\s?/\s?({VALUE}))?)")
+FRACTION = rf"\\[dt]?frac\{{({VALUE})\}}\{{({VALUE})\}}"
+FIRST_NUMBER = re.compile(rf"([-+]?)\s?\$?\s?(?:{FRACTION}|({VALUE})(?:\s?/\s?({VALUE}))?)")
 RELEASE_NUMBER = re.compile(r"[\-+]?\d*[\.,/]?\d+")
 
 
@@ -44,7 +45,7 @@ def gsm8k_gold(solution: str) -> float | None:
 
 
 def first_number(text: str) -> float | None:
-    r"""The first number of a text: 1,234.5   -7   $20   3/4   \frac{3}{4}; None when there is none or it is infinite."""
+    r"""The first number of a text: 1,234.5   -7   $20   3/4   \frac{3}{4}; None when there is none."""
     text = text.replace("{,}", ",").replace("−", "-").replace(r"\$", "$")
     found = FIRST_NUMBER.search(text)
     if not found:

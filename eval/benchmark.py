@@ -1,4 +1,4 @@
-"""One benchmark on one model: generate what is missing, score it, save it. The scripts say what, this says in which order."""
+"""One benchmark on one model: generate what is missing, score it, save it. The scripts say what, this says when."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.benchmark_data import completions_from
-from eval.generate import Engine, EngineSettings, chosen_backend
+from eval.generate import Engine, EngineSettings, chosen_backend, chosen_dtype
 from eval.models import ModelSource, model_name
 from eval.options import Options
 from eval.prompts import rendered, template_name
@@ -44,9 +44,10 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], options: Options) -> list[di
     if options.rescore:
         return [rescored(benchmark, options) for benchmark in benchmarks]
     source = ModelSource(options.model, options.base_model)
-    settings = EngineSettings(chosen_backend(options.backend), source.dtype if options.dtype == "auto" else options.dtype,
-                              options.max_model_len, options.tensor_parallel, options.gpu_memory, options.batch_size,
-                              options.seed)
+    backend = chosen_backend(options.backend)
+    dtype = chosen_dtype(backend, source.dtype) if options.dtype == "auto" else options.dtype
+    settings = EngineSettings(backend, dtype, options.max_model_len, options.tensor_parallel, options.gpu_memory,
+                              options.batch_size, options.seed)
     with contextlib.ExitStack() as stack:
         engines: list[Engine] = []
 
@@ -85,8 +86,8 @@ def evaluate(benchmark: Benchmark, options: Options, engine: Callable[[], Engine
             run.add(item_id, completion, time.monotonic() - started)
         run.seconds += time.monotonic() - started
     return save_scored(benchmark, run, settings, [done[item["id"]] for item in benchmark.items],
-                       {"source": source.source, "delta": source.delta_facts, "engine": {"tensor_parallel": how.tensor_parallel,
-                                                            "batch_size": how.batch_size}})
+                       {"source": source.source, "delta": source.delta_facts,
+                        "engine": {"tensor_parallel": how.tensor_parallel, "batch_size": how.batch_size}})
 
 
 def rescored(benchmark: Benchmark, options: Options) -> dict:
@@ -97,8 +98,8 @@ def rescored(benchmark: Benchmark, options: Options) -> dict:
     result, samples = run.saved()
     wanted = [(item["id"], prompt) for item, prompt in zip(benchmark.items, benchmark.prompts, strict=True)]
     if [(sample["id"], sample["prompt"]) for sample in samples] != wanted:
-        raise InputError(f"--rescore: {run.samples_path} has other items or prompts ({len(samples)} saved, {len(wanted)} "
-                         "now); give the same --data, --limit, --subset and --chat_template as that run")
+        raise InputError(f"--rescore: {run.samples_path} has other items or prompts ({len(samples)} saved, "
+                         f"{len(wanted)} now); give the same --data, --limit, --subset and --chat_template as that run")
     completions = [Completion(sample["completion"], sample["tokens"], sample["finish_reason"]) for sample in samples]
     run.seconds = result["seconds"]
     more = {key: result[key] for key in ("source", "delta", "engine") if key in result}
@@ -106,7 +107,7 @@ def rescored(benchmark: Benchmark, options: Options) -> dict:
 
 
 def rescored_file(benchmark: Benchmark, options: Options) -> dict:
-    """Scores the completions of a jsonl file that has some or all of the items, as the model `--name` or the file's name."""
+    """Scores the completions of a jsonl file with some or all of the items, under --name or the file's name."""
     file = options.rescore_file
     texts = completions_from(file, {item["id"] for item in benchmark.items})
     chosen = [position for position, item in enumerate(benchmark.items) if item["id"] in texts]
@@ -123,8 +124,8 @@ def rescored_file(benchmark: Benchmark, options: Options) -> dict:
 def prompts_for(benchmark: str, instructions: Sequence[str], options: Options) -> tuple[str, list[str]]:
     """The template that --chat_template or the paper chose, and the prompts that it gives."""
     template = template_name(options.chat_template, benchmark)
-    folder = ModelSource(options.model, options.base_model).tokenizer_folder if template == "auto" and options.model else None
-    return template, rendered(template, instructions, folder)
+    source = ModelSource(options.model, options.base_model) if template == "auto" and options.model else None
+    return template, rendered(template, instructions, source.tokenizer_folder if source else None)
 
 
 def settings_of(benchmark: Benchmark) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Benchmark items from `--data FILE`, from the folder in IMPART_DATA, or from the hub; every field is checked on loading.
+"""Benchmark items from `--data FILE`, from the folder in IMPART_DATA, or from the hub; all fields are checked.
 
 Local files are in the benchmarks' public formats: `.jsonl` (one object a line), `.jsonl.gz` or `.json` (one array).
 """
@@ -17,7 +17,7 @@ from impart.errors import InputError
 
 log = logging.getLogger(__name__)
 
-KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping", bool: "true or false"}
+KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def load_items(source: Source, data: Path | None = None, limit: int | None = Non
     records, origin = (read_records(path), str(path)) if path else (_from_hub(source), f"hub:{source.hub[0]}")
     if not records:
         raise InputError(f"{origin} holds no items; {source.benchmark} needs at least one")
-    items = [_checked(record, position, source, f"{origin}, {where}") for position, (where, record) in enumerate(records)]
+    items = [_checked(record, position, source, f"{origin}, {where}")
+             for position, (where, record) in enumerate(records)]
     _check_unique(items, origin)
     chosen = select(items, subset) if subset else items
     chosen = chosen[:limit]
@@ -102,7 +103,7 @@ def select(items: list[dict], subset: str) -> list[dict]:
 
 
 def completions_from(path: Path, ids: Container[str]) -> dict[str, str]:
-    """id -> completion of a jsonl file for --rescore: fields `completion` and `id` (or `task_id`), some items or all."""
+    """id -> completion of a jsonl file: fields `completion` and `id` (or `task_id`), of some items or all."""
     texts: dict[str, str] = {}
     for where, record in read_records(path):
         key = str(record.get("id", record.get("task_id", "")))

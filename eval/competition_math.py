@@ -9,6 +9,7 @@ Reads math_test.jsonl (`problem`, `solution` with the gold answer in its last \\
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def competition_math(items: Items, options: Options) -> Benchmark:
         if math_gold(item["solution"]) is None:
             raise InputError(f"{items.origin}: the solution of item {item['id']} has no \\boxed{{}} answer")
     template, prompts = prompts_for("math", [item["problem"] for item in items.items], options)
-    return Benchmark("math", items.items, prompts, 2048, STOP, lambda chosen, texts: score(chosen, texts, options.scoring),
+    return Benchmark("math", items.items, prompts, 2048, STOP, partial(score, scoring=options.scoring),
                      {"scoring": options.scoring, "template": template, "data_sha256": items.sha256})
 
 

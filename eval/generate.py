@@ -1,6 +1,6 @@
 """Greedy completions of prompts, by vLLM or by transformers: the only file that knows vLLM.
 
-    with Engine("path/or/id", EngineSettings(dtype="fp16")) as engine:
+    with Engine("path/of/checkpoint", EngineSettings(dtype="fp16")) as engine:
         completions = engine.generate(prompts, max_tokens=1024, stop=("Instruction:",))
 
 Both backends get the same token ids, end at the same end-of-sequence tokens and cut at stop strings alike.
@@ -9,15 +9,27 @@ Both backends get the same token ids, end at the same end-of-sequence tokens and
 import gc
 import importlib.util
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval.memory import cache_bytes, gpu_memory, ram_available, refuse_for_hf, refuse_for_vllm, weight_bytes
+from eval.memory import (
+    cache_bytes,
+    free_memory,
+    gpu_memory,
+    ram_available,
+    refuse_for_hf,
+    refuse_for_vllm,
+    weight_bytes,
+)
 from eval.results import Completion
 from impart.errors import InputError
+
+if TYPE_CHECKING:
+    from eval.generate_hf import HfModel
 
 log = logging.getLogger(__name__)
 
@@ -39,25 +51,14 @@ class EngineSettings:
 
 
 class Engine:
-    """A loaded model that completes prompts greedily. A context manager; `close` frees the memory."""
+    """A model that completes prompts greedily, loaded when the first prompts come. A context manager."""
 
     def __init__(self, model: str | Path, settings: EngineSettings):
         self.model, self.settings = str(model), settings
         self.backend = chosen_backend(settings.backend)
         self.config, self.tokenizer = _config_and_tokenizer(self.model)
         self.max_model_len = longest_sequence(self.config, settings.max_model_len)
-        if self.backend == "vllm":
-            self._model = VllmModel(self.model, self.config, self.max_model_len, settings)
-        else:
-            from eval.generate_hf import HfModel  # imports the model classes of transformers
-
-            gpus = gpu_memory()
-            refuse_for_hf(weight_bytes(self.model, settings.dtype),
-                          cache_bytes(self.config, self.max_model_len, settings.dtype),
-                          sum(free for free, _ in gpus) if gpus else ram_available(), self.max_model_len,
-                          "GPU memory" if gpus else "memory")
-            self._model = HfModel(self.model, self.tokenizer, dtype=settings.dtype, max_model_len=self.max_model_len,
-                                  batch_size=settings.batch_size)
+        self._loaded: VllmModel | HfModel | None = None
 
     def generate(self, prompts: Sequence[str], *, max_tokens: int, stop: Sequence[str] = ()) -> list[Completion]:
         """The completions in the order of the prompts."""
@@ -71,16 +72,28 @@ class Engine:
         for position, row in enumerate(ids):
             if len(row) >= self.max_model_len:
                 start = prompts[position][:40]
-                raise InputError(f"prompt {position} ({start!r}...) has {len(row)} tokens, but prompt and answer together "
-                                 f"may have {self.max_model_len}; raise --max_model_len (the model has "
+                raise InputError(f"prompt {position} ({start!r}...) has {len(row)} tokens, but prompt and answer "
+                                 f"together may have {self.max_model_len}; raise --max_model_len (the model has "
                                  f"{positions_of(self.config)} positions), or leave the item out with --subset")
-        return self._model.stream(ids, max_tokens=max_tokens, stop=tuple(stop))
+        if self._loaded is None:  # only now, because everything that can be wrong with the prompts has been checked
+            self._loaded = self._load()
+        return self._loaded.stream(ids, max_tokens=max_tokens, stop=tuple(stop))
+
+    def _load(self) -> "VllmModel | HfModel":
+        if self.backend == "vllm":
+            return VllmModel(self.model, self.config, self.max_model_len, self.settings)
+        from eval.generate_hf import HfModel  # imports the model classes of transformers
+
+        dtype, longest = self.settings.dtype, self.max_model_len
+        refuse_for_hf(weight_bytes(self.model, dtype), cache_bytes(self.config, longest, dtype), free_memory(), longest)
+        return HfModel(self.model, self.tokenizer, dtype=dtype, max_model_len=longest,
+                       batch_size=self.settings.batch_size)
 
     def close(self) -> None:
         """Frees the model's memory; the engine is of no use afterwards."""
-        if self._model is not None:
-            self._model.close()
-        self._model = None
+        if self._loaded is not None:
+            self._loaded.close()
+        self._loaded = None
         gc.collect()
 
     def __enter__(self) -> "Engine":
@@ -102,7 +115,7 @@ class VllmModel:
         if gpus:
             refuse_for_vllm(weights, cache, gpu_memory(), ranks, settings.gpu_memory, max_model_len)
         else:
-            refuse_for_hf(weights, cache, ram_available(), max_model_len, "memory")
+            refuse_for_hf(weights, cache, ram_available(), max_model_len)
         set_environment(gpus, cache)
         from vllm import LLM  # the environment has to be set before
 
@@ -146,7 +159,7 @@ def chosen_backend(wanted: str) -> str:
     missing = vllm_problem()
     if wanted == "vllm":
         if missing:
-            raise InputError(f"--backend vllm: {missing}; take --backend hf, or install requirements.txt for this machine")
+            raise InputError(f"--backend vllm: {missing}; take --backend hf, or install vllm for this machine")
         return wanted
     log.info("backend: %s", f"hf ({missing})" if missing else "vllm")
     return "hf" if missing else "vllm"
@@ -166,15 +179,22 @@ def vllm_problem() -> str | None:
     return None
 
 
-def set_environment(gpus: int, kv_bytes: int) -> None:
-    """What vLLM reads from the environment and the user has not set; measured reasons in notes of the README."""
+def set_environment(gpus: int, sequence_bytes: int) -> None:
+    """What vLLM reads from the environment and the user has not set. `sequence_bytes`: the cache of one sequence."""
     wanted = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     if not gpus:
-        # One process starts in half the time of three, and a cache of half the memory would be zeroed first.
-        wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": str(max(1, -(-kv_bytes * 4 // 2**30))),
-                   "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        # One process starts in half the time of three; the default cache is half of the memory, filled at the start.
+        wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                   "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(4 * sequence_bytes / 2**30)))}  # GiB
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+
+
+def chosen_dtype(backend: str, own: str) -> str:
+    """What DTYPE `auto` stands for: the checkpoint's own, but fp32 where a CPU would only emulate 16 bit, slowly."""
+    import torch
+
+    return own if backend == "vllm" or torch.cuda.is_available() else "fp32"
 
 
 def tensor_parallel(config: Any, wanted: int | None, gpus: int) -> int:

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.utils import logging as transformers_logging
 
 from eval.results import Completion
+from impart.errors import InputError
 
 DTYPES = {"auto": "auto", "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 CONTEXT = 6  # prompt tokens decoded together with an answer, so that its first space is kept
@@ -15,6 +17,7 @@ class HfModel:
     """A causal language model and its tokenizer, on the GPUs where there are any."""
 
     def __init__(self, path: str, tokenizer, *, dtype: str, max_model_len: int, batch_size: int):
+        transformers_logging.disable_progress_bar()  # one bar per model would bury the results
         placement = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {}
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placement).eval()
         if torch.cuda.device_count() == 1:
@@ -28,8 +31,12 @@ class HfModel:
         order = sorted(range(len(prompts)), key=lambda position: -len(prompts[position]))
         for first in range(0, len(order), self.batch_size):
             positions = order[first:first + self.batch_size]
-            yield from zip(positions, self._batch([prompts[position] for position in positions], max_tokens, stop),
-                           strict=True)
+            try:
+                completions = self._batch([prompts[position] for position in positions], max_tokens, stop)
+            except torch.OutOfMemoryError as error:
+                raise InputError(f"the GPU's memory is too small for {len(positions)} prompts at a time ({error}); "
+                                 "lower --batch_size or --max_model_len") from error
+            yield from zip(positions, completions, strict=True)
 
     @torch.inference_mode()
     def _batch(self, prompts: list[Sequence[int]], max_tokens: int, stop: tuple[str, ...]) -> list[Completion]:

@@ -9,6 +9,7 @@ Reads gsm8k_test.jsonl (`question`, `answer` with the gold number after ####) or
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def gsm8k(items: Items, options: Options) -> Benchmark:
         if gsm8k_gold(item["answer"]) is None:
             raise InputError(f"{items.origin}: the answer of item {item['id']} has no number after ####")
     template, prompts = prompts_for("gsm8k", [item["question"] for item in items.items], options)
-    return Benchmark("gsm8k", items.items, prompts, 1024, STOP, lambda chosen, texts: score(chosen, texts, options.scoring),
+    return Benchmark("gsm8k", items.items, prompts, 1024, STOP, partial(score, scoring=options.scoring),
                      {"scoring": options.scoring, "template": template, "data_sha256": items.sha256})
 
 

@@ -57,17 +57,25 @@ def refuse_for_vllm(weights: int, cache: int, gpus: Sequence[tuple[int, int]], r
         what = (f"the weights ({weights / GIB:.1f} GiB) and the cache of one sequence of {tokens} tokens "
                 f"({cache / GIB:.1f} GiB) over {ranks} GPU(s) need {needed / GIB:.1f} GiB of each")
         if needed > allowed:
-            raise InputError(f"{what}, but --gpu_memory {share:g} allows {allowed / GIB:.1f} of {total / GIB:.1f} GiB on "
-                             f"GPU {number}; raise --tensor_parallel or --gpu_memory, or lower --max_model_len")
+            raise InputError(f"{what}, but --gpu_memory {share:g} allows {allowed / GIB:.1f} of {total / GIB:.1f} GiB "
+                             f"on GPU {number}; raise --tensor_parallel or --gpu_memory, or lower --max_model_len")
         if allowed > free:
             raise InputError(f"--gpu_memory {share:g} asks for {allowed / GIB:.1f} GiB of GPU {number}, but "
-                             f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free ({needed / GIB:.1f} GiB are needed at "
-                             f"least); free the GPU or lower --gpu_memory to {int(100 * free / total) / 100:g}")
+                             f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free ({needed / GIB:.1f} GiB are needed "
+                             f"at least); free the GPU or lower --gpu_memory to {int(100 * free / total) / 100:g}")
 
 
-def refuse_for_hf(weights: int, cache: int, free: int, tokens: int, where: str) -> None:
+def free_memory() -> int:
+    """Bytes free on all GPUs together, or in the machine without one."""
+    import torch
+
+    gpus = [torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())]
+    return sum(gpus) if gpus else ram_available()
+
+
+def refuse_for_hf(weights: int, cache: int, free: int, tokens: int) -> None:
     """InputError when the weights and the cache of a single sequence do not fit into `free` bytes."""
     if weights + cache > free:
         raise InputError(f"the weights need {weights / GIB:.1f} GiB and one sequence of {tokens} tokens "
-                         f"{cache / GIB:.1f} GiB, but {free / GIB:.1f} GiB of {where} are free; take a 16-bit DTYPE or "
+                         f"{cache / GIB:.1f} GiB, but {free / GIB:.1f} GiB of memory are free; take a 16-bit DTYPE or "
                          "a shorter --max_model_len, or a larger machine")

@@ -135,5 +135,5 @@ def _open_base(delta: Delta, base_model: str | None) -> Checkpoint:
     except InputError as error:
         if base_model:
             raise
-        raise InputError(f"{str(delta.path)!r} is a delta over {recorded!r}, which cannot be opened ({error}); say where "
-                         "its base model is with --base_model") from error
+        raise InputError(f"{str(delta.path)!r} is a delta over {recorded!r}, which cannot be opened ({error}); say "
+                         "where its base model is with --base_model") from error

@@ -66,7 +66,7 @@ def benchmark_parser(doc: str | None, *, several_models: bool = False) -> Parser
     parser.add_argument("--batch_size", "--batch-size", type=int, default=64,
                         help="prompts at a time of the hf backend (default: 64); vLLM batches by itself")
     parser.add_argument("--rescore", nargs="?", const="", metavar="FILE",
-                        help="score the saved completions, or those of FILE (jsonl of id, completion), generate nothing")
+                        help="score the saved completions or those of FILE (jsonl of id, completion); generate nothing")
     parser.add_argument("--scoring", default="paper", choices=("paper", "release"),
                         help="paper: the rule as described (default); release: as the authors' code has it")
     parser.add_argument("--chat_template", "--chat-template", metavar="auto|none|NAME",
@@ -82,7 +82,7 @@ def read_options(parser: Parser, arguments: Sequence[str]) -> Options:
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line, with flags before, between and after MODEL and DTYPE; several models end as `models`, `dtype`."""
+    """The command line, flags anywhere around MODEL and DTYPE; a DTYPE after several models is split off."""
     given = parser.parse_intermixed_args(arguments)
     if hasattr(given, "models"):
         *models, last = given.models

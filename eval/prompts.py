@@ -17,7 +17,8 @@ TEMPLATES = {
     "none": "{instruction}",
     "wizardmath": ALPACA + "### Instruction:\n{instruction}\n\n### Response: Let's think step by step.",
     # One line break more than WizardMath's: the prompts of the paper differ in this.
-    "wizardcoder": ALPACA + "\n### Instruction:\nCreate a Python script for this problem:\n{instruction}\n\n### Response:",
+    "wizardcoder": ALPACA + "\n### Instruction:\nCreate a Python script for this problem:\n{instruction}\n\n"
+                   "### Response:",
     "llama2": "[INST] {instruction} [/INST]",
     "llama3": "<|start_header_id|>user<|end_header_id|>\n\n{instruction}<|eot_id|>"
               "<|start_header_id|>assistant<|end_header_id|>\n\n",
@@ -53,7 +54,7 @@ def rendered(name: str, instructions: Sequence[str], tokenizer_folder: Path | No
     if name != "auto":
         return [render(name, instruction) for instruction in instructions]
     if tokenizer_folder is None:
-        raise InputError("--chat_template auto needs MODEL, whose tokenizer has the template; give it or name a template")
+        raise InputError("--chat_template auto needs MODEL, whose tokenizer has the template; give MODEL or name one")
     from transformers import AutoTokenizer  # seconds of import that the other templates do without
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)

@@ -1,11 +1,12 @@
 """Results of one (model, benchmark, seed): the only writer; `eval/tables.py` is the only reader.
 
 `results/<model>/<benchmark>/<seed>.json` holds the score, `<seed>.jsonl` beside it one line per sample. While a run is
-under way its completions are appended to `<seed>.part.jsonl`, whose first line is the settings; a rerun with the same
-settings continues from it, and the two final files appear only when everything is scored.
+under way its completions are appended to `<seed>.part.jsonl`, whose first line is the settings and software versions; a
+rerun with the same continues from it, and the two final files appear, or are replaced, only when everything is scored.
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import math
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from impart.errors import InputError
 from impart.files import write_atomically
@@ -38,7 +39,7 @@ class Verdict:
     extracted: Any   # the answer found in the completion, None when there is none
     gold: Any        # what it is compared with
     correct: bool
-    detail: str = "" # why not, where the scorer knows
+    detail: str = ""  # why not, where the scorer knows
 
 
 class Run:
@@ -51,43 +52,47 @@ class Run:
         self.samples_path = self.folder / f"{seed}.jsonl"
         self.part_path = self.folder / f"{seed}.part.jsonl"
         self.seconds = 0.0  # spent on generating, earlier interrupted runs included
+        self._part: TextIO | None = None
 
     def finished(self, settings: Mapping[str, Any], *, overwrite: bool = False) -> dict | None:
         """The result when this very configuration is done. InputError when another one's result is in the way."""
         if overwrite or not self.result_path.exists():
             return None
         result = read_result(self.result_path)
+        if first_difference(result["settings"], _plain(settings)) and self._interrupted(settings):
+            return None  # an interrupted --overwrite of that result, which goes on
         self._refuse_other(result["settings"], settings, self.result_path)
         return result
 
     def start(self, settings: Mapping[str, Any], *, overwrite: bool = False) -> dict[str, Completion]:
         """Opens the run; the completions that an interrupted run of this configuration left, by item id."""
-        settings = _plain(settings)
-        if overwrite:
-            for path in (self.result_path, self.samples_path, self.part_path):
-                path.unlink(missing_ok=True)
-        done: dict[str, Completion] = {}
-        lines = _whole_lines(self.part_path) if self.part_path.exists() else []
-        if lines:
-            self._refuse_other(lines[0]["settings"], settings, self.part_path)
-            for line in lines[1:]:
-                done[line["id"]] = Completion(line["text"], line["tokens"], line["finish_reason"])
-                self.seconds = line["seconds"]
-            log.info("continuing: %d completions were already there", len(done))
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Rewritten whole, so that a line torn by the interruption never gets another glued to it.
-        write_atomically(self.part_path, _lines(lines or [{"settings": settings}]))
-        return done
+        self._part = self.part_path.open("a+")
+        try:
+            fcntl.flock(self._part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another run is writing {self.part_path}; wait for it, or take another --results_dir or "
+                             "--name") from None
+        now = _plain({**settings, "versions": software_versions()})
+        lines = [] if overwrite else read_lines(self.part_path, torn="dropped")
+        if lines:
+            self._refuse_other(lines[0], now, self.part_path)
+            self.seconds = lines[-1].get("seconds", 0.0)
+            log.info("continuing an interrupted run: %d completions are there", len(lines) - 1)
+        # Written anew, lest the next line be glued to a torn one.
+        self._part.truncate(0)
+        self._part.write(_lines(lines or [now]))
+        self._part.flush()
+        return {line["id"]: Completion(line["text"], line["tokens"], line["finish_reason"]) for line in lines[1:]}
 
     def add(self, item_id: str, completion: Completion, seconds: float) -> None:
-        """Appends one completion; `seconds` is the time this session has generated so far."""
-        line = {"id": item_id, **asdict(completion), "seconds": round(self.seconds + seconds, 3)}
-        with self.part_path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Appends one completion; `seconds` is the time that this session has generated so far."""
+        self._part.write(_lines([{"id": item_id, **asdict(completion), "seconds": round(self.seconds + seconds, 3)}]))
+        self._part.flush()
 
     def finish(self, samples: Sequence[Mapping[str, Any]], *, settings: Mapping[str, Any], summary: Mapping[str, Any],
                tokens: int, more: Mapping[str, Any]) -> dict:
-        """Writes the samples, then the result, and removes the part file. `summary` has score and stderr in per cent."""
+        """Writes the samples, then the result, and removes the part file. `summary`: score and stderr in per cent."""
         result = {"model": self.model, "benchmark": self.benchmark, "seed": self.seed, **summary, "n": len(samples),
                   **more, "settings": settings, "versions": software_versions(), "seconds": round(self.seconds, 3),
                   "tokens_per_second": round(tokens / self.seconds, 3) if self.seconds else None,
@@ -96,16 +101,23 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         # An old result must not stand beside new samples, not even for a moment.
         self.result_path.unlink(missing_ok=True)
-        write_atomically(self.samples_path, _lines(samples))
+        write_atomically(self.samples_path, _lines(samples).encode())
         write_atomically(self.result_path, (json.dumps(result, indent=2) + "\n").encode())
-        self.part_path.unlink(missing_ok=True)
+        if self._part:
+            self.part_path.unlink()
+            self._part.close()
         return result
 
     def saved(self) -> tuple[dict, list[dict]]:
         """The result and its samples, for scoring anew; InputError when there are none."""
         if not self.result_path.exists():
             raise InputError(f"--rescore: {self.result_path} does not exist; run the benchmark without --rescore first")
-        return read_result(self.result_path), _whole_lines(self.samples_path)
+        return read_result(self.result_path), read_lines(self.samples_path)
+
+    def _interrupted(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a part file of this configuration is there."""
+        lines = read_lines(self.part_path, torn="dropped") if self.part_path.exists() else []
+        return bool(lines) and not first_difference({**lines[0], "versions": 0}, _plain({**settings, "versions": 0}))
 
     def _refuse_other(self, old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
         key = first_difference(old, _plain(new))
@@ -158,25 +170,29 @@ def software_versions() -> dict[str, str]:
     return found
 
 
-def _whole_lines(path: Path) -> list[dict]:
-    """The lines of a jsonl file; a last line torn by an interruption is dropped, anything else broken is an error."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist; rerun with --overwrite")
-    text = path.read_text()
-    complete, _, torn = text.rpartition("\n")
-    if torn:
+def read_lines(path: Path, *, torn: str = "refused") -> list[dict]:
+    """The objects of a jsonl file. InputError for a broken line; a torn last line may be "dropped"."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}); rerun with --overwrite") from error
+    complete, _, rest = text.rpartition("\n")
+    lines = complete.split("\n") if complete else []
+    if rest and torn == "dropped":
         log.warning("%s: the last line is torn and dropped", path)
-    lines = []
-    for number, line in enumerate(complete.split("\n") if complete else [], start=1):
+    elif rest:
+        lines.append(rest)
+    records = []
+    for number, line in enumerate(lines, start=1):
         try:
-            lines.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError as error:
             raise InputError(f"{path}, line {number}: not valid JSON; rerun with --overwrite") from error
-    return lines
+    return records
 
 
-def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(_plain(record)) + "\n" for record in records).encode()
+def _lines(records: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record, default=str) + "\n" for record in records)
 
 
 def _plain(value: Any) -> Any:

@@ -52,8 +52,8 @@ def scorer(task: str, items: Items) -> Callable[[Sequence[Mapping[str, Any]], Se
         for item in items.items:
             for check in item["checks"]:
                 if check.get("kind") not in CHECKS:
-                    raise InputError(f"{items.origin}: item {item['id']} has an unknown check {check.get('kind')!r}; known: "
-                                     f"{', '.join(CHECKS)}")
+                    raise InputError(f"{items.origin}: item {item['id']} has an unknown check {check.get('kind')!r}; "
+                                     f"known: {', '.join(CHECKS)}")
     return {"math": score_math, "code": score_code, "chat": score_chat}[task]
 
 
@@ -135,8 +135,8 @@ def main(arguments: Sequence[str]) -> None:
     names = [model_name(model) for model in given.models]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise InputError(f"two models are called {twice!r}, and their results would have one file name; run them one by "
-                         "one with --name")
+        raise InputError(f"two models are called {twice!r}, and their results would have one file name; run them one "
+                         "by one with --name")
     for model in given.models:
         one = replace(options, model=model)
         for result in run_benchmarks([tiny(task, given.split, one) for task in tasks], one):

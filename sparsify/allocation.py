@@ -5,9 +5,13 @@ pre-pruned share of columns, gamma the mean sparsity that is left to the K kept 
 importance, p the drop probability of each column.
 """
 
+import math
+
 import numpy as np
 
 from impart.errors import InputError
+
+ROUNDING = 1e-12  # of alpha and b: at the largest feasible beta they are equal but for their last bits
 
 
 def uv_sparsity(m: int, n: int, cr: float) -> float:
@@ -32,11 +36,11 @@ def largest_beta(cr: float) -> float:
 def check_feasible(name: str, m: int, n: int, cr: float, beta: float) -> None:
     """InputError when the pre-pruning alone drops more of the matrix than the compression ratio asks for."""
     alpha, b = uv_sparsity(m, n, cr), preprune_ratio(m, n, beta)
-    if alpha < b:
+    if alpha < b - ROUNDING:
+        largest = math.floor(largest_beta(cr) * 10**4) / 10**4  # rounded down: what the message names has to work
         raise InputError(
             f"{name} ({m} x {n}): preprune_ratio beta={beta:g} already drops b={b:.4f} of its singular vectors, more "
-            f"than compression_ratio={cr:g} allows (alpha={alpha:.4f}); take beta <= {largest_beta(cr):.4f} or a "
-            "higher ratio")
+            f"than compression_ratio={cr:g} allows (alpha={alpha:.4f}); take beta <= {largest:g} or a higher ratio")
 
 
 def lowrank_rank(m: int, n: int, cr: float) -> int:
@@ -74,9 +78,9 @@ def uniform_ratios(s: np.ndarray, alpha: float, beta: float) -> np.ndarray:
 
 
 def _gamma(alpha: float, beta: float) -> float:
-    if alpha < beta:
+    if alpha < beta - ROUNDING:
         raise InputError(f"pre-pruning drops beta={beta:g} of the columns, more than alpha={alpha:.4f} allows")
-    return (alpha - beta) / (1.0 - beta)
+    return (alpha - beta) / (1.0 - beta) if alpha > beta + ROUNDING else 0.0
 
 
 def _checked_values(s: np.ndarray, alpha: float, beta: float) -> np.ndarray:

@@ -51,11 +51,12 @@ def parse_method(text: str) -> Method:
             raise ValueError(f"{text!r}: the trim ratio {trim:g} is the share of entries set to zero and lies between "
                              "0 and 1 (the paper's retain ratio is 1 minus it)")
         return Method("ties", lam, trim)
-    raise ValueError(f"{text!r} is none of ta_<lambda> (ta_0.5), ties_<trim ratio>_<lambda> (ties_0.8_1.0: the smallest "
-                     "80 % of each task vector set to zero, lambda 1) and avg")
+    raise ValueError(f"{text!r} is none of ta_<lambda> (ta_0.5), ties_<trim ratio>_<lambda> (ties_0.8_1.0: the "
+                     "smallest 80 % of each task vector set to zero, lambda 1) and avg")
 
 
-def task_arithmetic(base: Tensor, deltas: Sequence[Tensor], lam: float, weights: Sequence[float] | None = None) -> Tensor:
+def task_arithmetic(base: Tensor, deltas: Sequence[Tensor], lam: float,
+                    weights: Sequence[float] | None = None) -> Tensor:
     """W_base + lambda * sum_t w_t dW_t, in base's dtype. base and each delta have one shape; w_t is 1 if not given."""
     return add_delta(base, merged_delta(Method("ta", lam), _float32(base, deltas), weights))
 
@@ -65,7 +66,8 @@ def average(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float] | N
     return add_delta(base, merged_delta(Method("avg"), _float32(base, deltas), weights))
 
 
-def ties(base: Tensor, deltas: Sequence[Tensor], trim: float, lam: float, weights: Sequence[float] | None = None) -> Tensor:
+def ties(base: Tensor, deltas: Sequence[Tensor], trim: float, lam: float,
+         weights: Sequence[float] | None = None) -> Tensor:
     """W_base + lambda * the mean of the entries that agree with the elected sign, after each dW_t lost its smallest
     `trim` share of entries (`merge.thresholds.trim_threshold` for ties in magnitude), in base's dtype.
 

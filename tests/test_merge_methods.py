@@ -38,8 +38,8 @@ def test_method_strings():
     assert parse_method("avg") == Method("avg")
 
 
-@pytest.mark.parametrize("text", ["ta", "ta_", "ta_x", "ties_0.8", "ties_1.2_1.0", "ties_-0.1_1", "dare_0.5", "", "ta_0.5_1",
-                                  "ta_nan", "ta_1e999", "TA_0.5 "])
+@pytest.mark.parametrize("text", ["ta", "ta_", "ta_x", "ties_0.8", "ties_1.2_1.0", "ties_-0.1_1", "dare_0.5", "",
+                                  "ta_0.5_1", "ta_nan", "ta_1e999", "TA_0.5 "])
 def test_wrong_method_strings_are_refused(text):
     with pytest.raises(ValueError):
         parse_method(text)
@@ -149,8 +149,9 @@ def hostile_deltas(count):
             for _ in range(count)]
 
 
-@pytest.mark.parametrize("merge", [lambda b, d, w: task_arithmetic(b, d, 0.7, w), lambda b, d, w: average(b, d, [2 + abs(x) for x in w]),
-                                   lambda b, d, w: ties(b, d, 0.3, 0.9, [2 + abs(x) for x in w])],
+@pytest.mark.parametrize("merge", [lambda base, deltas, w: task_arithmetic(base, deltas, 0.7, w),
+                                   lambda base, deltas, w: average(base, deltas, [2 + abs(x) for x in w]),
+                                   lambda base, deltas, w: ties(base, deltas, 0.3, 0.9, [2 + abs(x) for x in w])],
                          ids=["task arithmetic", "average", "ties"])
 def test_permuting_the_models_changes_nothing(merge):
     deltas, weights = hostile_deltas(4), [0.3, -1.7, 0.9, 0.1]

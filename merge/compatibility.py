@@ -1,0 +1,114 @@
+"""Whether the models can be merged at all, checked before the first weight is merged."""
+
+import logging
+import re
+import statistics
+from collections.abc import Sequence
+
+import torch
+
+from impart.checkpoint import Checkpoint, linear_names
+from impart.errors import InputError
+from merge.models import CheckpointModel, DeltaModel, Model
+
+log = logging.getLogger(__name__)
+
+ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                "head_dim", "intermediate_size", "num_experts", "num_local_experts")
+VOCABULARY = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(?:weight|bias)$")
+
+# Norm of a delta over the norm of the base. Fine-tuning leaves 0.005 to 0.3; the base of CodeLlama was trained on 500
+# billion tokens more than Llama 2's, which moves weights by as much as they were large, and two models that have
+# nothing to do with each other are at 1.4.
+LARGEST_RATIO = 0.4
+SUSPICIOUS_RATIO, TIMES_THE_OTHERS = 0.1, 10
+SAMPLED_MATRICES, SAMPLED_ROWS = 8, 256
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether the first dimension of a parameter counts tokens."""
+    return VOCABULARY.search(name) is not None
+
+
+def check_architectures(base: CheckpointModel, models: Sequence[Model]) -> None:
+    """InputError that names the first difference in architecture, tensors or shapes between a model and the base."""
+    for model in models:
+        for key in ARCHITECTURE:
+            ours, theirs = base.config.get(key), model.config.get(key)
+            if ours is not None and theirs is not None and ours != theirs:
+                raise InputError(f"model {model.name!r} ({model.source}) has {key}={theirs}, the base ({base.source}) "
+                                 f"has {ours}; only models of one architecture and size can be merged")
+        for name in base.names():
+            if name not in model:
+                raise InputError(f"model {model.name!r} ({model.source}) has no tensor {name}, which the base "
+                                 f"({base.source}) has; only models of one architecture can be merged")
+            ours, theirs = base.shape(name), model.shape(name)
+            if ours != theirs and not (is_vocabulary(name) and ours[1:] == theirs[1:]):
+                raise InputError(f"{name} is {tuple(theirs)} in model {model.name!r} ({model.source}), {tuple(ours)} "
+                                 f"in the base ({base.source}); only models of one architecture and size can be merged")
+        for name in model.names():
+            if name not in base:
+                raise InputError(f"model {model.name!r} ({model.source}) has a tensor {name}, which the base "
+                                 f"({base.source}) lacks; only models of one architecture can be merged")
+
+
+def check_bases(base: CheckpointModel, models: Sequence[CheckpointModel | DeltaModel], force: bool) -> dict[str, float]:
+    """The norm of each checkpoint's delta over the base's on a sample of matrices, by model name.
+
+    InputError, or with `force` a warning, for a model that was fine-tuned from another base: then the difference to
+    this one is no task vector, and the merged model would be noise.
+    """
+    ratios = {model.name: delta_ratio(base.checkpoint, model.checkpoint)
+              for model in models if isinstance(model, CheckpointModel)}
+    for model in models:
+        reason = _foreign_delta(base, model) if isinstance(model, DeltaModel) else _foreign(base, model, ratios)
+        if reason is None:
+            continue
+        message = (f"model {model.name!r} ({model.source}) does not seem to be fine-tuned from {base.source}: {reason}."
+                   " Is it of another base, as a CodeLlama-based coder is beside Llama 2?")
+        if not force:
+            raise InputError(f"{message} Give its base's relatives only, or --force to merge all the same")
+        log.warning("warning: %s Merging all the same, as --force asks", message)
+    return ratios
+
+
+def delta_ratio(base: Checkpoint, model: Checkpoint) -> float:
+    """Norm of W_model - W_base over the norm of W_base, on rows of evenly spaced linear weights."""
+    names = [name for name in linear_names(base) if name in model] or [name for name in base.names() if name in model]
+    step = max(1, len(names) // SAMPLED_MATRICES)
+    squares = torch.zeros(2, dtype=torch.float64)
+    for name in names[::step]:
+        ours, theirs = base.tensor(name), model.tensor(name)
+        stride = max(1, len(ours) // SAMPLED_ROWS)
+        ours, theirs = ours[::stride].double(), theirs[::stride].double()
+        squares += torch.stack([(theirs - ours).square().sum(), ours.square().sum()])
+    return float((squares[0] / squares[1]).sqrt()) if squares[1] > 0 else 0.0
+
+
+def _foreign_delta(base: CheckpointModel, model: DeltaModel) -> str | None:
+    try:
+        model.delta.check_base(base.checkpoint)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _foreign(base: CheckpointModel, model: CheckpointModel, ratios: dict[str, float]) -> str | None:
+    ours, theirs = _rope_theta(base.config), _rope_theta(model.config)
+    if ours != theirs:
+        return f"its rotary embeddings have rope_theta={theirs:g}, the base's {ours:g}"
+    ratio = ratios[model.name]
+    if ratio > LARGEST_RATIO:
+        return (f"its weights differ by {ratio:.2f} times the base's norm, where fine-tuning leaves less than 0.3 (a "
+                "model rebuilt from a strongly sparsified delta can also be that far away)")
+    others = [other for name, other in ratios.items() if name != model.name]
+    usual = statistics.median(others) if others else ratio
+    if ratio > SUSPICIOUS_RATIO and ratio > TIMES_THE_OTHERS * usual:
+        return f"its weights differ by {ratio:.3f} times the base's norm, the other models' by {usual:.4f}"
+    return None
+
+
+def _rope_theta(config: dict) -> float:
+    """Under either of its two places in config.json; Llama's default where it is in neither."""
+    nested = config.get("rope_parameters") or {}
+    return float(config.get("rope_theta") or nested.get("rope_theta") or 10000.0)

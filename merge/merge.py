@@ -1,0 +1,144 @@
+"""Merges fine-tuned models of one base: task arithmetic, TIES or averaging, with DARE or ImPart before it or not.
+
+Reads the base and any number of fine-tuned models, each a checkpoint or a delta artifact, one parameter at a time;
+writes the merged checkpoint with tokenizer, config and a report.json to save_pth.
+
+    python merge/merge.py --merge_method ta_0.5 --ptm_pth BASE --math_pth M --code_pth C --chat_pth H --save_pth OUT
+    python merge/merge.py --merge_method ties_0.8_1.0 --ptm_pth BASE --model math=M:0.7 --model law=L --save_pth OUT
+    python merge/merge.py --config merge/config_tiny.yaml merge_method=ta_0.6 mask=impart sparsity=0.5 save_pth=OUT
+"""
+
+import logging
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+if not __package__:  # run as `python merge/merge.py`: import from the repository root, not from merge/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from impart.checkpoint import CheckpointWriter, TensorSpec, linear_names, open_checkpoint, refuse_existing, weight_type
+from impart.config import Parser, add_run_flags, as_dict, describe
+from impart.device import use_device
+from impart.errors import InputError, run
+from impart.report import Report, progress, start_logging, table
+from merge.compatibility import check_architectures, check_bases, is_vocabulary
+from merge.methods import Method
+from merge.models import CheckpointModel, DeltaModel, open_models
+from merge.result import Models, gather_small_files, planned, write_config
+from merge.settings import NAMED, Config, ModelEntry, load_config, resolve
+from merge.streaming import ParameterMerge, Part
+from merge.tally import Tally
+from merge.vocabulary import Alignment
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str]) -> None:
+    flags = parser().parse_intermixed_args(arguments)
+    named = {key: getattr(flags, key) for key in ("merge_method", "ptm_pth", "save_pth", *(f"{n}_pth" for n in NAMED))}
+    config = load_config(flags.config, named, flags.model, flags.overrides)
+    method, entries = resolve(config)
+    start_logging()
+    device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
+    out = Path(config.save_pth)
+    refuse_existing(out, flags.overwrite)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    base, models = open_all(config, entries, out.absolute().parent, device)
+    check_architectures(base, models)
+    check_masks(base, models)
+    report.facts = {"method": str(method), "models": [stated(model) for model in models],
+                    "delta_ratios": check_bases(base, models, flags.force)}
+    with tempfile.TemporaryDirectory() as small:
+        alignment = gather_small_files(config, base, models, Path(small))
+        plan = planned(config, base, models, alignment)
+        writer = CheckpointWriter(out, plan, overwrite=flags.overwrite)
+        tallies = {spec.name: merge_parameter(spec, method, base, models, alignment, writer, device)
+                   for spec in progress(plan, what=str(method), unit="tensor")}
+        write_config(config, plan, base, models, Path(small))
+        print(summary(method, tallies, report))
+        report.write(Path(small) / "report.json")
+        writer.finish(sorted(Path(small).iterdir()))
+
+
+def parser() -> Parser:
+    parser = Parser(__doc__, epilog=describe(Config))
+    parser.add_argument("--config", help="YAML file with the keys below")
+    for key, text in (("merge_method", "ta_<lambda>, ties_<trim>_<lambda> or avg"), ("ptm_pth", "base model"),
+                      *((f"{name}_pth", f"fine-tuned model for {name}, checkpoint or delta") for name in NAMED)):
+        parser.add_argument(f"--{key}", help=text)
+    parser.add_argument("--save_pth", "--save_path", help="folder of the merged model")
+    parser.add_argument("--model", action="append", default=[], metavar="name=path[:weight]",
+                        help="one more fine-tuned model; may be given any number of times")
+    parser.add_argument("--force", action="store_true", help="merge a model that seems to be of another base")
+    add_run_flags(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the YAML file")
+    return parser
+
+
+def open_all(config: Config, entries: Sequence[ModelEntry], scratch: Path,
+             device: torch.device) -> tuple[CheckpointModel, Models]:
+    """The base and the models; nothing of their weights is read yet but samples."""
+    checkpoint = open_checkpoint(config.ptm_pth)
+    base = CheckpointModel(checkpoint, checkpoint, ModelEntry("base", config.ptm_pth, 1.0, None), scratch, device)
+    return base, open_models(entries, checkpoint, scratch, device)
+
+
+def check_masks(base: CheckpointModel, models: Models) -> None:
+    """InputError for a mask that some matrix leaves no room for, before the first SVD."""
+    for model in models:
+        for name in linear_names(base.checkpoint) if model.entry.premask is not None else ():
+            model.entry.premask.check(name, base.shape(name))
+
+
+def stated(model: CheckpointModel | DeltaModel) -> dict:
+    """What the report says of a model."""
+    mask = model.entry.premask
+    return {"name": model.name, "source": model.source, "weight": model.entry.weight,
+            "kind": "delta" if isinstance(model, DeltaModel) else "checkpoint", "identity": model.identity,
+            "mask": None if mask is None else vars(mask)}
+
+
+def merge_parameter(spec: TensorSpec, method: Method, base: CheckpointModel, models: Models,
+                    alignment: Alignment | None, writer: CheckpointWriter, device: torch.device) -> Tally | None:
+    """Merges one parameter and writes it; None for a buffer of whole numbers, which stays the base's."""
+    if not spec.dtype.is_floating_point or not spec.shape:
+        writer.add(spec.name, base.checkpoint.tensor(spec.name))
+        return None
+    maps: Mapping = alignment.maps if alignment is not None and is_vocabulary(spec.name) else {}
+    parts = [Part(model.name, model.open(spec.name), maps.get(model.name), model.entry.weight) for model in models]
+    merge = ParameterMerge(Part("base", base.open(spec.name), maps.get("base")), parts, spec.shape, method, device)
+    merged, tally = merge.run(spec.dtype)
+    if broken := tally.broken():
+        source = {"base": base.source, **{model.name: model.source for model in models}}[broken[0]]
+        raise InputError(f"{spec.name} of {broken[0]} ({source}) holds NaN or Inf; fetch the checkpoint again or "
+                         "repair the tensor")
+    writer.add(spec.name, merged)
+    return tally
+
+
+def summary(method: Method, tallies: Mapping[str, Tally | None], report: Report) -> str:
+    """The table by tensor type, which is also left in the report, with one row per parameter."""
+    kinds: dict[str, list[Tally]] = {}
+    for name, tally in tallies.items():
+        if tally is not None:
+            kinds.setdefault(weight_type(name), []).append(tally)
+            report.rows.append({"name": name, **tally.rows()})
+    by_type = {kind: Tally.combined(group).rows() for kind, group in kinds.items()}
+    report.facts["by_type"] = by_type
+    names = next(iter(by_type.values()))["models"] if by_type else {}
+    lines = []
+    for kind, row in by_type.items():
+        norms = [own["delta_norm"] for own in row["models"].values()]
+        zeros = statistics.fmean(own["zeros"] for own in row["models"].values())
+        lines.append([kind, row["entries"], *(f"{norm:.4g}" for norm in (*norms, row["merged_delta_norm"])),
+                      f"{zeros:.1%}", f"{row['sign_conflicts']:.1%}"])
+    header = ["norms of the deltas", "entries", *names, "merged", "zeros", "conflicts"]
+    return f"{method} of {', '.join(names)}\n{table(lines, header)}"
+
+
+if __name__ == "__main__":
+    run(main)

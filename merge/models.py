@@ -1,0 +1,190 @@
+"""The fine-tuned models of a merge, each a checkpoint or a delta artifact, read by rows.
+
+A parameter that a model gives as values (its own, exact) is read from the checkpoint's file block by block. One that is
+given as a delta (stored in an artifact, or thinned by DARE or ImPart) comes into being whole, in float32; it waits in a
+scratch file without a name, so that memory does not grow with the number of models, and nothing is left behind.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from impart.artifact import Delta, is_delta, open_delta
+from impart.checkpoint import DTYPES, Checkpoint, linear_names, open_checkpoint, tensor_bytes
+from impart.errors import InputError
+from merge.settings import ModelEntry
+
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"  # ends of their names
+BUFFERS = "rotary_emb.inv_freq"  # computed at load; only old checkpoints store it
+Rows = slice | Tensor  # of the first dimension
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of one model: `read(rows)` on the CPU, its values in the model's dtype or its delta in float32."""
+
+    read: Callable[[Rows], Tensor]
+    holds_delta: bool
+
+
+class CheckpointRows:
+    """Reads rows of a checkpoint's tensors; nothing of the file stays mapped after it."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self._checkpoint = checkpoint
+        index, single = (checkpoint.path / file for file in ("model.safetensors.index.json", "model.safetensors"))
+        if index.is_file():
+            shards = json.loads(index.read_text())["weight_map"]
+            self._files = {name: checkpoint.path / shards[name] for name in checkpoint.names()}
+        else:
+            self._files = dict.fromkeys(checkpoint.names(), single) if single.is_file() else {}
+
+    def read(self, name: str, rows: Rows) -> Tensor:
+        if name not in self._files:  # .bin: the tensor is mapped by torch.load and read whole
+            return self._checkpoint.tensor(name)[rows]
+        with safe_open(self._files[name], "pt") as shard:
+            return shard.get_tensor(name)[rows].clone()
+
+
+class Scratch:
+    """A tensor in an unnamed temporary file of the output's disk, read back by rows."""
+
+    def __init__(self, tensor: Tensor, folder: Path):
+        self._row_shape, self._dtype = tuple(tensor.shape[1:]), tensor.dtype
+        self._row_bytes = tensor[:1].numel() * tensor.dtype.itemsize
+        self._file = tempfile.TemporaryFile(dir=folder)
+        self._file.write(tensor_bytes(tensor))
+
+    def read(self, rows: Rows) -> Tensor:
+        if isinstance(rows, slice):
+            return self._read_run(rows.start, rows.stop)
+        return torch.cat([self._read_run(first, last + 1) for first, last in _runs(rows)])
+
+    def _read_run(self, start: int, stop: int) -> Tensor:
+        self._file.seek(start * self._row_bytes)
+        data = bytearray((stop - start) * self._row_bytes)
+        self._file.readinto(data)
+        return torch.frombuffer(data, dtype=self._dtype).view(stop - start, *self._row_shape)
+
+
+class Model:
+    """What checkpoints and artifacts have in common as models of a merge.
+
+    `identity` is of the content: models are taken in its order, so that the order of the flags cannot matter.
+    `tied`: the head is the embedding itself, by the config or because no head is stored.
+    """
+
+    def __init__(self, entry: ModelEntry, source: str, config: dict, names: Iterable[str], identity: str):
+        self.entry, self.name, self.source, self.config, self.identity = entry, entry.name, source, config, identity
+        self._names = dict.fromkeys(name for name in names if not name.endswith(BUFFERS))
+        self.tied = bool(config.get("tie_word_embeddings")) or not any(name.endswith(HEAD) for name in self._names)
+        self._embedding = next((name for name in self._names if name.endswith(EMBEDDING)), None)
+
+    def names(self) -> list[str]:
+        return list(self._names)
+
+    def __contains__(self, name: str) -> bool:
+        return self.stored_name(name) in self._names
+
+    def stored_name(self, name: str) -> str:
+        """Where the values of `name` stand: a tied head's in the embedding."""
+        return self._embedding if self.tied and self._embedding is not None and name.endswith(HEAD) else name
+
+
+class CheckpointModel(Model):
+    """A checkpoint; the base of the merge as well, which has no mask."""
+
+    def __init__(self, checkpoint: Checkpoint, base: Checkpoint, entry: ModelEntry, scratch: Path,
+                 device: torch.device):
+        super().__init__(entry, checkpoint.source, checkpoint.config, checkpoint.names(), checkpoint.fingerprint())
+        self.checkpoint, self._base, self._rows = checkpoint, base, CheckpointRows(checkpoint)
+        self._scratch, self._device, self._linear = scratch, device, set(linear_names(checkpoint))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.checkpoint.shape(self.stored_name(name))
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.checkpoint.dtype(self.stored_name(name))
+
+    def companions(self) -> list[Path]:
+        return self.checkpoint.companions()
+
+    def open(self, name: str) -> Parameter:
+        if self.entry.premask is None or name not in self._linear:
+            return Parameter(partial(self._rows.read, self.stored_name(name)), holds_delta=False)
+        base = self._base.finite_tensor(name).to(self._device).float()
+        dW = self.checkpoint.finite_tensor(name).to(self._device).float().sub_(base)
+        return Parameter(Scratch(self.entry.premask.thinned(name, dW), self._scratch).read, holds_delta=True)
+
+
+class DeltaModel(Model):
+    """A delta artifact: base + delta is the model that it stands for."""
+
+    def __init__(self, delta: Delta, base: Checkpoint, entry: ModelEntry, scratch: Path, device: torch.device):
+        if entry.premask is not None and delta.manifest["kind"] != "svd":
+            raise InputError(f"models.{entry.name}: {str(delta.path)!r} already is a {delta.manifest['kind']} delta; "
+                             f"thin the checkpoint with mask {entry.premask.kind} instead, or set mask: none for it")
+        self.delta, self._base, self._rows = delta, base, CheckpointRows(base)
+        self._scratch, self._device = scratch, device
+        self._matrices, self._extras = set(delta.names()), delta.manifest["extras"]
+        dropped = set(delta.manifest["dropped"])
+        names = dict.fromkeys([*base.names(), *delta.names(), *delta.extras()])
+        config = next((file for file in delta.companions() if file.name == "config.json"), None)
+        stated = json.dumps([delta.manifest["shards"], delta.manifest["matrices"]], sort_keys=True)
+        super().__init__(entry, str(delta.path), json.loads(config.read_text()) if config is not None else base.config,
+                         [name for name in names if name not in dropped], hashlib.sha256(stated.encode()).hexdigest())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        name = self.stored_name(name)
+        if name in self._extras:
+            return tuple(self._extras[name]["shape"])
+        return self.delta.shape(name) if name in self._matrices else self._base.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        name = self.stored_name(name)
+        if name in self._extras:
+            return DTYPES[self._extras[name]["dtype"]]
+        return self.delta.dtype(name) if name in self._matrices else self._base.dtype(name)
+
+    def companions(self) -> list[Path]:
+        return self.delta.companions()
+
+    def open(self, name: str) -> Parameter:
+        name = self.stored_name(name)
+        if name in self._matrices:
+            return Parameter(Scratch(self._matrix(name), self._scratch).read, holds_delta=True)
+        if name in self._extras:
+            return Parameter(Scratch(self.delta.extra(name), self._scratch).read, holds_delta=False)
+        return Parameter(partial(self._rows.read, name), holds_delta=False)
+
+    def _matrix(self, name: str) -> Tensor:
+        mask = self.entry.premask
+        if mask is None or self.delta.rank(name) == 0:
+            return self.delta.reconstruct(name, device=self._device)
+        if mask.kind == "dare":
+            return mask.thinned(name, self.delta.reconstruct(name, device=self._device))
+        return mask.thinned_triplets(name, self.delta.factors(name, self._device))
+
+
+def open_models(entries: list[ModelEntry], base: Checkpoint, scratch: Path,
+                device: torch.device) -> list[CheckpointModel | DeltaModel]:
+    """The models in an order that depends on what they are, not on how they are called or given."""
+    models = [DeltaModel(open_delta(entry.path), base, entry, scratch, device) if is_delta(entry.path)
+              else CheckpointModel(open_checkpoint(entry.path), base, entry, scratch, device) for entry in entries]
+    return sorted(models, key=lambda model: (model.identity, model.entry.weight, model.name))
+
+
+def _runs(rows: Tensor) -> list[tuple[int, int]]:
+    """Consecutive ascending runs (first, last) of row numbers (k,)."""
+    breaks = torch.nonzero(rows.diff() != 1).flatten() + 1
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), breaks])
+    stops = torch.cat([breaks, torch.tensor([len(rows)])])
+    return [(int(rows[start]), int(rows[stop - 1])) for start, stop in zip(starts, stops, strict=True)]

@@ -1,0 +1,171 @@
+"""What a merge is told: the method, the models and what is done to each of their task vectors before merging."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from impart.config import load, option
+from impart.errors import InputError
+from merge.methods import Method, parse_method
+from merge.premask import PreMask
+
+NAMED = ("math", "code", "chat")  # the authors' README has one flag for each
+
+
+@dataclass(frozen=True)
+class Config:
+    """The keys from `mask` to `seed` hold for every model whose entry in `models` does not say otherwise."""
+
+    merge_method: str = option(help="ta_<lambda>, ties_<trim>_<lambda> (trim: share of entries set to zero, 1 minus "
+                               "the paper's retain ratio) or avg")
+    ptm_pth: str = option(help="base model: folder or hub id", aliases=("base_model", "ptm_dir"))
+    save_pth: str = option(help="folder of the merged model", aliases=("save_path", "save_dir"))
+    math_pth: str | None = option(None, help="fine-tuned model for math: checkpoint (folder or hub id) or delta")
+    code_pth: str | None = option(None, help="the same for code")
+    chat_pth: str | None = option(None, help="the same for chat")
+    models: dict = option({}, help="more models, name: path or name: {path, weight, mask, sparsity, compression_ratio, "
+                          "preprune_ratio, C, seed}; as overrides models.math.weight=0.5")
+    mask: str = option("none", help="what thins each linear weight's delta before merging",
+                       choices=("none", "dare", "impart"))
+    sparsity: float | None = option(None, help="share of the delta that the mask removes, A = 1 - 1 / CR", low=0.0)
+    compression_ratio: float | None = option(None, help="CR, the other way to say it", low=1.0)
+    preprune_ratio: float | None = option(None, help="beta of mask impart", aliases=("beta",), low=0.0)
+    C: float | None = option(None, help="exponent of the importance of mask impart", low=0.0)
+    seed: int = option(0, help="decides every mask, together with the model's name unless the model has its own", low=0)
+    dtype: str = option("auto", help="of the merged weights; auto: the models' own, the base's where they differ",
+                        choices=("auto", "float32", "float16", "bfloat16"))
+    tokenizer: str = option("base", help="base or a model's name: whose tokenizer, chat template, config and "
+                            "generation config the merged model gets; tokens that it lacks are added to it")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """One entry of `models`; what is absent is taken from the keys of the same name in Config."""
+
+    path: str = option(help="checkpoint (folder or hub id) or delta artifact")
+    weight: float = option(1.0, help="factor of this model's task vector; in ties and avg its share in the mean")
+    mask: str = option("none", help="what thins the deltas", choices=("none", "dare", "impart"))
+    sparsity: float | None = option(None, help="share of the delta that the mask removes", low=0.0)
+    compression_ratio: float | None = option(None, help="CR", low=1.0)
+    preprune_ratio: float | None = option(None, help="beta", aliases=("beta",), low=0.0)
+    C: float | None = option(None, help="exponent of the importance", low=0.0)
+    seed: int = option(0, help="seed of this model's masks, as sparsify.py would take it", low=0)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One fine-tuned model of a merge, resolved. `premask` is None where the delta is merged as it is."""
+
+    name: str
+    path: str
+    weight: float
+    premask: PreMask | None
+
+
+def load_config(path: str | None, flags: dict[str, str | None], model_flags: Sequence[str],
+                overrides: Sequence[str]) -> Config:
+    """The YAML file, then the authors' flags, then --model name=path[:weight], then key=value: the last one holds."""
+    nested = [text for text in overrides if text.startswith("models.")]
+    plain = [text for text in overrides if not text.startswith("models.")]
+    given = [f"{key}={_yaml(value)}" for key, value in flags.items() if value is not None]
+    config = load(Config, path, given + plain)
+    models = {str(name): dict(value) if isinstance(value, dict) else {"path": value}
+              for name, value in config.models.items()}
+    for text in model_flags:
+        name, entry = _model_flag(text)
+        models.setdefault(name, {}).update(entry)
+    for text in nested:
+        key, _, value = text.partition("=")
+        parts = key.split(".")
+        if len(parts) != 3 or not value:
+            raise InputError(f"override {text!r} is not of the form models.NAME.KEY=value")
+        models.setdefault(parts[1], {})[parts[2]] = load(_One, None, [f"value={value}"]).value
+    return replace(config, models=models)
+
+
+def resolve(config: Config) -> tuple[Method, list[ModelEntry]]:
+    """The method and every model with its weight and mask; InputError for whatever contradicts or lacks."""
+    try:
+        method = parse_method(config.merge_method)
+    except ValueError as error:
+        raise InputError(f"merge_method: {error}") from error
+    given: dict[str, dict[str, Any]] = {name: {"path": getattr(config, f"{name}_pth")} for name in NAMED
+                                        if getattr(config, f"{name}_pth") is not None}
+    for name, entry in config.models.items():
+        given.setdefault(name, {}).update(entry)
+    if not given:
+        raise InputError("there is no model to merge; give math_pth, code_pth, chat_pth or --model name=path")
+    if "base" in given:
+        raise InputError("a model cannot be called 'base', which is the name of ptm_pth; take another name")
+    entries = [_entry(config, name, values) for name, values in sorted(given.items())]
+    if method.kind != "ta":
+        for entry in entries:
+            if not entry.weight > 0:
+                raise InputError(f"models.{entry.name}.weight={entry.weight:g} must be positive with {method}; only "
+                                 "task arithmetic can subtract a model")
+    if config.tokenizer != "base" and config.tokenizer not in given:
+        raise InputError(f"tokenizer={config.tokenizer!r} is neither base nor one of the models: {', '.join(given)}")
+    return method, entries
+
+
+@dataclass(frozen=True)
+class _One:
+    """Any single value, so that a nested override is read by the rules of every other one."""
+
+    value: Any = option(help="the value")
+
+
+def _model_flag(text: str) -> tuple[str, dict[str, Any]]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise InputError(f"--model {text!r} is not of the form name=path or name=path:weight")
+    head, colon, tail = path.rpartition(":")
+    try:
+        return name, {"path": head, "weight": float(tail)} if colon and head else {"path": path}
+    except ValueError:
+        return name, {"path": path}  # a colon that belongs to the path
+
+
+def _entry(config: Config, name: str, values: dict[str, Any]) -> ModelEntry:
+    shared = {key: getattr(config, key) for key in ("mask", "preprune_ratio", "C")}
+    if not {"sparsity", "compression_ratio"} & set(values):
+        shared |= {"sparsity": config.sparsity, "compression_ratio": config.compression_ratio}
+    own_seed = "seed" in values
+    values = {"preprune_ratio" if key == "beta" else key: value for key, value in values.items()}
+    try:
+        settings = load(ModelSettings, None, [f"{key}={_yaml(value)}" for key, value in {**shared, **values}.items()])
+    except InputError as error:
+        raise InputError(f"models.{name}: {error}") from error
+    if settings.weight != settings.weight or abs(settings.weight) == float("inf"):
+        raise InputError(f"models.{name}.weight={settings.weight} must be a finite number")
+    seed = settings.seed if own_seed else model_seed(config.seed, name)
+    return ModelEntry(name, settings.path, settings.weight, _premask(name, settings, seed))
+
+
+def model_seed(seed: int, name: str) -> int:
+    """A seed of its own for every model: one seed for all would keep the same entries of every delta."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{name}".encode()).digest()[:4], "little")
+
+
+def _premask(name: str, settings: ModelSettings, seed: int) -> PreMask | None:
+    if settings.mask == "none":
+        return None
+    if (settings.sparsity is None) == (settings.compression_ratio is None):
+        raise InputError(f"models.{name}: mask {settings.mask} needs either sparsity (0.9) or compression_ratio (10)"
+                         f"{', not both' if settings.sparsity is not None else ''}")
+    if settings.sparsity is not None and settings.sparsity >= 1:
+        raise InputError(f"models.{name}: sparsity={settings.sparsity:g} removes everything; it must be below 1")
+    cr = settings.compression_ratio if settings.sparsity is None else 1 / (1 - settings.sparsity)
+    if settings.mask == "impart":
+        missing = [key for key in ("preprune_ratio", "C") if getattr(settings, key) is None]
+        if missing:
+            raise InputError(f"models.{name}: mask impart needs {missing[0]}; preprune_ratio (beta) can be at most "
+                             f"{1 - 1 / (2 * cr):.4f} here, the paper's C are 0.5 and 1")
+    return PreMask(settings.mask, cr, settings.preprune_ratio, settings.C, seed)
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6)

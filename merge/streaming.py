@@ -1,0 +1,109 @@
+"""One parameter of the merged model from one parameter of every model, in blocks of rows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merge.methods import Method, add_delta, merged_delta, trim_to
+from merge.models import Parameter
+from merge.tally import Tally
+from merge.thresholds import threshold_of_blocks
+from merge.vocabulary import MISSING
+
+BLOCK = {"cpu": 1 << 20, "cuda": 1 << 25}  # entries: a few MB of temporaries per model, or enough to keep a GPU busy
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model's share in a parameter. `rows`: where each merged row stands in it, None where nothing moved."""
+
+    name: str
+    parameter: Parameter
+    rows: Tensor | None
+    weight: float = 1.0
+
+
+class ParameterMerge:
+    """The base's and the models' parts of one parameter of shape `shape`, on their way to the merged tensor."""
+
+    def __init__(self, base: Part, models: Sequence[Part], shape: tuple[int, ...], method: Method,
+                 device: torch.device):
+        self._base, self._models, self._shape, self._method, self._device = base, models, shape, method, device
+        row_entries = max(1, torch.Size(shape[1:]).numel())
+        step = max(1, BLOCK[device.type] // row_entries)
+        self._blocks = [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+        self._mean_row = self._mean_of_base() if base.rows is not None and bool((base.rows == MISSING).any()) else None
+
+    def run(self, dtype: torch.dtype) -> tuple[Tensor, Tally]:
+        """The merged parameter in `dtype` on the CPU, and what there is to report of it."""
+        thresholds = [self._threshold(model) for model in self._models]
+        tally = Tally([model.name for model in self._models], self._device)
+        merged = torch.empty(self._shape, dtype=dtype)
+        for block in self._blocks:
+            merged[block] = self._merged_block(block, thresholds, tally).to(dtype).cpu()
+        return merged, tally
+
+    def _merged_block(self, block: slice, thresholds: Sequence[float], tally: Tally) -> Tensor:
+        base = self._base_rows(block)  # float32
+        pairs = [self._delta_rows(model, block, base) for model in self._models]
+        trimmed = [trim_to(delta, threshold) for (delta, _), threshold in zip(pairs, thresholds, strict=True)]
+        merged = merged_delta(self._method, trimmed, [model.weight for model in self._models])
+        tally.add(base, [delta for delta, _ in pairs], trimmed, merged)
+        result = add_delta(base, merged)
+        for model, (delta, values) in zip(self._models, pairs, strict=True):
+            if values is not None and self._method.may_return(model.weight):
+                # Where the merged delta is a model's own, so is the weight: base + (model - base) can miss it by a bit.
+                result = torch.where(merged == delta, values.to(result), result)
+        return result
+
+    def _threshold(self, model: Part) -> float:
+        if self._method.kind != "ties":
+            return 0.0
+
+        def blocks() -> Iterator[Tensor]:
+            for block in self._blocks:
+                yield self._delta_rows(model, block, self._base_rows(block))[0]
+
+        return threshold_of_blocks(blocks, torch.Size(self._shape).numel(), self._method.trim)
+
+    def _base_rows(self, block: slice) -> Tensor:
+        rows, missing = self._read(self._base, block)
+        rows = rows.to(torch.float32)
+        if missing is not None:
+            rows[missing] = self._mean_row
+        return rows
+
+    def _delta_rows(self, model: Part, block: slice, base: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The delta in float32, and the model's own values unless it is known by its delta only.
+
+        Rows of tokens that the model does not know have delta 0: it has nothing to say about them.
+        """
+        rows, missing = self._read(model, block)
+        delta = rows if model.parameter.holds_delta else rows.to(torch.float32) - base
+        if missing is not None:
+            delta[missing] = 0
+            rows = torch.where(_column(missing, rows), base.to(rows.dtype), rows)
+        return delta, None if model.parameter.holds_delta else rows
+
+    def _read(self, part: Part, block: slice) -> tuple[Tensor, Tensor | None]:
+        """The block's rows of a part, and a mask of those that it lacks (they hold its row 0) or None."""
+        if part.rows is None:
+            return part.parameter.read(block).to(self._device), None
+        rows = part.rows[block]
+        missing = rows == MISSING
+        read = part.parameter.read(rows.clamp_min(0)).to(self._device)
+        return read, missing.to(self._device) if bool(missing.any()) else None
+
+    def _mean_of_base(self) -> Tensor:
+        """The mean of the base's rows, which stands for a token that it does not know."""
+        numbers = self._base.rows[self._base.rows != MISSING].sort().values
+        total = 0
+        for block in numbers.split(max(1, self._blocks[0].stop)):
+            total = total + self._base.parameter.read(block).to(self._device).to(torch.float64).sum(dim=0)
+        return (total / len(numbers)).to(torch.float32)
+
+
+def _column(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.view(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,107 @@
+"""Where the settings of a merge come from, and what is refused before any model is opened."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from impart.errors import InputError
+from merge.methods import Method
+from merge.premask import PreMask
+from merge.settings import load_config, model_seed, resolve
+
+FLAGS = {"merge_method": "ta_0.5", "ptm_pth": "B", "save_pth": "OUT"}
+
+
+def resolved(*overrides, flags=None, models=(), path=None):
+    return resolve(load_config(path, FLAGS if flags is None else flags, models, overrides))
+
+
+def test_the_authors_flags():
+    method, entries = resolved(flags={**FLAGS, "math_pth": "M", "code_pth": "C", "chat_pth": None})
+    assert method == Method("ta", 0.5)
+    assert [(entry.name, entry.path, entry.weight, entry.premask) for entry in entries] == \
+        [("code", "C", 1.0, None), ("math", "M", 1.0, None)]
+
+
+def test_more_models_with_weights():
+    _, entries = resolved(models=["law=some/where:0.7", "med=a:b", "art=D:\\models:1e-1"])
+    assert [(entry.name, entry.path, entry.weight) for entry in entries] == \
+        [("art", "D:\\models", 0.1), ("law", "some/where", 0.7), ("med", "a:b", 1.0)]
+
+
+def test_a_path_that_looks_like_a_number_stays_a_path():
+    _, entries = resolved(flags={**FLAGS, "math_pth": "2024"}, models=["code=1e5"])
+    assert [entry.path for entry in entries] == ["1e5", "2024"]
+
+
+def test_yaml_with_models_and_overrides(tmp_path):
+    file = tmp_path / "merge.yaml"
+    file.write_text(yaml.safe_dump({
+        "merge_method": "ties_0.2_1.0", "ptm_pth": "B", "save_pth": "OUT", "math_pth": "M",
+        "mask": "impart", "sparsity": 0.5, "preprune_ratio": 0.6, "C": 0.5, "seed": 3,
+        "models": {"code": {"path": "C", "weight": 2, "mask": "dare", "compression_ratio": 4, "seed": 11},
+                   "math": {"weight": 0.5}, "chat": "H", "law": {"path": "L", "mask": "none"}}}))
+    method, entries = resolved("sparsity=0.75", "models.math.C=1", "models.law.weight=0.1", path=file, flags={})
+    assert method == Method("ties", 1.0, 0.2)
+    found = {entry.name: entry for entry in entries}
+    assert found["math"].premask == PreMask("impart", 4.0, 0.6, 1.0, model_seed(3, "math"))
+    assert found["math"].path == "M" and found["math"].weight == 0.5
+    assert found["code"].premask == PreMask("dare", 4.0, 0.6, 0.5, 11) and found["code"].weight == 2.0
+    assert found["chat"].premask == PreMask("impart", 4.0, 0.6, 0.5, model_seed(3, "chat"))
+    assert found["law"].premask is None and found["law"].weight == 0.1
+
+
+def test_flags_override_the_yaml_and_overrides_the_flags(tmp_path):
+    file = tmp_path / "merge.yaml"
+    file.write_text("merge_method: ta_0.1\nptm_pth: A\nsave_pth: S\nmath_pth: M\n")
+    assert resolved(path=file)[0] == Method("ta", 0.5)
+    assert resolved("merge_method=avg", path=file)[0] == Method("avg")
+
+
+def test_every_model_has_masks_of_its_own_and_the_seed_changes_all():
+    seeds = {model_seed(seed, name) for seed in range(20) for name in ("math", "code", "chat")}
+    assert len(seeds) == 60
+    _, entries = resolved("mask=dare", "sparsity=0.9", "seed=5", models=["math=M", "code=C"])
+    assert entries[0].premask.seed != entries[1].premask.seed
+
+
+@pytest.mark.parametrize(("overrides", "models", "message"), [
+    ((), (), "no model to merge"),
+    (("merge_method=dare_0.5",), ("math=M",), "merge_method: 'dare_0.5' is none of"),
+    (("merge_method=ties_1.8_1",), ("math=M",), "between 0 and 1"),
+    (("merge_method=avg",), ("math=M:-1",), "must be positive"),
+    (("merge_method=ties_0_1",), ("math=M:0",), "must be positive"),
+    ((), ("math=M:nan",), "finite"),
+    ((), ("math",), "name=path"),
+    ((), ("base=M",), "cannot be called 'base'"),
+    (("tokenizer=chat",), ("math=M",), "neither base nor one of the models: math"),
+    (("mask=dare",), ("math=M",), "needs either sparsity"),
+    (("mask=dare", "sparsity=0.5", "compression_ratio=2"), ("math=M",), "not both"),
+    (("mask=dare", "sparsity=1"), ("math=M",), "below 1"),
+    (("mask=dare", "sparsity=1.5"), ("math=M",), "below 1"),
+    (("mask=impart", "sparsity=0.5"), ("math=M",), "needs preprune_ratio"),
+    (("mask=impart", "sparsity=0.5", "beta=0.5"), ("math=M",), "needs C"),
+    (("mask=lowrank",), ("math=M",), "not one of none, dare, impart"),
+    (("models.math.wieght=1",), ("math=M",), "models.math: unknown key 'wieght'"),
+    (("models.math=1",), ("math=M",), "models.NAME.KEY=value"),
+    (("models.law.weight=1",), ("math=M",), "models.law: key 'path' is missing"),
+    (("merge_methd=avg",), ("math=M",), "did you mean 'merge_method'"),
+])
+def test_what_cannot_be_meant_is_an_input_error(overrides, models, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        resolved(*overrides, models=models)
+
+
+def test_negative_weights_are_for_task_arithmetic():
+    assert resolved(models=["math=M:-1"])[1][0].weight == -1.0
+
+
+def test_shipped_configs_resolve():
+    files = sorted((Path(__file__).parents[1] / "merge").glob("*.yaml"))
+    assert files
+    for file in files:
+        method, entries = resolve(load_config(str(file), {}, (), ()))
+        assert [entry.name for entry in entries] == ["chat", "code", "math"], file
+        for sparsity in (0.1, 0.3, 0.5, 0.7, 0.9):
+            resolve(load_config(str(file), {}, (), ["mask=impart", f"sparsity={sparsity}"]))

@@ -116,14 +116,12 @@ def test_equal_singular_values_span_the_right_space():
     assert residual(dW, U, s, V) == pytest.approx(float(torch.linalg.svdvals(dW)[10:].norm() / dW.norm()), rel=1e-4)
 
 
-def test_the_tail_is_exact_where_square_roots_of_eigenvalues_are_not():
-    s_true = torch.logspace(0, -3, 64, dtype=torch.float64)
-    dW = spectrum_matrix(96, 64, s_true)
-    s = delta_svd(dW)[1].double()
+def test_a_flat_tail_far_below_the_first_value_is_exact_where_square_roots_of_eigenvalues_are_not():
+    s_true = torch.cat([torch.ones(1), torch.full((255,), 1e-4)]).double()
+    dW = spectrum_matrix(512, 256, s_true)
     naive = torch.linalg.eigvalsh(dW.T @ dW).clamp(min=0).sqrt().flip(0).double()
-    error, naive_error = ((values / s_true - 1).abs() for values in (s, naive))
-    assert error[:50].max() < 1e-4 and error.max() < 0.2
-    assert error.max() < naive_error.max() / 3 and error[:50].max() < naive_error[:50].max() / 3
+    error, naive_error = ((values / s_true - 1).abs().max() for values in (delta_svd(dW)[1].double(), naive))
+    assert error < 1e-4 and naive_error > 0.5
 
 
 def test_the_input_is_left_as_it_was():

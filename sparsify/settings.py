@@ -7,8 +7,8 @@ from impart.config import option
 from impart.errors import InputError
 from sparsify.allocation import check_feasible
 
-KEYS_OF_METHOD = {"impart": ("compression_ratio", "preprune_ratio", "C", "allocation", "mask", "rescale"),
-                    "dare": ("compression_ratio", "rescale"), "lowrank": ("compression_ratio",)}
+KEYS_OF_METHOD = {"impart": ("compression_ratio", "accounting", "preprune_ratio", "C", "allocation", "mask", "rescale"),
+                  "dare": ("compression_ratio", "rescale"), "lowrank": ("compression_ratio",)}
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Config:
     mask: str = option("bernoulli", help="independent draws per entry, or exact counts per column",
                        choices=("bernoulli", "exact_count"))
     rescale: bool = option(True, help="multiply kept entries by 1 / (1 - p)")
+    accounting: str | None = option("paper", choices=("paper", "bytes"), help="of ImPart: paper: the kept values alone "
+                                    "are 1 / CR; bytes: so is every stored byte of the linear layers")
     seed: int = option(0, help="decides every mask", low=0)
     weight_types: list[str] | None = option(None, help="types to compress, like self_attn.q_proj; default: all linear "
                                             "weights under self_attn and mlp")
@@ -57,6 +59,8 @@ def resolved(config: Config) -> Config:
                              "0.6, 0.7, 0.8 and C from 0.5, 1 (C: only_lowrank is the LowRank baseline)")
         if config.preprune_ratio >= 1:
             raise InputError(f"preprune_ratio={config.preprune_ratio:g} drops every singular vector; take less than 1")
+    if config.accounting == "bytes" and (config.method != "impart" or config.allocation != "importance"):
+        raise InputError("accounting: bytes is a choice of method: impart with allocation: importance")
     if config.svd_dir is None and (config.base_model is None or config.ftm_dir is None):
         raise InputError("nothing to sparsify: give svd_dir, or base_model and ftm_dir")
     return config

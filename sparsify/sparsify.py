@@ -30,7 +30,9 @@ from impart.reconstruct import write_model
 from impart.report import Report, start_logging, table
 from sparsify.allocation import lowrank_rank, preprune_ratio, uv_sparsity
 from sparsify.compress import compress
+from sparsify.costs import Accounting
 from sparsify.methods import dare, impart, impart_rank, lowrank
+from sparsify.methods_quant import impart_to_size
 from sparsify.settings import Config, check_budgets, head, resolved
 from sparsify.sources import Source, open_source
 
@@ -72,6 +74,9 @@ def encoder(config: Config, source: Source) -> Callable[[str], Encoded]:
             return empty((m, n))
         if config.method == "lowrank":
             return lowrank(*triplets, cr=cr)
+        if config.accounting == "bytes":
+            return impart_to_size(*triplets, name=name, cr=cr, beta=beta, C=config.C, seed=seed, mask=config.mask,
+                                  rescale=config.rescale, accounting=Accounting(plan=None))
         return impart(*triplets, name=name, cr=cr, beta=beta, C=config.C, seed=seed, allocation=config.allocation,
                       mask=config.mask, rescale=config.rescale)
 

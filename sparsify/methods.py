@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from impart.encodings import Encoded, empty, sparse_entries, sparse_factors, svd_factors
-from sparsify.allocation import (kept_rank, lowrank_rank, preprune_ratio, sparsity_ratios, uniform_ratios,
-                                 uv_sparsity)
+from sparsify.allocation import kept_rank, lowrank_rank, preprune_ratio, sparsity_ratios, uniform_ratios, uv_sparsity
 
 
 def impart_rank(m: int, n: int, beta: float) -> int:

@@ -1,0 +1,88 @@
+"""Tables: cells worked by hand, intervals, labels, and the files that the script writes."""
+
+import csv
+import json
+import math
+
+import pytest
+
+from eval.results import wilson_interval
+from eval.tables import Scored, cell, grid, main, markdown, read_results
+from impart.errors import InputError
+
+
+def scored(correct, *, method="impart", ratio=8.0, settings=(), model="m", byte_ratio=7.5):
+    return Scored("bench", model, method, ratio, tuple(settings), 100 * sum(correct) / len(correct), byte_ratio,
+                  tuple(map(float, correct)))
+
+
+def write_result(folder, model, correct, *, delta=None, seed=0, benchmark="bench"):
+    target = folder / model / benchmark
+    target.mkdir(parents=True)
+    (target / f"{seed}.jsonl").write_text("".join(json.dumps({"correct": bool(mark)}) + "\n" for mark in correct))
+    (target / f"{seed}.json").write_text(json.dumps({
+        "model": model, "benchmark": benchmark, "seed": seed, "score": 100 * sum(correct) / len(correct),
+        "settings": {}, "delta": delta, "samples": f"{seed}.jsonl"}))
+
+
+def test_one_seed_gives_wilsons_interval_of_the_items():
+    found = cell([scored([1] * 60 + [0] * 40)])
+    low, high = wilson_interval(60 * 99 / 100, 99)  # the unbiased variance is that of 99 items
+    assert found.mean == pytest.approx(60) and (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_disagreeing_seeds_widen_the_interval():
+    alike = cell([scored([1, 0] * 50)] * 3)
+    apart = cell([scored([1] * 30 + [0] * 70), scored([1] * 50 + [0] * 50), scored([1] * 70 + [0] * 30)])
+    assert apart.mean == alike.mean == 50 and apart.seeds == 3
+    assert apart.high - apart.low > alike.high - alike.low
+
+
+def test_all_right_still_has_an_interval():
+    found = cell([scored([1] * 200)] * 3)
+    assert found.mean == 100 and found.high == pytest.approx(100) and 97 < found.low < 99
+
+
+def test_labels_name_only_the_settings_that_differ():
+    runs = [scored([1, 0], settings=(("C", "1.0"), ("preprune_ratio", beta), ("mask", "bernoulli"))) for beta in ("0.6", "0.8")]
+    _, rows = grid([*runs, scored([1, 1], method="dare")])
+    assert set(rows) == {"ImPart (preprune_ratio=0.6)", "ImPart (preprune_ratio=0.8)", "DARE"}
+
+
+def test_a_cell_that_was_not_run_says_so():
+    whole, rows = grid([scored([1, 0]), scored([1, 1], method="dare", ratio=16.0), scored([0, 0], method=None, model="base")])
+    text = markdown("bench", whole, rows)
+    assert "not run" in text and "base (whole)" in text and "CR 16" in text
+
+
+def test_the_script_writes_table_csv_and_figure(tmp_path, capsys):
+    results = tmp_path / "results"
+    write_result(results, "tuned", [1, 1, 1, 0])
+    for seed in range(2):
+        write_result(results, f"impart_{seed}", [1, seed, 0, 0],
+                     delta={"method": "impart", "settings": {"compression_ratio": 8.0}, "linear_ratio": 7.25})
+    for suffix in ("png", "svg"):
+        main([str(results), "--figure", str(tmp_path / f"a.{suffix}"), "--csv", str(tmp_path / "a.csv")])
+    assert "37.5" in capsys.readouterr().out  # mean of 25 and 50
+    with (tmp_path / "a.csv").open() as stream:
+        lines = {line["method"]: line for line in csv.DictReader(stream)}
+    assert lines["ImPart"]["seeds"] == "2" and float(lines["ImPart"]["byte_ratio"]) == 7.25
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    first = (tmp_path / "a.svg").read_bytes()
+    main([str(results), "--figure", str(tmp_path / "b.svg")])
+    assert (tmp_path / "b.svg").read_bytes() == first
+
+
+def test_no_results_and_a_strange_figure_are_input_errors(tmp_path):
+    with pytest.raises(InputError, match="no results"):
+        read_results(tmp_path)
+    write_result(tmp_path, "tuned", [1, 0])
+    with pytest.raises(InputError, match=".png, .svg or .pdf"):
+        main([str(tmp_path), "--figure", "a.jpeg"])
+
+
+def test_the_mean_is_of_the_runs_not_of_their_files(tmp_path):
+    for seed in range(3):
+        write_result(tmp_path, f"d{seed}", [1, 1, 0, 0], delta={"method": "dare", "settings": {"compression_ratio": 4}})
+    _, rows = grid(read_results(tmp_path))
+    assert math.isclose(rows["DARE"][4].mean, 50) and rows["DARE"][4].seeds == 3

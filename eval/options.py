@@ -38,16 +38,19 @@ class Options:
     overwrite: bool
 
 
-def benchmark_parser(doc: str | None, *, several_models: bool = False) -> Parser:
-    """MODEL (or several), DTYPE and the shared flags; a script adds its own."""
+def benchmark_parser(doc: str | None, *, several_models: bool = False, template_second: bool = False) -> Parser:
+    """MODEL (or several), DTYPE (or TEMPLATE, then DTYPE is a flag) and the shared flags; a script adds its own."""
     parser = Parser(doc)
     meaning = "checkpoint folder, hub id, or delta artifact (base + delta is rebuilt once, into a cache)"
     if several_models:
         parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{meaning}; DTYPE may follow the last one")
     else:
         parser.add_argument("model", nargs="?", metavar="MODEL", help=meaning)
-        parser.add_argument("dtype", nargs="?", default="auto", choices=DTYPES, metavar="DTYPE",
-                            help="fp16, bf16, fp32, or auto: the checkpoint's own (default)")
+        if template_second:
+            parser.add_argument("template", nargs="?", metavar="TEMPLATE", help="the same as --chat_template")
+        parser.add_argument("--dtype" if template_second else "dtype", default="auto", choices=DTYPES, metavar="DTYPE",
+                            help="fp16, bf16, fp32, or auto: the checkpoint's own (default)",
+                            **({} if template_second else {"nargs": "?"}))
     parser.add_argument("--backend", default="auto", choices=BACKENDS,
                         help="auto: vllm where it is installed, else hf (default)")
     parser.add_argument("--data", type=Path, help="local file with the items (else IMPART_DATA, else the hub)")

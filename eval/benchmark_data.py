@@ -84,7 +84,7 @@ def select(items: list[dict], subset: str) -> list[dict]:
     """The items that a --subset names, in the order of the file; each of its parts has to name at least one."""
     chosen: set[int] = set()
     by_id = {item["id"]: position for position, item in enumerate(items)}
-    for part in filter(None, (text.strip() for text in subset.split(","))):
+    for part in (text.strip() for text in subset.split(",")):
         first, dash, last = part.partition("-")
         name, equals, value = part.partition("=")
         if part in by_id:

@@ -24,6 +24,9 @@ class HfModel:
             self.model.to("cuda")
         self.tokenizer, self.max_model_len, self.batch_size = tokenizer, max_model_len, batch_size
         self.ends = _end_tokens(self.model.generation_config, tokenizer)
+        # Plain greedy decoding: `generate` would mix in the repetition penalties and the like that models ship with.
+        self.model.generation_config = GenerationConfig(do_sample=False, num_beams=1, eos_token_id=self.ends or None,
+                                                        pad_token_id=self.ends[0] if self.ends else 0)
 
     def stream(self, prompts: Sequence[Sequence[int]], *, max_tokens: int,
                stop: tuple[str, ...]) -> Iterator[tuple[int, Completion]]:
@@ -41,16 +44,13 @@ class HfModel:
     @torch.inference_mode()
     def _batch(self, prompts: list[Sequence[int]], max_tokens: int, stop: tuple[str, ...]) -> list[Completion]:
         longest = max(map(len, prompts))
-        pad = self.ends[0] if self.ends else 0
+        pad = self.model.generation_config.pad_token_id
         ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])  # (batch, longest)
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         budgets = [min(max_tokens, self.max_model_len - len(prompt)) for prompt in prompts]
         ending = RowEnds(prompts, longest, budgets, self.ends, stop, self.tokenizer)
-        self.model.generate(
-            input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device),
-            generation_config=GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max(budgets),
-                                               eos_token_id=self.ends or None, pad_token_id=pad),
-            stopping_criteria=StoppingCriteriaList([ending]))
+        self.model.generate(input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device),
+                            max_new_tokens=max(budgets), stopping_criteria=StoppingCriteriaList([ending]))
         return ending.completions
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from impart.encoded import Encoded, Tensors
 from impart.masks import LEVELS, MASKS, bernoulli_mask, scattered
 from impart.packing import pack, packed_bytes, unpack
 
+
 def zero_step(bits: Tensor) -> Tensor:
     """How far two neighbouring bytes of a fitted grid's zero lie apart: 2^b / 256 codes."""
     return 2.0**bits / 256
@@ -109,7 +110,7 @@ def quantized_factors(name: str, entry: dict, tensors: Tensors) -> tuple[Tensor,
 
 def _decode_groups(entry: dict, tensors: Tensors, codes: tuple[Tensor, Tensor],
                    masks: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
-    (m, n), r, plan = entry["shape"], entry["rank"], entry["plan"]
+    m, r, plan = entry["shape"][0], entry["rank"], entry["plan"]
     groups = tensors["groups"].long()
     of_U, of_V = groups[:r], groups[r:]
     count_U, count_V = (int(x.max()) + 1 if len(x) else 0 for x in (of_U, of_V))

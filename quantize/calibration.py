@@ -6,6 +6,7 @@
                 the seed, one after another, cut into windows of which the seed draws as many as are wanted
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from impart.checkpoint import Checkpoint
 from impart.errors import InputError
+from quantize.settings import Config
 
 SPARE = 8  # a local text is tokenized up to this many times the tokens that are needed
 HUB = {"c4": ("allenai/c4", {"data_files": {"train": "en/c4-train.00000-of-01024.json.gz"}}),
@@ -30,6 +33,33 @@ def calibration_sequences(source: str, tokenize: Tokenize, *, count: int, length
     if source == "c4":
         return windows_of_documents(documents, tokenize, count=count, length=length, seed=seed, source=source)
     return windows_of_text(documents, tokenize, count=count, length=length, seed=seed, source=source)
+
+
+def model_tokens(dataset: str, config: Config, finetuned: Checkpoint) -> Tensor:
+    """Token ids (nsamples, seqlen), checked against what the model takes."""
+    positions = finetuned.config.get("max_position_embeddings")
+    if positions is not None and config.seqlen > positions:
+        raise InputError(f"seqlen={config.seqlen} is more than the {positions} positions of {finetuned.source!r}; lower it")
+    from transformers import AutoTokenizer  # slow to import; the other functions do without it
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(finetuned.path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{finetuned.source!r} has no tokenizer that transformers can read "
+                         f"({str(error).splitlines()[0]})") from error
+    sequences = calibration_sequences(dataset, lambda text: tokenizer(text, verbose=False)["input_ids"],
+                                      count=config.nsamples, length=config.seqlen, seed=config.seed,
+                                      text_field=config.text_field)
+    rows = finetuned.config.get("vocab_size")
+    if rows is not None and int(sequences.max()) >= rows:
+        raise InputError(f"the tokenizer of {finetuned.source!r} gives token {int(sequences.max())}, but the model has "
+                         f"{rows} embeddings; is it the right tokenizer?")
+    return sequences
+
+
+def digest(sequences: Tensor) -> str:
+    """A short hash of the tokens: with it a result says what it was calibrated on."""
+    return hashlib.sha256(sequences.numpy().tobytes()).hexdigest()[:16]
 
 
 def documents_of(source: str, text_field: str = "text") -> Sequence[str]:

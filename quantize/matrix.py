@@ -1,7 +1,7 @@
 """One sparse matrix -> one quantized matrix, given the Hessian of its inputs.
 
-V first, with H_V = 2 X X^T of the layer's inputs; then U, whose inputs y = diag(s) V_q^T x are linear in x, so that their Hessian
-diag(s) V_q^T H_V V_q diag(s) needs no further pass through the layer.
+V first, with H_V = 2 X X^T of the layer's inputs; then U, whose inputs y = diag(s) V_q^T x are linear in x, so that their
+Hessian diag(s) V_q^T H_V V_q diag(s) needs no further pass through the layer.
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@ with the same inputs; rows may have different bits, so all rank groups of V pass
 
     sparse_gptq          W, mask, H -> dequantized Q, the whole of Algorithm 2 in one call
     quantize_groups      the paper's grid: min-max over groups of `groupsize` columns, each found when its turn comes
-    quantize_vectors     one grid for every row (V) or column (U), fitted beforehand, and the errors of masked entries spread too
+    quantize_vectors     one grid for every row (V) or column (U), fitted beforehand; errors of masked entries spread too
 """
 
 from collections.abc import Callable

@@ -1,5 +1,4 @@
-"""Methods that meet a size in bits, on one matrix: ImPart by Algorithm 3, and Delta-CoMe's and DARE's parts of what is quantized.
-"""
+"""Methods that meet a size in bits, on one matrix: ImPart by Algorithm 3, and what Delta-CoMe and DARE leave to quantize."""
 
 from dataclasses import replace
 

@@ -7,8 +7,14 @@ import torch
 from impart.bit_plan import plan_bits, plan_spans
 from impart.encoded import Encoded
 from impart.encodings import decode, sparse_entries, sparse_factors, svd_factors
-from impart.encodings_quantized import (entries_encoded, entry_masks, factor_masks, groups_encoded, signs_encoded,
-                                        vectors_encoded)
+from impart.encodings_quantized import (
+    entries_encoded,
+    entry_masks,
+    factor_masks,
+    groups_encoded,
+    signs_encoded,
+    vectors_encoded,
+)
 from impart.packing import packed_bytes
 
 M, N, PLAN = 37, 53, [[8, 2], [3, 5], [2, 12]]

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from quantize.grid import (fitted_grid, minmax_grid, nearest_codes, storable_zero, top_codes, zero_byte,
-                           zero_from_byte)
+from quantize.grid import fitted_grid, minmax_grid, nearest_codes, storable_zero, top_codes, zero_byte, zero_from_byte
 
 
 def rounded(W, scale, zero, bits):

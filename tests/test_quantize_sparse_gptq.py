@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quantize.grid import fitted_grid, minmax_grid, nearest_codes, top_codes
-from quantize.sparse_gptq import (NotPositiveDefinite, inverse_of, quantize_groups, quantize_vectors, sparse_gptq)
+from quantize.sparse_gptq import NotPositiveDefinite, inverse_of, quantize_groups, quantize_vectors, sparse_gptq
 
 
 def problem(rows=37, columns=150, share=0.4, seed=0, tokens=600):

@@ -1,0 +1,155 @@
+"""One matrix: what is stored means what was quantized, the analytic Hessian of U is the gathered one, errors are true."""
+
+import numpy as np
+import pytest
+import torch
+
+from impart.encodings import decode, empty, factors, sparse_entries, sparse_factors, svd_factors
+from impart.encodings_quantized import factor_masks
+from impart.errors import InputError
+from quantize.matrix import Rule, factor_errors, named_inverse, quantize_matrix, rank_hessian, relative_error
+from quantize.sparse_gptq import inverse_of, sparse_gptq
+
+M, N, R = 80, 96, 40
+PLAN = [[8, 2], [3, 10], [2, "rest"]]
+NAME = "model.layers.0.self_attn.q_proj.weight"
+
+
+def inputs(tokens=400):
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(tokens, N, generator=generator) @ (torch.eye(N) + 0.3 * torch.randn(N, N, generator=generator))
+
+
+def hessian():
+    X = inputs()
+    return 2 / len(X) * X.T @ X
+
+
+def rule(grid, **changes):
+    return Rule(**{"grid": grid, "attn_plan": PLAN, "mlp_plan": PLAN, "entry_bits": 2, "groupsize": 16, **changes})
+
+
+def triplets():
+    generator = torch.Generator().manual_seed(0)
+    U = torch.linalg.qr(torch.randn(M, R, generator=generator))[0]
+    V = torch.linalg.qr(torch.randn(N, R, generator=generator))[0]
+    return U, torch.linspace(4, 0.4, R), V
+
+
+def sources():
+    U, s, V = triplets()
+    drop = np.linspace(0, 0.8, R)
+    return {"sparse": sparse_factors(U, s, V, drop, seed=1, name=NAME, mask="bernoulli", rescale=True),
+            "exact": sparse_factors(U, s, V, drop, seed=1, name=NAME, mask="exact_count", rescale=True),
+            "dense": svd_factors(U, s, V, torch.float16),
+            "entries": sparse_entries((U * s) @ V.T, 0.4, seed=1, name=NAME)}
+
+
+def facts_of(encoded):
+    return {**encoded.facts, "encoding": encoded.encoding, "shape": encoded.shape}
+
+
+def value(encoded):
+    return decode(NAME, facts_of(encoded), encoded.tensors)
+
+
+def quantize(kind, grid, **changes):
+    source, H, how = sources()[kind], hessian(), rule(grid, **changes)
+    encoded, errors = quantize_matrix(NAME, source, H, named_inverse(H, how, [NAME]), how)
+    return source, encoded, errors
+
+
+@pytest.mark.parametrize("grid", ["paper", "compact"])
+@pytest.mark.parametrize("kind", ["sparse", "exact", "dense", "entries"])
+def test_what_is_stored_is_what_was_measured(kind, grid):
+    source, encoded, errors = quantize(kind, grid)
+    told = relative_error(value(encoded) - value(source), value(source), hessian())
+    assert told == pytest.approx(errors["error"], abs=2e-3)
+    assert 0.005 < told < 0.6
+    X = inputs()
+    outputs = ((value(encoded) - value(source)) @ X.T).norm() / (value(source) @ X.T).norm()
+    assert float(outputs) == pytest.approx(told, rel=1e-3)
+
+
+@pytest.mark.parametrize("grid", ["paper", "compact"])
+def test_masks_are_kept(grid):
+    source, encoded, _ = quantize("sparse", grid)
+    U, _, V = factors(NAME, facts_of(encoded), encoded.tensors)
+    for factor, mask in zip((U, V), factor_masks(NAME, facts_of(source), source.tensors), strict=True):
+        assert bool((factor.T[~torch.from_numpy(mask)] == 0).all())
+    assert encoded.facts["kept"] == source.facts["kept"] and encoded.facts["seed"] == source.facts["seed"]
+
+
+def test_paper_mode_is_algorithm_2_factor_by_factor():
+    """V by one call per bit group; U group by group with the Hessian of its own inputs."""
+    source, encoded, _ = quantize("sparse", "paper")
+    U, s, V = factors(NAME, facts_of(source), source.tensors)
+    mask_U, mask_V = (torch.from_numpy(mask) for mask in factor_masks(NAME, facts_of(source), source.tensors))
+    H, spans = hessian(), ((8, 0, 2), (3, 2, 12), (2, 12, R))
+    Vq = torch.cat([sparse_gptq(V.T[a:b], mask_V[a:b], H, bits, 16) for bits, a, b in spans])
+    H_U = rank_hessian(H, Vq, s)
+    Uq = torch.cat([sparse_gptq(U[:, a:b], mask_U.T[:, a:b], H_U[a:b, a:b], bits, 16) for bits, a, b in spans], 1)
+    stored_U, stored_s, stored_V = factors(NAME, facts_of(encoded), encoded.tensors)
+    assert torch.equal(stored_V, Vq.T)
+    assert torch.equal(stored_U, Uq)
+    assert torch.allclose(stored_s, s, rtol=1e-3)
+
+
+def test_analytic_hessian_of_U_is_the_gathered_one():
+    U, s, V = (x.double() for x in triplets())
+    X = inputs().double()
+    y = X @ V * s  # the inputs of U: diag(s) V^T x for every token
+    gathered = 2 / len(X) * y.T @ y
+    analytic = rank_hessian(2 / len(X) * X.T @ X, V.T, s)
+    assert float((analytic - gathered).norm() / gathered.norm()) < 1e-12
+    single = rank_hessian(hessian(), V.T.float(), s.float())
+    assert float((single - gathered).norm() / gathered.norm()) < 1e-5
+
+
+def test_errors_per_rank_group():
+    U, s, V = triplets()
+    H, plan = hessian(), [[8, 2], [3, 10], [2, 28]]
+    generator = torch.Generator().manual_seed(2)
+    Uq, Vq = U + 0.01 * torch.randn(M, R, generator=generator), V + 0.01 * torch.randn(N, R, generator=generator)
+    errors = factor_errors(U, V.T, Uq, Vq.T, s, H, plan)
+    for key, a, b in (("error", 0, R), ("error_8bit", 0, 2), ("error_3bit", 2, 12), ("error_2bit", 12, R)):
+        true, new = ((x[:, a:b] * s[a:b]) @ y[:, a:b].T for x, y in ((U, V), (Uq, Vq)))
+        assert errors[key] == pytest.approx(relative_error(new - true, true, H), rel=1e-3)
+
+
+def test_compact_is_more_exact_and_smaller_when_ranks_are_many():
+    compact, paper = quantize("sparse", "compact"), quantize("sparse", "paper")
+    assert compact[2]["error"] < paper[2]["error"] * 1.1
+    assert sum(x.nbytes for x in compact[1].tensors.values()) < 0.7 * sum(x.nbytes for x in paper[1].tensors.values())
+
+
+def test_more_bits_are_more_exact():
+    errors = [quantize("entries", grid, entry_bits=bits)[2]["error"] for grid in ("paper", "compact") for bits in (2, 4, 8)]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2] and errors[3] > 3 * errors[4] > 9 * errors[5]
+
+
+def test_an_empty_matrix_stays_empty():
+    H = hessian()
+    encoded, errors = quantize_matrix(NAME, empty((M, N)), H, inverse_of(H), rule("compact"))
+    assert encoded.encoding == "empty" and errors == {}
+
+
+def test_rank_inside_the_first_bit_groups():
+    U, s, V = triplets()
+    H = hessian()
+    for grid in ("paper", "compact"):
+        for rank in (1, 2, 5):
+            source = svd_factors(U[:, :rank], s[:rank], V[:, :rank], torch.float16)
+            encoded, errors = quantize_matrix(NAME, source, H, inverse_of(H), rule(grid))
+            assert encoded.facts["rank"] == rank and errors["error"] < 0.2
+
+
+def test_the_plan_goes_by_the_kind_of_matrix():
+    how = rule("compact", mlp_plan=[[4, "rest"]])
+    assert how.plan("model.layers.0.self_attn.k_proj.weight", 20) == [[8, 2], [3, 10], [2, 8]]
+    assert how.plan("model.layers.0.mlp.up_proj.weight", 20) == [[4, 20]]
+
+
+def test_a_bad_hessian_names_the_matrices_and_the_remedy():
+    with pytest.raises(InputError, match="a, b: the Hessian with damping 0 is not positive definite .* raise damping"):
+        named_inverse(torch.ones(6, 6), rule("compact", damping=0.0), ["a", "b"])

@@ -6,23 +6,19 @@ whatever else its authors ship. No function here holds more than the tensors tha
 
 import hashlib
 import json
+import os
 import re
 import shutil
-import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from impart.errors import InputError
 from impart.files import free_space, replace_folder, sync_file
-
-DTYPES = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
-          "I64": torch.int64, "U16": torch.uint16, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
-          "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+from impart.weight_files import DTYPE_CODES, TensorSpec, file_specs, load_bin, read_json, weight_files
+from impart.weight_files import DTYPES as DTYPES  # for those who read and write checkpoints
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 LINEAR = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?(?:self_attn|mlp|block_sparse_moe)\.(?:.+)\.weight$")
@@ -30,32 +26,16 @@ LINEAR = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?(?:self_attn|mlp|
 ROUTER = re.compile(r"\.(?:gate|router|shared_expert_gate)\.weight$")
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, shape and dtype of a tensor that is or will be in a checkpoint."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count * self.dtype.itemsize
-
-
 class Checkpoint:
     """A checkpoint folder opened for reading; made by `open_checkpoint`."""
 
     def __init__(self, path: Path, source: str):
         self.path, self.source = path, source
-        self.config = _read_json(path / "config.json", f"checkpoint {source!r}")
+        self.config = read_json(path / "config.json", f"checkpoint {source!r}")
         self._specs: dict[str, TensorSpec] = {}
         self._files: dict[str, Path] = {}
-        for file, names in _weight_files(path, source).items():
-            for spec in _file_specs(file):
+        for file, names in weight_files(path, source).items():
+            for spec in file_specs(file):
                 self._specs[spec.name], self._files[spec.name] = spec, file
             missing = sorted(set(names) - set(self._specs))
             if missing:
@@ -83,13 +63,14 @@ class Checkpoint:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as shard:  # a mapping kept open would count every page ever read
                 return shard.get_tensor(name).clone()
-        return _load_bin(file)[name].detach().clone()
+        return load_bin(file)[name].detach().clone()
 
     def finite_tensor(self, name: str) -> torch.Tensor:
         """The tensor; InputError when it holds NaN or Inf."""
         tensor = self.tensor(name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
+        exact = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # isfinite lacks the 8-bit floats
+        if tensor.is_floating_point() and not bool(torch.isfinite(exact).all()):
+            count = int((~torch.isfinite(exact)).sum())
             raise InputError(f"{name} of {self.source!r} holds {count} NaN or Inf of {tensor.numel()} values; "
                              "a delta of it means nothing: fetch the checkpoint again or repair the tensor")
         return tensor
@@ -126,7 +107,7 @@ class Checkpoint:
             with safe_open(file, "pt") as shard:
                 view = shard.get_slice(name)
                 return torch.cat([view[row:row + 1] for row in rows])
-        return _load_bin(file)[name].detach()[rows]
+        return load_bin(file)[name].detach()[rows]
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -169,11 +150,11 @@ class CheckpointWriter:
 
     def __init__(self, path: str | Path, plan: Sequence[TensorSpec], *, overwrite: bool = False,
                  shard_bytes: int = 5 * 10**9):
-        self.path, self.overwrite = Path(path), overwrite
+        self.path, self.overwrite = Path(path).expanduser(), overwrite
         refuse_existing(self.path, overwrite)
-        free_space(self.path, sum(spec.nbytes for spec in plan), "the checkpoint")
         self._partial = self.path.with_name(self.path.name + ".partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
+        shutil.rmtree(self._partial, ignore_errors=True)  # before its space is asked for
+        free_space(self.path, sum(spec.nbytes for spec in plan), "the checkpoint")
         self._partial.mkdir(parents=True)
         self._places: dict[str, tuple[TensorSpec, Path, int]] = {}
         shards = _shards(plan, shard_bytes)
@@ -227,9 +208,16 @@ class CheckpointWriter:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """InputError when `path` exists and may not be replaced."""
+    """InputError when `path` exists and may not be replaced, or cannot be made."""
+    path = path.expanduser()
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} exists; name another folder, or add --overwrite to replace it")
+    if not path.name or path.name == "..":
+        raise InputError(f"{str(path)!r} is no name for a new folder; name one below it")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{str(path)!r} cannot be made, because {str(above)!r} is not a folder that you may write to; "
+                         "name another place")
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -252,76 +240,19 @@ def _natural(name: str) -> list:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _read_json(file: Path, owner: str) -> dict:
-    if not file.is_file():
-        raise InputError(f"{owner} has no {file.name}; is it a Hugging Face model folder?")
-    try:
-        return json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not valid JSON ({error}); fetch it again") from error
-
-
-def _weight_files(path: Path, source: str) -> dict[Path, list[str]]:
-    """Each weight file with the names that the index promises in it; safetensors before .bin where both are there."""
-    for single, index in (("model.safetensors", "model.safetensors.index.json"),
-                          ("pytorch_model.bin", "pytorch_model.bin.index.json")):
-        if (path / index).is_file():
-            files: dict[Path, list[str]] = {}
-            for name, file in _read_json(path / index, source).get("weight_map", {}).items():
-                files.setdefault(path / file, []).append(name)
-            for file in files:
-                if not file.is_file():
-                    raise InputError(f"shard {file.name} of {source!r} is missing from {path}, though {index} lists it; "
-                                     "fetch it again")
-            if files:
-                return files
-        if (path / single).is_file():
-            return {path / single: []}
-    stray = sorted(file.name for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern))
-    found = f"it has {stray[0]} but no index that says what is where" if stray else "it has no weights"
-    raise InputError(f"{source!r} is not a readable checkpoint: {found} "
-                     "(expected model.safetensors or pytorch_model.bin, or their index.json)")
-
-
-def _file_specs(file: Path) -> list[TensorSpec]:
-    if file.suffix != ".safetensors":
-        return [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in _load_bin(file).items()]
-    try:
-        with safe_open(file, "pt") as shard:
-            views = {name: shard.get_slice(name) for name in shard.keys()}
-            return [TensorSpec(name, tuple(view.get_shape()), DTYPES[view.get_dtype()]) for name, view in views.items()]
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is damaged or truncated ({error}); fetch it again") from error
-    except KeyError as error:
-        raise InputError(f"{file} holds tensors of dtype {error}, which is not supported; take a 16-bit or fp32 "
-                         "checkpoint") from error
-
-
-def _load_bin(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.bin` shard, mapped rather than read where its format allows it, and never unpickled freely."""
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{file} is damaged, truncated or not a plain file of weights ({reason}); "
-                         "fetch it again") from error
-    return {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
-
-
 def _download(repo: str) -> Path:
     """The hub's snapshot in the local cache: safetensors if it has them, else .bin; from the cache alone if offline."""
     from huggingface_hub import HfApi, snapshot_download  # kept out of start-up: folders do not need it
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    ignore = ["*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*", "consolidated*"]
+    ignore, files, reason = ["*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*", "consolidated*"], [], None
     try:
-        try:
-            files = HfApi().list_repo_files(repo)
-        except (OfflineModeIsEnabled, OSError):
-            files = []
-        if any(file.endswith(".safetensors") for file in files):
-            ignore.append("*.bin")
+        files = HfApi().list_repo_files(repo)
+    except Exception as error:  # no network, offline, unknown, gated: a type each, some of them the HTTP client's own
+        reason = error
+    if any(file.endswith(".safetensors") for file in files):
+        ignore.append("*.bin")
+    try:
         return Path(snapshot_download(repo, ignore_patterns=ignore, local_files_only=not files))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"model {repo!r}: no such folder here, and the hub did not give it ({reason}); check the "
+    except Exception as error:
+        said = (str(reason or error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"model {repo!r}: no such folder here, and the hub did not give it ({said}); check the "
                          "name, the network and `hf auth login` for gated models, or name a local folder") from error

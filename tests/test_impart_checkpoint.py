@@ -1,0 +1,498 @@
+"""Checkpoints: every form that models are published in, everything that can be wrong with one, and the writer."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter, namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import llama_shapes, random_weights, tuned_weights, write_checkpoint
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from impart.checkpoint import (
+    LINEAR,
+    ROUTER,
+    CheckpointWriter,
+    TensorSpec,
+    layer_of,
+    linear_names,
+    open_checkpoint,
+    refuse_existing,
+    tensor_bytes,
+    weight_type,
+)
+from impart.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = llama_shapes(hidden=16, intermediate=24, layers=2, kv=8, vocabulary=20)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return random_weights(SMALL)
+
+
+def refused(source) -> str:
+    with pytest.raises(InputError) as error:
+        open_checkpoint(source)
+    return str(error.value)
+
+
+def plan_of(tensors):
+    return [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
+
+
+def write(path, tensors, companions=(), **options):
+    writer = CheckpointWriter(path, plan_of(tensors), **options)
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    writer.finish(companions)
+    return path
+
+
+# Reading
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_every_form_reads_the_same(tmp_path, weights, form, shards):
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", weights, form=form, shards=shards))
+    assert set(checkpoint.names()) == set(weights) and "nothing" not in checkpoint
+    for name, tensor in weights.items():
+        assert checkpoint.shape(name) == tuple(tensor.shape) and checkpoint.dtype(name) == torch.bfloat16
+        assert torch.equal(checkpoint.tensor(name), tensor) and name in checkpoint
+    assert checkpoint.config["model_type"] == "llama" and checkpoint.model_dtype() == torch.bfloat16
+
+
+def test_the_old_pickle_format_of_torch_reads_too(tmp_path, weights):
+    path = write_checkpoint(tmp_path / "model", weights, form="bin")
+    torch.save(weights, path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(open_checkpoint(path).tensor("model.norm.weight"), weights["model.norm.weight"])
+
+
+def test_tensors_are_owned_and_come_in_layer_order(tmp_path, weights):
+    many = {f"model.layers.{layer}.mlp.up_proj.weight": torch.full((2, 2), layer) for layer in (0, 2, 10, 9)} | {
+        "model.embed_tokens.weight": torch.zeros(3, 2)}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", many))
+    assert [layer_of(name) for name in checkpoint.names()] == [None, 0, 2, 9, 10]
+    checkpoint.tensor("model.embed_tokens.weight").fill_(7)
+    assert torch.equal(checkpoint.tensor("model.embed_tokens.weight"), torch.zeros(3, 2))
+
+
+def test_safetensors_are_taken_where_both_are_there(tmp_path, weights):
+    path = write_checkpoint(tmp_path / "model", weights)
+    torch.save({name: tensor + 1 for name, tensor in weights.items()}, path / "pytorch_model.bin")
+    assert torch.equal(open_checkpoint(path).tensor("model.norm.weight"), weights["model.norm.weight"])
+
+
+def test_companions_are_all_small_files_and_no_weights(tmp_path, weights):
+    path = write_checkpoint(tmp_path / "model", weights, shards=2)
+    for name in ("tokenizer.model", "LICENSE", "training_args.bin", "optimizer.pt", ".gitattributes", "model.gguf"):
+        (path / name).touch()
+    (path / "original").mkdir()
+    assert [file.name for file in open_checkpoint(path).companions()] == [
+        "LICENSE", "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model"]
+
+
+def test_a_bin_file_may_not_run_code(tmp_path, weights):
+    path = write_checkpoint(tmp_path / "model", weights, form="bin")
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({**weights, "x": Evil()}, path / "pytorch_model.bin")
+    assert "not a plain file of weights" in refused(path)
+    assert not (tmp_path / "ran").exists()
+
+
+# What can be wrong
+
+def test_missing_and_truncated_files_are_named(tmp_path, weights):
+    path = write_checkpoint(tmp_path / "model", weights, shards=3)
+    second = path / "model-00002-of-00003.safetensors"
+    data = second.read_bytes()
+    for size in (len(data) - 1, len(data) // 2, 9, 3, 0):
+        second.write_bytes(data[:size])
+        message = refused(path)
+        assert "model-00002-of-00003.safetensors is damaged or truncated" in message and "fetch it again" in message
+    second.unlink()
+    message = refused(path)
+    assert "shard model-00002-of-00003.safetensors of" in message and "is missing" in message
+    (path / "model.safetensors.index.json").unlink()
+    assert "no index that says what is where" in refused(path)
+
+
+def test_missing_and_truncated_bin_files_are_named(tmp_path, weights):
+    path = write_checkpoint(tmp_path / "model", weights, form="bin", shards=2)
+    first = path / "pytorch_model-00001-of-00002.bin"
+    data = first.read_bytes()
+    for size in (len(data) - 100, len(data) // 2, 10, 0):
+        first.write_bytes(data[:size])
+        message = refused(path)
+        assert "pytorch_model-00001-of-00002.bin is damaged, truncated" in message and "\n" not in message
+    first.unlink()
+    assert "is missing" in refused(path)
+
+
+def test_an_index_that_promises_too_much_or_nothing(tmp_path, weights):
+    path = write_checkpoint(tmp_path / "model", weights, shards=2)
+    index = path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.extra.weight"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    assert "lacks 'model.extra.weight', which the index of" in refused(path)
+    for text in ("{}", '{"weight_map": {}}', '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'):
+        index.write_text(text)
+        assert "has no weight_map" in refused(path)
+    for text in ("[]", "{", "\xff"):
+        index.write_bytes(text.encode("latin-1"))
+        assert "model.safetensors.index.json" in refused(path) and "fetch it again" in refused(path)
+
+
+@pytest.mark.parametrize("content, words", [(b"{not json", "is not valid JSON"), (b"[1]", "holds a JSON list"),
+                                            (b"\xff\xfe", "is not valid JSON"), (None, "has no config.json")])
+def test_a_broken_config(tmp_path, weights, content, words):
+    path = write_checkpoint(tmp_path / "model", weights)
+    (path / "config.json").unlink()
+    if content is not None:
+        (path / "config.json").write_bytes(content)
+    assert words in refused(path)
+
+
+def test_a_folder_without_weights_a_file_and_nothing(tmp_path, weights):
+    (tmp_path / "empty").mkdir()
+    assert "has no config.json" in refused(tmp_path / "empty")
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    assert "has no weights" in refused(tmp_path / "empty")
+    assert "is a file; name the model folder" in refused(tmp_path / "empty" / "config.json")
+    assert "no such folder, and not a hub id" in refused(tmp_path / "none")
+    assert "no such folder, and not a hub id" in refused("./relative/none")
+    assert "no such folder, and not a hub id" in refused("just-a-name")
+
+
+def test_weights_of_a_dtype_that_is_not_supported(tmp_path, weights):
+    path = write_checkpoint(tmp_path / "model", weights)
+    save_file({"x": torch.ones(2, dtype=torch.complex64)}, path / "model.safetensors")
+    message = refused(path)
+    assert "C64" in message and "not supported" in message
+
+
+def test_a_bin_file_that_holds_no_names(tmp_path, weights):
+    path = write_checkpoint(tmp_path / "model", weights, form="bin")
+    torch.save([torch.ones(2)], path / "pytorch_model.bin")
+    assert "holds a list instead of named tensors" in refused(path)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_nan_and_inf_are_found_and_counted(tmp_path, bad, dtype):
+    x = torch.zeros(4, 5)
+    x[1, 2] = x[3, 0] = bad
+    weights = {"model.layers.0.mlp.up_proj.weight": x.to(dtype), "model.embed_tokens.weight": torch.zeros(3, 5),
+               "model.layers.0.steps": torch.arange(3)}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", weights))
+    with pytest.raises(InputError, match=r"up_proj.weight of '.*model' holds 2 NaN or Inf of 20 values"):
+        checkpoint.finite_tensor("model.layers.0.mlp.up_proj.weight")
+    assert torch.equal(checkpoint.finite_tensor("model.layers.0.steps"), torch.arange(3))
+
+
+def test_a_hub_id_is_read_from_the_cache_when_offline(tmp_path, weights):
+    name = "owner/model.v1-x_y"
+    snapshot = tmp_path / "hub" / "models--owner--model.v1-x_y" / "snapshots" / ("a" * 40)
+    write_checkpoint(snapshot, weights)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    program = ("from impart.checkpoint import open_checkpoint; import sys; "
+               "print(open_checkpoint(sys.argv[1]).source, len(open_checkpoint(sys.argv[1]).names()))")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = subprocess.run([sys.executable, "-c", program, name], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == f"{name} {len(weights)}\n", done.stderr
+
+
+def test_a_hub_id_that_cannot_be_had_names_the_ways_out(tmp_path):
+    program = ("from impart.checkpoint import open_checkpoint\nfrom impart.errors import run\n"
+               "run(lambda arguments: open_checkpoint('owner/none'))")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: model 'owner/none'") and done.stderr.count("\n") == 1
+    assert "hf auth login" in done.stderr
+
+
+# Fingerprints
+
+def test_the_fingerprint_is_that_of_the_weights_not_of_the_files(tmp_path, weights):
+    forms = [open_checkpoint(write_checkpoint(tmp_path / f"{form}{shards}", weights, form=form, shards=shards)).fingerprint()
+             for form in ("safetensors", "bin") for shards in (1, 2)]
+    without_head = {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}
+    with_buffer = {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    forms += [open_checkpoint(write_checkpoint(tmp_path / name, tensors)).fingerprint()
+              for name, tensors in (("tied", without_head), ("buffer", with_buffer))]
+    assert len(set(forms)) == 1 and len(forms[0]) == 64
+
+
+def test_every_other_model_has_another_fingerprint(tmp_path, weights):
+    name = "model.layers.1.self_attn.q_proj.weight"
+    norm = weights["model.norm.weight"].clone()
+    norm[3] += 1
+    others = [weights, tuned_weights(weights), {**weights, "model.norm.weight": norm},
+              {**weights, name: weights[name].half()}, {**weights, name: weights[name][:8]},
+              {key: tensor for key, tensor in weights.items() if key != name}, {**weights, "more.weight": norm}]
+    found = [open_checkpoint(write_checkpoint(tmp_path / str(number), tensors)).fingerprint()
+             for number, tensors in enumerate(others)]
+    assert len(set(found)) == len(others)
+
+
+# Names
+
+LINEAR_NAMES = [
+    "model.layers.0.self_attn.q_proj.weight", "model.layers.31.mlp.down_proj.weight",
+    "layers.3.self_attn.k_proj.weight", "model.language_model.layers.2.mlp.gate_proj.weight",
+    "model.layers.7.self_attn.qkv_proj.weight", "model.layers.7.mlp.gate_up_proj.weight",
+    "model.layers.0.block_sparse_moe.experts.7.w1.weight", "model.layers.0.mlp.experts.59.gate_proj.weight",
+    "model.layers.0.mlp.shared_expert.up_proj.weight", "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"]
+OTHER_NAMES = [
+    "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight",
+    "model.layers.0.self_attn.q_proj.bias", "model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.mlp.gate.weight",
+    "model.layers.0.mlp.shared_expert_gate.weight", "model.layers.0.mlp.experts.gate_up_proj",
+    "model.layers.0.mlp.router.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.self_attn.q_proj.weight_scale",
+    "model.layers.0.cross_attn.q_proj.weight", "model.layers.x.mlp.up_proj.weight", "model.mlp.up_proj.weight"]
+
+
+def test_linear_names_by_pattern():
+    assert [name for name in LINEAR_NAMES if not LINEAR.search(name) or ROUTER.search(name)] == []
+    assert [name for name in OTHER_NAMES if LINEAR.search(name) and not ROUTER.search(name)] == []
+
+
+def test_only_matrices_are_linear(tmp_path):
+    weights = {"model.layers.0.self_attn.q_norm.weight": torch.ones(4),
+               "model.layers.0.mlp.experts.weight": torch.ones(2, 3, 4),
+               "model.layers.0.mlp.shared_gate.weight": torch.ones(1, 4), "model.embed_tokens.weight": torch.ones(4, 4),
+               "model.layers.0.mlp.up_proj.weight": torch.ones(2, 4)}
+    assert linear_names(open_checkpoint(write_checkpoint(tmp_path / "m", weights))) == ["model.layers.0.mlp.up_proj.weight"]
+
+
+def test_layers_and_types_of_names():
+    assert [layer_of(name) for name in LINEAR_NAMES] == [0, 31, 3, 2, 7, 7, 0, 0, 0, 0]
+    assert layer_of("transformer.h.11.mlp.weight") == 11 and layer_of("lm_head.weight") is None
+    assert [weight_type(name) for name in LINEAR_NAMES] == [
+        "self_attn.q_proj", "mlp.down_proj", "self_attn.k_proj", "mlp.gate_proj", "self_attn.qkv_proj", "mlp.gate_up_proj",
+        "block_sparse_moe.experts.w1", "mlp.experts.gate_proj", "mlp.shared_expert.up_proj", "self_attn.kv_a_proj_with_mqa"]
+
+
+def types_of(tmp_path, kind, **settings):
+    """Types and counts of the compressed set of a model that transformers makes and saves, and what is left out."""
+    import transformers
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2, **settings)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / kind)
+    checkpoint = open_checkpoint(tmp_path / kind)
+    chosen = linear_names(checkpoint)
+    return Counter(map(weight_type, chosen)), [name for name in checkpoint.names() if name not in set(chosen)]
+
+
+LLAMA = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+         "mlp.down_proj")
+
+
+@pytest.mark.parametrize("kind, settings", [
+    ("Llama", {}), ("Mistral", {}), ("Qwen2", {}), ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+    ("Gemma", {"head_dim": 8}), ("Gemma2", {"head_dim": 8})])
+def test_real_decoders_have_seven_linear_types(tmp_path, kind, settings):
+    types, others = types_of(tmp_path, kind, **settings)
+    assert types == dict.fromkeys(LLAMA, 2)
+    assert all("norm" in name or "bias" in name or "embed" in name or "lm_head" in name for name in others)
+    assert any("bias" in name for name in others) == (kind == "Qwen2")
+    assert any("q_norm" in name for name in others) == (kind == "Qwen3")
+
+
+def test_fused_projections_are_taken_as_they_are(tmp_path):
+    types, _ = types_of(tmp_path, "Phi3")
+    assert types == dict.fromkeys(("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"), 2)
+
+
+def test_a_mixture_is_taken_expert_by_expert_and_its_router_left_out(tmp_path):
+    types, others = types_of(tmp_path, "Mixtral", num_local_experts=4)
+    attention = dict.fromkeys(LLAMA[:4], 2)
+    per_expert = {f"block_sparse_moe.experts.{w}": 8 for w in ("w1", "w2", "w3")}
+    assert types == attention | per_expert
+    assert [name for name in others if "gate" in name] == [f"model.layers.{i}.block_sparse_moe.gate.weight" for i in (0, 1)]
+
+
+# The writer
+
+def test_what_is_written_reads_back_and_loads_in_transformers(tmp_path):
+    import transformers
+    config = transformers.LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                                      num_attention_heads=4, num_key_value_heads=2)
+    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    model.save_pretrained(tmp_path / "source")
+    source = open_checkpoint(tmp_path / "source")
+    tensors = {name: source.tensor(name) for name in source.names()}
+    path = write(tmp_path / "out", tensors, source.companions(), shard_bytes=2000)
+    assert len(list(path.glob("model-*-of-*.safetensors"))) > 3
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
+    assert loaded.dtype == torch.bfloat16
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    tokens = torch.arange(10)[None]
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_one_shard_needs_no_index_and_equals_what_safetensors_reads(tmp_path, weights):
+    path = write(tmp_path / "out", weights)
+    assert os.listdir(path) == ["model.safetensors"]
+    loaded = load_file(path / "model.safetensors")
+    assert loaded.keys() == weights.keys() and all(torch.equal(loaded[name], weights[name]) for name in weights)
+    with safe_open(path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_every_dtype_and_odd_shapes_are_written_exactly(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {"a": torch.tensor([1, 2, 3], dtype=torch.uint8), "b": torch.randn(3, generator=generator),
+               "c": torch.tensor(2.5), "d": torch.empty(0, 4), "e": torch.tensor([True, False, True]),
+               "f": torch.randn(5, 1, generator=generator).bfloat16(), "g": torch.randn(2, generator=generator).double(),
+               "h": torch.arange(3, dtype=torch.int64), "i": torch.randn(3, generator=generator).to(torch.float8_e4m3fn),
+               "j": torch.randn(3, 5, generator=generator).half().T}
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = open_checkpoint(write(tmp_path / "out", tensors, [tmp_path / "config.json"]))
+    for name, tensor in tensors.items():
+        found = checkpoint.tensor(name)
+        assert found.dtype == tensor.dtype and found.shape == tensor.shape
+        assert bytes(tensor_bytes(found)) == bytes(tensor_bytes(tensor))
+
+
+@pytest.mark.parametrize("shard_bytes, count", [(10**9, 1), (600, None), (1, None)])
+def test_shards_are_filled_in_order_and_indexed(tmp_path, weights, shard_bytes, count):
+    path = write(tmp_path / "out", weights, shard_bytes=shard_bytes)
+    if count == 1:
+        return
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert files == sorted(file.name for file in path.glob("*.safetensors"))
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in weights.values())
+    for file in files:
+        held = load_file(path / file)
+        assert all(index["weight_map"][name] == file for name in held)
+        assert len(held) == 1 or sum(tensor.nbytes for tensor in held.values()) <= shard_bytes
+
+
+def test_bytes_do_not_depend_on_the_order_in_which_tensors_come(tmp_path, weights):
+    first = write(tmp_path / "a", weights, shard_bytes=3000)
+    writer = CheckpointWriter(tmp_path / "b", plan_of(weights), shard_bytes=3000)
+    for name in reversed(weights):
+        writer.add(name, weights[name])
+    writer.finish()
+    for file in first.iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_tensors_go_to_disk_as_they_are_added(tmp_path, weights):
+    writer = CheckpointWriter(tmp_path / "out", plan_of(weights))
+    name = "model.layers.0.mlp.up_proj.weight"
+    writer.add(name, weights[name])
+    assert bytes(tensor_bytes(weights[name])) in (tmp_path / "out.partial" / "model.safetensors").read_bytes()
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_writer_shows_nothing_and_the_next_one_is_not_disturbed(tmp_path, weights):
+    writer = CheckpointWriter(tmp_path / "out", plan_of(weights), shard_bytes=600)
+    for name in list(weights)[:5]:
+        writer.add(name, weights[name])
+    with pytest.raises(ValueError, match="never added"):
+        writer.finish()
+    assert not (tmp_path / "out").exists()
+    del writer
+    assert open_files(write(tmp_path / "out", weights)) == ["model.safetensors"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def open_files(path):
+    return sorted(os.listdir(path))
+
+
+def test_nothing_is_replaced_without_overwrite_and_the_old_stays_until_the_new_is_whole(tmp_path, weights):
+    write(tmp_path / "out", weights)
+    with pytest.raises(InputError, match="exists; name another folder, or add --overwrite"):
+        CheckpointWriter(tmp_path / "out", plan_of(weights))
+    newer = {name: tensor + 1 for name, tensor in weights.items()}
+    writer = CheckpointWriter(tmp_path / "out", plan_of(newer), overwrite=True)
+    for name, tensor in newer.items():
+        writer.add(name, tensor)
+        assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[name], weights[name])
+    writer.finish()
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"], newer["model.norm.weight"])
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_may_be_replaced_by_what_is_made_from_it(tmp_path, weights):
+    path = write_checkpoint(tmp_path / "model", weights, shards=2)
+    source = open_checkpoint(path)
+    writer = CheckpointWriter(path, plan_of(weights), overwrite=True)
+    for name in source.names():
+        writer.add(name, source.tensor(name) * 2)
+    writer.finish(source.companions())
+    assert torch.equal(open_checkpoint(path).tensor("model.norm.weight"), weights["model.norm.weight"] * 2)
+
+
+def test_tensors_that_were_not_planned_are_refused(tmp_path, weights):
+    writer = CheckpointWriter(tmp_path / "out", plan_of(weights))
+    with pytest.raises(ValueError, match="planned"):
+        writer.add("model.norm.weight", torch.ones(3))
+    with pytest.raises(ValueError, match="planned"):
+        writer.add("model.norm.weight", weights["model.norm.weight"].float())
+    with pytest.raises(KeyError):
+        writer.add("more", torch.ones(3))
+
+
+def test_the_disk_is_asked_before_anything_is_written(tmp_path, weights, monkeypatch):
+    total = sum(tensor.nbytes for tensor in weights.values())
+    usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, total - 1))
+    with pytest.raises(InputError, match="the checkpoint needs .* GB at '.*out', but the disk has"):
+        CheckpointWriter(tmp_path / "out", plan_of(weights))
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_run_left_does_not_count_against_the_disk(tmp_path, weights, monkeypatch):
+    CheckpointWriter(tmp_path / "out", plan_of(weights))
+    usage, seen = namedtuple("Usage", "total used free"), []
+
+    def free(path):
+        seen.append((tmp_path / "out.partial").exists())
+        return usage(10**9, 0, 10**9)
+
+    monkeypatch.setattr(shutil, "disk_usage", free)
+    CheckpointWriter(tmp_path / "out", plan_of(weights))
+    assert seen == [False]
+
+
+def test_places_where_nothing_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is not a folder that you may write to"):
+        refuse_existing(tmp_path / "file" / "deeper" / "out", overwrite=False)
+    with pytest.raises(InputError, match="exists; name another folder"):
+        refuse_existing(tmp_path, overwrite=False)
+    for path in (Path(), Path("..")):
+        with pytest.raises(InputError, match="no name for a new folder"):
+            refuse_existing(path, overwrite=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="may write to"):
+        refuse_existing(tmp_path / "out", overwrite=False)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_home_folder_in_the_path_is_meant(tmp_path, weights, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(Path("~/out"), weights)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    with pytest.raises(InputError, match="exists"):
+        refuse_existing(Path("~/out"), overwrite=False)

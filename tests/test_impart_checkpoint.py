@@ -259,7 +259,8 @@ OTHER_NAMES = [
     "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight",
     "model.layers.0.self_attn.q_proj.bias", "model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.mlp.gate.weight",
     "model.layers.0.mlp.shared_expert_gate.weight", "model.layers.0.mlp.experts.gate_up_proj",
-    "model.layers.0.mlp.router.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.self_attn.q_proj.weight_scale",
+    "model.layers.0.mlp.router.weight", "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.layers.0.self_attn.q_proj.weight_scale",
     "model.layers.0.cross_attn.q_proj.weight", "model.layers.x.mlp.up_proj.weight", "model.mlp.up_proj.weight"]
 
 

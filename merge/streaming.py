@@ -12,7 +12,7 @@ from merge.tally import Tally
 from merge.thresholds import threshold_of_blocks
 from merge.vocabulary import MISSING
 
-BLOCK = {"cpu": 1 << 20, "cuda": 1 << 25}  # entries: a few MB of temporaries per model, or enough to keep a GPU busy
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 25}  # entries: 2 MB of temporaries per model, or enough to keep a GPU busy
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class ParameterMerge:
         tally.add(base, [delta for delta, _ in pairs], trimmed, merged)
         result = add_delta(base, merged)
         for model, (delta, values) in zip(self._models, pairs, strict=True):
-            if values is not None and self._method.may_return(model.weight):
-                # Where the merged delta is a model's own, so is the weight: base + (model - base) can miss it by a bit.
-                result = torch.where(merged == delta, values.to(result), result)
+            # Where the merged delta is a model's own, so is the weight: base + (model - base) can miss it by a bit.
+            if values is not None and self._method.may_return(model.weight) and not _same_bits(base + delta, values):
+                result = torch.where(merged == delta, values, result)
         return result
 
     def _threshold(self, model: Part) -> float:
@@ -76,16 +76,17 @@ class ParameterMerge:
         return rows
 
     def _delta_rows(self, model: Part, block: slice, base: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The delta in float32, and the model's own values unless it is known by its delta only.
+        """The delta and the model's own values, both in float32; None for these where only the delta is known.
 
         Rows of tokens that the model does not know have delta 0: it has nothing to say about them.
         """
         rows, missing = self._read(model, block)
-        delta = rows if model.parameter.holds_delta else rows.to(torch.float32) - base
+        if model.parameter.holds_delta:
+            return rows, None
+        rows = rows.to(torch.float32)
         if missing is not None:
-            delta[missing] = 0
-            rows = torch.where(_column(missing, rows), base.to(rows.dtype), rows)
-        return delta, None if model.parameter.holds_delta else rows
+            rows[missing] = base[missing]
+        return rows - base, rows
 
     def _read(self, part: Part, block: slice) -> tuple[Tensor, Tensor | None]:
         """The block's rows of a part, and a mask of those that it lacks (they hold its row 0) or None."""
@@ -105,5 +106,5 @@ class ParameterMerge:
         return (total / len(numbers)).to(torch.float32)
 
 
-def _column(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (like.dim() - 1))
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))  # 0 and -0 are equal as numbers

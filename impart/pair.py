@@ -1,12 +1,13 @@
 """A base and its fine-tuned model, checked against each other before anything long begins."""
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from impart.checkpoint import Checkpoint, layer_of, weight_type
+from impart.checkpoint import Checkpoint, layer_of, linear_names, weight_type
 from impart.errors import InputError
 from impart.report import progress
 
@@ -37,15 +38,24 @@ def check_pair(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str])
         if ours != theirs:
             raise InputError(f"base {base.source!r} has {key}={ours}, fine-tuned {finetuned.source!r} has {theirs}; "
                              "a delta needs two models of one architecture")
-    missing = [name for name in matrices if name not in base]
-    if missing:
-        raise InputError(f"base {base.source!r} lacks {missing[0]} and {len(missing) - 1} more that fine-tuned "
-                         f"{finetuned.source!r} has; is it the right base?")
+    for here, there, wanted in ((base, finetuned, matrices), (finetuned, base, linear_names(base))):
+        missing = [name for name in wanted if name not in here]
+        if missing:
+            raise InputError(f"{here.source!r} lacks {_and_more(missing)} that {there.source!r} has; is it whole, and "
+                             "the right model?")
+    for model, name in itertools.product((base, finetuned), matrices):
+        if model.dtype(name) not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise InputError(f"{name} of {model.source!r} is stored as {str(model.dtype(name)).removeprefix('torch.')}: "
+                             "a delta is taken of 16-bit or fp32 weights; give the model before quantization")
     wrong = [name for name in matrices if base.shape(name) != finetuned.shape(name)]
     if wrong:
         listed = ", ".join(f"{name} {base.shape(name)} against {finetuned.shape(name)}" for name in wrong[:3])
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(f"base and fine-tuned differ in shape: {listed}{more}; a delta needs equal shapes")
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def select_matrices(linear: Sequence[str], owner: str, weight_types: Sequence[str] | None = None,
@@ -54,20 +64,23 @@ def select_matrices(linear: Sequence[str], owner: str, weight_types: Sequence[st
     if not linear:
         raise InputError(f"{owner!r} has no linear weights under self_attn or mlp; "
                          "is it a decoder in the Hugging Face layout?")
-    if weight_types is None:
-        return list(linear)
+    if (layer_num is None) != (weight_name is None):
+        raise InputError("layer_num and weight_name belong together: the one counts through the other; give both or none")
     known = {weight_type(name) for name in linear}
+    if weight_types == []:
+        raise InputError(f"weight_types is empty; {owner!r} has {', '.join(sorted(known))}")
+    weight_types = known if weight_types is None else weight_types
     for kind in weight_types:
         if kind not in known:
             raise InputError(f"weight_types: {kind!r} is not in {owner!r}, which has {', '.join(sorted(known))}")
-    if layer_num is None or weight_name is None:
+    if layer_num is None:
         return [name for name in linear if weight_type(name) in weight_types]
     try:
         wanted = {weight_name.format(layer_num=layer, weight_type=kind).removesuffix(".weight") + ".weight"
                   for layer in range(layer_num) for kind in weight_types}
-    except (KeyError, IndexError) as error:
-        raise InputError(f"weight_name={weight_name!r} may only hold {{layer_num}} and {{weight_type}}, "
-                         f"not {error}") from error
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"weight_name={weight_name!r} is no pattern: in braces it may hold layer_num and weight_type "
+                         f"only ({error})") from error
     unknown = sorted(wanted - set(linear))
     if unknown:
         layers = 1 + max(layer_of(name) for name in linear)

@@ -59,7 +59,10 @@ class ModelSource:
         return self._pair.finetuned.dtype(name)
 
     def triplets(self, name: str, rank: int | None) -> Triplets | None:
-        return None if name in self._pair.unchanged else delta_svd(self.dense(name), rank)
+        if name in self._pair.unchanged:
+            return None
+        triplets = delta_svd(self.dense(name), rank)
+        return triplets if float(triplets[1][0]) > 0 else None  # equal values in two dtypes
 
     def dense(self, name: str) -> torch.Tensor:
         return self._pair.delta(name, self._device)

@@ -112,6 +112,14 @@ class Delta:
             raise InputError(f"{str(self.path)!r} is a delta of {self.manifest['base']['source']!r} (fingerprint "
                              f"{expected[:12]}), but {base.source!r} has fingerprint {found[:12]}; give that base")
 
+    def check_finetuned(self, finetuned: Checkpoint) -> None:
+        """InputError when `finetuned` is not the model that this delta leads to."""
+        recorded, found = self.manifest["finetuned"], finetuned.fingerprint()
+        if recorded["fingerprint"] != found:
+            raise InputError(f"{str(self.path)!r} is a delta of fine-tuned {recorded['source']!r} (fingerprint "
+                             f"{recorded['fingerprint'][:12]}), but {finetuned.source!r} has {found[:12]}; name that "
+                             "model, or none where the delta holds all that is needed")
+
     def sizes(self) -> Sizes:
         """Bytes counted from the written shards."""
         shards, entries = self.manifest["shards"].values(), self.manifest["matrices"].values()
@@ -168,8 +176,10 @@ def open_delta(path: str | Path) -> Delta:
         manifest = json.loads((path / MANIFEST).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path / MANIFEST} is not valid JSON ({error}); fetch or make the delta again") from error
-    if manifest.get("format") != FORMAT:
-        raise InputError(f"{path / MANIFEST} has format {manifest.get('format')!r}, not {FORMAT!r}")
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path / MANIFEST} has format {found!r}, not {FORMAT!r}; name a folder that delta.py or "
+                         "sparsify.py made")
     if manifest["version"] > VERSION:
         raise InputError(f"{str(path)!r} has format version {manifest['version']}, and this software reads up to "
                          f"{VERSION}; update it")

@@ -49,7 +49,7 @@ class DeltaWriter:
 
     def __init__(self, path: str | Path, head: Mapping, *, dtypes: Mapping[str, torch.dtype], extras: Sequence[str],
                  dropped: Sequence[str], needed_bytes: int, overwrite: bool = False):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         refuse_existing(self.path, overwrite)
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._records = self._partial / PROGRESS
@@ -57,24 +57,29 @@ class DeltaWriter:
         self._head = {"format": FORMAT, "version": VERSION, **head, "versions": versions(), "dropped": list(dropped)}
         self.shards = _shards(list(dtypes), extras)
         if processes.rank() == 0:
-            self._open(overwrite)
             free_space(self.path, needed_bytes - _size(self._partial), "the delta")
+            self._open(overwrite)
         processes.wait_for_all()
 
     def _open(self, overwrite: bool) -> None:
-        wanted = json.dumps(self._head, sort_keys=True, indent=1)
+        parts = [(shard.file, shard.matrices, shard.extras) for shard in self.shards]
+        wanted = json.loads(json.dumps({**self._head, "shards": parts}))
         run = self._records / "run.json"
         if self._partial.exists():
-            found = run.read_text() if run.is_file() else "{}"
+            found = json.loads(run.read_text()) if run.is_file() else {}
             if found == wanted:
                 return
-            if not overwrite and run.is_file():
+            if found and not overwrite:
                 raise InputError(f"{str(self._partial)!r} holds an interrupted run with other settings "
-                                 f"({_first_difference(json.loads(found), self._head)}); add --overwrite to drop it, "
+                                 f"({_first_difference(found, wanted)}); add --overwrite to drop it, "
                                  "or rerun the old command to finish it")
+            ours = self._records.exists() or (self._partial / MANIFEST).exists() or not any(self._partial.iterdir())
+            if not ours:
+                raise InputError(f"{str(self._partial)!r} is needed for the growing delta, but holds something else; "
+                                 "move it away")
             shutil.rmtree(self._partial)
         self._records.mkdir(parents=True)
-        write_atomically(run, wanted.encode())
+        write_atomically(run, json.dumps(wanted, indent=1).encode())
 
     def pending(self) -> list[Shard]:
         """The shards of this process that are not yet complete, in order."""
@@ -120,6 +125,8 @@ class DeltaWriter:
 
     def _finish(self, companions: Iterable[Path], report: Report) -> None:
         records = [json.loads(self._record_file(shard).read_text()) for shard in self.shards]
+        for left in self._partial.glob(".*.tmp"):  # by a run that was killed while it wrote report.json or delta.json
+            left.unlink()
         (self._partial / COMPANIONS).mkdir(exist_ok=True)
         files = {}
         for source in companions:
@@ -169,5 +176,7 @@ def _first_difference(old: dict, new: dict, prefix: str = "") -> str:
         if old.get(key) != new.get(key):
             if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
                 return _first_difference(old[key], new[key], f"{prefix}{key}.")
+            if key == "shards":
+                return "other matrices or extras"
             return f"{prefix}{key} was {old.get(key)!r}, is {new.get(key)!r}"
     return "no difference"

@@ -7,7 +7,6 @@ import torch
 
 from impart.artifact import Delta
 from impart.checkpoint import DTYPES, Checkpoint, CheckpointWriter, TensorSpec
-from impart.errors import InputError
 from impart.report import progress
 
 
@@ -45,10 +44,7 @@ def write_model(delta: Delta, base: Checkpoint, path: str | Path, *, finetuned: 
     """Writes base + delta as a checkpoint folder with the fine-tuned model's config, tokenizer and other files."""
     delta.check_base(base)
     if finetuned is not None:
-        strange = [name for name in delta.names() if name not in finetuned or finetuned.shape(name) != delta.shape(name)]
-        if strange:
-            raise InputError(f"fine-tuned model {finetuned.source!r} has no {strange[0]} of shape "
-                             f"{delta.shape(strange[0])}, which the delta has; is it the right model?")
+        delta.check_finetuned(finetuned)
     writer = CheckpointWriter(path, planned_tensors(delta, base, finetuned), overwrite=overwrite)
     for name, tensor in reconstructed(delta, base, finetuned, device):
         writer.add(name, tensor)

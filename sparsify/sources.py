@@ -93,6 +93,8 @@ class SvdSource:
         if self._left_out and finetuned is None:
             raise InputError(f"weight_types leaves out {self._left_out[0]} and {len(self._left_out) - 1} more of "
                              f"{str(delta.path)!r}, which then come from the fine-tuned model; name it as ftm_dir")
+        if self._left_out:
+            delta.check_finetuned(finetuned)
         self.matrices, self.extras = matrices, delta.extras() + self._left_out
         self.dropped = delta.manifest["dropped"]
 

@@ -241,12 +241,12 @@ def test_the_user_s_environment_wins(monkeypatch):
 
 @pytest.mark.vllm
 def test_vllm_and_hf_give_the_same_greedy_answers(script, tmp_path):
-    """Fine-tuned and base model (whose answers run to the limit or a stop string), both engines as a user runs them."""
+    """Fine-tuned and base model, answers that end by themselves, at a stop string and at the limit; as a user runs them."""
     pytest.importorskip("vllm")
     samples = {}
     for backend in ("hf", "vllm"):
         ended = script("eval/tiny.py", TINY / "code", TINY / "base", "fp32", "--tasks", "code,math", "--limit", 40,
-                       "--backend", backend, "--results_dir", tmp_path / backend)
+                       "--max_model_len", 64, "--backend", backend, "--results_dir", tmp_path / backend)
         assert ended.code == 0, ended.err
         for model in ("code", "base"):
             for task in ("code", "math"):

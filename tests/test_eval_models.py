@@ -1,0 +1,167 @@
+"""MODEL: a folder or a delta artifact, rebuilt once into a bounded cache that running evaluations are safe in."""
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval.models as models
+from eval.models import ModelSource, cache_folder, make_room, model_name
+from impart.checkpoint import open_checkpoint
+from impart.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("IMPART_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("IMPART_CACHE_GB", raising=False)
+    return tmp_path / "cache" / "reconstructed"
+
+
+def test_names_in_the_results():
+    assert model_name("org/Model-13B") == "Model-13B"
+    assert model_name("/a/b/c/") == "c"
+    assert model_name("out/cr32.pt") == "cr32.pt"
+    assert model_name(".") == Path.cwd().name
+
+
+def test_a_checkpoint_is_used_where_it_lies(pair, cache):
+    source = ModelSource(str(pair[1]))
+    assert source.name == pair[1].name and source.dtype == "bf16" and source.delta_facts is None
+    assert source.identity == {"fingerprint": open_checkpoint(pair[1]).fingerprint()}
+    with source.folder() as folder:
+        assert folder == pair[1]
+    assert not cache.exists()
+
+
+def test_a_delta_is_rebuilt_once(pair, svd_delta, cache):
+    source = ModelSource(str(svd_delta))
+    assert source.dtype == "bf16" and source.delta_facts["kind"] == "svd" and not cache.exists()
+    assert source.identity != ModelSource(str(pair[1])).identity
+    with source.folder() as folder:
+        rebuilt, tuned = open_checkpoint(folder), open_checkpoint(pair[1])
+        assert rebuilt.names() == tuned.names()
+        assert all(torch.equal(rebuilt.tensor(name), tuned.tensor(name)) for name in tuned.names())
+        assert (folder / "tokenizer.json").read_text() == (pair[1] / "tokenizer.json").read_text()
+        written = (folder / "config.json").stat().st_mtime_ns
+    with ModelSource(str(svd_delta)).folder() as again:
+        assert again == folder and (again / "config.json").stat().st_mtime_ns == written
+    assert [path.name for path in cache_folder().iterdir() if path.is_dir()] == [folder.name]
+
+
+def test_another_delta_is_another_model(svd_delta, tmp_path):
+    copy = shutil.copytree(svd_delta, tmp_path / "copy.pt")
+    assert ModelSource(str(copy)).identity == ModelSource(str(svd_delta)).identity
+    manifest = json.loads((copy / "delta.json").read_text())
+    (copy / "delta.json").write_text(json.dumps(manifest | {"seed": 12345}))
+    assert ModelSource(str(copy)).identity != ModelSource(str(svd_delta)).identity
+
+
+def test_a_base_that_moved(pair, svd_delta, tmp_path):
+    copy = shutil.copytree(svd_delta, tmp_path / "copy.pt")
+    manifest = json.loads((copy / "delta.json").read_text())
+    manifest["base"]["source"] = str(tmp_path / "gone")
+    (copy / "delta.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="is a delta over .*gone.*say where its base model is with --base_model"):
+        with ModelSource(str(copy)).folder():
+            pass
+    with ModelSource(str(copy), str(pair[0])).folder() as folder:
+        assert open_checkpoint(folder).fingerprint() == open_checkpoint(pair[1]).fingerprint()
+    with pytest.raises(InputError, match="--base_model is for delta artifacts"):
+        ModelSource(str(pair[1]), str(pair[0]))
+
+
+def test_the_wrong_base(pair, svd_delta):
+    with pytest.raises(InputError, match="fingerprint .* give that base"):
+        with ModelSource(str(svd_delta), str(pair[1])).folder():
+            pass
+    assert not [path for path in cache_folder().iterdir() if path.is_dir()]
+
+
+def test_no_such_model():
+    with pytest.raises(InputError, match="no such folder, and not a hub id"):
+        ModelSource("nowhere/at/all")
+
+
+def test_two_processes_rebuild_one_model_once(svd_delta, monkeypatch):
+    written, real = [], models.write_model
+
+    def slow(delta, base, path):
+        written.append(path)
+        time.sleep(0.3)
+        real(delta, base, path)
+
+    monkeypatch.setattr(models, "write_model", slow)
+    folders = []
+
+    def use():
+        with ModelSource(str(svd_delta)).folder() as folder:
+            folders.append(open_checkpoint(folder).fingerprint())
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(written) == 1 and len(folders) == 3 and len(set(folders)) == 1
+
+
+def test_an_interrupted_rebuild_is_never_taken_for_whole(svd_delta, monkeypatch, cache):
+    def torn(delta, base, path):
+        path.with_name(path.name + ".partial").mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "write_model", torn)
+        with pytest.raises(KeyboardInterrupt):
+            with ModelSource(str(svd_delta)).folder():
+                pass
+    assert not [path for path in cache.iterdir() if path.is_dir() and not path.name.endswith(".partial")]
+    with ModelSource(str(svd_delta)).folder() as folder:
+        assert open_checkpoint(folder).names()
+
+
+def cached(cache: Path, name: str, size: int, age: float) -> Path:
+    model = cache / name
+    model.mkdir(parents=True)
+    (model / "model.safetensors").write_bytes(bytes(size))
+    lock = model.with_suffix(".lock")
+    lock.touch()
+    os.utime(lock, (time.time() - age, time.time() - age))
+    return model
+
+
+def test_room_is_made_by_last_use(cache, monkeypatch):
+    old, middle, new = (cached(cache, name, 400, age) for name, age in (("b", 30), ("a", 20), ("c", 10)))
+    monkeypatch.setenv("IMPART_CACHE_GB", "1.3e-6")  # 1300 bytes
+    make_room(100, cache / "next")
+    assert old.is_dir() and middle.is_dir() and new.is_dir()
+    make_room(600, cache / "next")
+    assert not old.exists() and not middle.exists() and new.is_dir()
+
+
+def test_a_model_in_use_is_never_removed(cache, monkeypatch, caplog):
+    old, new = cached(cache, "old", 400, 30), cached(cache, "new", 400, 10)
+    monkeypatch.setenv("IMPART_CACHE_GB", "1e-6")
+    with old.with_suffix(".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        make_room(500, cache / "next")
+        assert old.is_dir() and not new.exists()
+        make_room(900, cache / "next")
+        assert old.is_dir() and "exceeds IMPART_CACHE_GB" in caplog.text
+
+
+def test_a_cache_that_cannot_hold_the_model(cache, monkeypatch):
+    monkeypatch.setenv("IMPART_CACHE_GB", "0.000001")
+    with pytest.raises(InputError, match="needs 0.01 GB, but the cache may have 0.00 GB; raise IMPART_CACHE_GB, or"):
+        make_room(10_000_000, cache / "next")
+    for wrong in ("much", "-1", "nan", "0"):
+        monkeypatch.setenv("IMPART_CACHE_GB", wrong)
+        with pytest.raises(InputError, match=f"IMPART_CACHE_GB={wrong} is not a positive number"):
+            make_room(1, cache / "next")

@@ -32,6 +32,8 @@ from sparsify.compress import compress
 from sparsify.sources import ModelSource
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+PARTS = {"codes": "packed codes", "values": "kept values", "U": "U", "V": "V", "s": "singular values", "scales": "scales",
+         "zeros": "zeros", "groups": "groups of columns", "keep": "keep thresholds"}
 MLP_RANK_FACTOR = 1.45  # the release's: mlp matrices of Llama-2 hold that much more than square ones of the same rank
 
 
@@ -129,8 +131,11 @@ def info(delta: Delta) -> str:
              f"fine-tuned: {manifest['finetuned']['source']}", "", type_table(delta), "",
              f"{len(manifest['extras'])} extra parameters outside the compressed set changed and are stored whole", ""]
     nominal = manifest["settings"].get("compression_ratio_qt") or manifest["settings"].get("compression_ratio")
+    headers = sum(shard["header_bytes"] for shard in manifest["shards"].values())
+    parts = [(f"  {PARTS[part]}", "", f"{size:,}", "") for part, size in delta.parts().items()]
     rows = [("linear layers, values only", f"{sizes.linear_dense:,}", f"{sizes.values:,}",
              f"{sizes.linear_dense / max(sizes.values, 1):.2f}"),
+            *parts, ("  headers of shards", "", f"{headers:,}", ""),
             ("linear layers, all bytes", f"{sizes.linear_dense:,}", f"{sizes.linear:,}", f"{sizes.linear_ratio:.2f}"),
             ("extras", "", f"{sizes.extras:,}", ""), ("delta.json", "", f"{sizes.manifest:,}", ""),
             ("whole checkpoint", f"{sizes.checkpoint:,}", f"{sizes.total:,}", f"{sizes.checkpoint_ratio:.2f}")]

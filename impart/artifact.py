@@ -5,6 +5,7 @@ outside of them that changed ("extras"), and the fine-tuned model's small files 
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,20 @@ class Delta:
         values = sum(sum(entry["kept"]) * entry["bits"] / 8 for entry in entries)
         return Sizes(linear, dense, extras, (self.path / MANIFEST).stat().st_size,
                      self.manifest["finetuned"]["bytes"], int(values))
+
+    def parts(self) -> dict[str, int]:
+        """Bytes of the matrices' tensors by what they are: codes, values, s, scales ..."""
+        found: dict[str, int] = {}
+        for shard in self.manifest["shards"]:
+            with safe_open(self.path / shard, "pt") as stored:
+                views = {key: stored.get_slice(key) for key in stored.keys()}
+            for name, entry in self.manifest["matrices"].items():
+                if entry["shard"] == shard:
+                    for suffix in entry["tensors"]:
+                        view = views[f"{name}.{suffix}"]
+                        size = math.prod(view.get_shape()) * DTYPES[view.get_dtype()].itemsize
+                        found[suffix] = found.get(suffix, 0) + size
+        return found
 
     def _entry(self, name: str) -> dict:
         try:

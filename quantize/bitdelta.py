@@ -75,5 +75,6 @@ def distilled_scales(base: Checkpoint, finetuned: Checkpoint, encoded: Mapping[s
         optimizer.step()
         schedule.step()
         if step in (0, steps - 1):
-            log.info("distillation step %d of %d: mean squared difference of the logits %.5f", step + 1, steps, float(loss.detach()))
-    return {name: encoded[name].facts["mu"] * float(module.log_ratio.exp()) for name, module in scaled.items()}
+            log.info("distillation step %d of %d: mean squared difference of the logits %.5f", step + 1, steps,
+                     float(loss.detach()))
+    return {name: encoded[name].facts["mu"] * float(module.log_ratio.detach().exp()) for name, module in scaled.items()}

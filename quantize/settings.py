@@ -72,7 +72,7 @@ def resolved_rule(config: Config, manifest: Mapping) -> Rule:
             raise InputError("wbits is missing: the bits of a DARE delta's entries (2, 3, 4 or 8)")
         if allocated.get("bits") not in (None, entry_bits):
             raise InputError(f"wbits={entry_bits} does not fit this delta: its entries were counted at "
-                             f"{allocated['bits']} bits; leave wbits out or run sparsify_quant.py with "
+                             f"{allocated['bits']} bits; leave wbits out (wbits=null) or run sparsify_quant.py with "
                              f"bits={entry_bits}")
     return Rule(grid, plans["attn"], plans["mlp"], entry_bits or 0, config.groupsize, config.damping, config.act_order)
 
@@ -103,7 +103,8 @@ def _check_bits(config: Config, plans: Mapping[str, list]) -> None:
 def head_settings(config: Config, rule: Rule, manifest: Mapping, tokens: str) -> dict:
     """What delta.json says of the settings: all that decides the bytes. `tokens`: a hash of the calibration tokens."""
     keys = ("true_sequential", "act_order", "damping", "nsamples", "seqlen")
-    plans = {} if manifest["method"] == "dare" else {"attn_plan": rule.attn_plan, "mlp_plan": rule.mlp_plan}
+    allocated = "bit_plan" in manifest["settings"] or manifest["method"] == "dare"
+    plans = {} if allocated else {"attn_plan": rule.attn_plan, "mlp_plan": rule.mlp_plan}
     entry_bits = {"bits": rule.entry_bits} if manifest["method"] == "dare" else {}
     return {**manifest["settings"], **plans, **entry_bits, "grid": rule.grid,
             **({"groupsize": rule.groupsize} if rule.grid == "paper" else {}),

@@ -127,7 +127,7 @@ def quantize_sparse(flags: Namespace, config: Config, finetuned: Checkpoint, dev
                          overwrite=flags.overwrite)
     dtype = finetuned.model_dtype() if device.type == "cuda" else torch.float32
     weights = Weights(base, finetuned, delta, device)
-    decoder = StreamedDecoder(finetuned.path, layers_prefix(finetuned), weights.plain, device, dtype)
+    decoder = StreamedDecoder(finetuned, layers_prefix(finetuned), device, dtype)
     quantize_layers(decoder, weights, writer, sequences, rule, true_sequential=config.true_sequential, batch=config.batch)
     return writer.finish(delta.companions(), report)
 

@@ -6,13 +6,13 @@ that, layers are called one by one, and hooks on their linear modules see what g
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from impart.checkpoint import Checkpoint
 from impart.errors import InputError
 
 Call = tuple[tuple, dict]  # the arguments of one layer besides its input
@@ -23,12 +23,11 @@ class _Reached(Exception):
 
 
 class StreamedDecoder:
-    """The decoder of the model at `path`; `tensor(name)` reads one of its parameters."""
+    """The decoder of a checkpoint, whose layers' weights have names like `layers_prefix`.0.mlp.up_proj.weight."""
 
-    def __init__(self, path: Path, layers_prefix: str, tensor: Callable[[str], Tensor], device: torch.device,
-                 dtype: torch.dtype):
-        self.device, self.dtype, self.prefix, self._tensor = device, dtype, layers_prefix, tensor
-        config = AutoConfig.from_pretrained(path)
+    def __init__(self, checkpoint: Checkpoint, layers_prefix: str, device: torch.device, dtype: torch.dtype):
+        self.device, self.dtype, self.prefix = device, dtype, layers_prefix
+        config = AutoConfig.from_pretrained(checkpoint.path)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         trunk, _, attribute = layers_prefix.rpartition(".")
@@ -37,10 +36,15 @@ class StreamedDecoder:
             self.layers: Sequence[nn.Module] = getattr(self._trunk, attribute)
         except AttributeError as error:
             raise InputError(f"transformers' {type(model).__name__} has no {layers_prefix!r}, where the weights of "
-                             f"{str(path)!r} lie; calibration does not know this architecture") from error
-        outside = {name: parameter for name, parameter in self._trunk.named_parameters()
-                   if not name.startswith(f"{attribute}.")}
-        self._fill(self._trunk, {name: tensor(f"{trunk}.{name}" if trunk else name) for name in outside})
+                             f"{checkpoint.source!r} lie; calibration does not know this architecture") from error
+        missing = [name for layer in range(len(self.layers)) for name in self.parameter_names(layer)
+                   if name not in checkpoint]
+        if missing:
+            raise InputError(f"transformers' {type(model).__name__} has a parameter {missing[0]!r}, which "
+                             f"{checkpoint.source!r} lacks; calibration needs an architecture that transformers stores as "
+                             "it runs it (mixtures of experts are not)")
+        outside = [name for name, _ in self._trunk.named_parameters() if not name.startswith(f"{attribute}.")]
+        self._fill(self._trunk, {name: checkpoint.tensor(f"{trunk}.{name}" if trunk else name) for name in outside})
         for module in self._trunk.children():
             if module is not self.layers:
                 module.to(device)
@@ -57,6 +61,8 @@ class StreamedDecoder:
         """Gives one layer its weights, checkpoint name -> tensor, on the device."""
         prefix = f"{self.prefix}.{layer}."
         self._fill(self.layers[layer], {name.removeprefix(prefix): value for name, value in weights.items()})
+        for buffer in self.layers[layer].buffers():
+            buffer.data = buffer.data.to(self.device)
 
     def unload(self, layer: int) -> None:
         """Takes the weights of one layer away again."""
@@ -139,7 +145,4 @@ class StreamedDecoder:
     def _fill(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         state = {name: nn.Parameter(value.to(self.device, self.dtype), requires_grad=False)
                  for name, value in weights.items()}
-        missing = module.load_state_dict(state, strict=False, assign=True)
-        if missing.unexpected_keys:
-            raise InputError(f"transformers' {type(module).__name__} has no parameter {missing.unexpected_keys[0]!r}, which "
-                             "the checkpoint has; calibration needs an architecture that transformers stores alike")
+        module.load_state_dict(state, strict=False, assign=True)

@@ -6,8 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from impart.bit_plan import REST, Plan
-from impart.encoded_sizes import (bits_up_to, codes_bytes, entries_overhead_bytes, expected_code_bits, header_bytes,
-                                  overhead_bytes)
+from impart.encoded_sizes import (
+    bits_up_to,
+    codes_bytes,
+    entries_overhead_bytes,
+    expected_code_bits,
+    header_bytes,
+    overhead_bytes,
+)
 from impart.masks import MASKS, keep_thresholds
 from impart.packing import packed_bytes
 

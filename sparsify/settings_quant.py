@@ -16,7 +16,8 @@ from sparsify.settings import Config
 log = logging.getLogger(__name__)
 
 KEYS_OF_METHOD = {"impart": ("preprune_ratio", "C", "mask", "bit_plan"), "deltacome": ("bit_plan",), "dare": ("bits",)}
-COMMON_KEYS = ("compression_ratio_qt", "accounting", "grid", "groupsize", "count_3bit_as_4")
+COMMON_KEYS = ("compression_ratio_qt", "accounting", "grid")
+PAPER_KEYS = {"grid": ("groupsize",), "accounting": ("count_3bit_as_4",)}  # read only where the key says paper
 
 
 @dataclass(frozen=True)
@@ -87,5 +88,6 @@ def check_quantized_budgets(config: QuantConfig, shapes: Mapping[str, tuple[int,
 def head_quant(config: QuantConfig) -> dict:
     """What delta.json says of the settings: those that the method reads, and nothing of paths."""
     keys = COMMON_KEYS + KEYS_OF_METHOD[config.method]
+    keys += tuple(name for key, names in PAPER_KEYS.items() if getattr(config, key) == "paper" for name in names)
     return {"kind": "sparse", "method": config.method, "settings": {key: getattr(config, key) for key in keys},
             "seed": config.seed}

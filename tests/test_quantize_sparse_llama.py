@@ -1,0 +1,241 @@
+"""Whole runs on the tiny pair: the authors' three commands, every method, resuming after a kill, and bad input."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import delta as delta_script
+from impart.artifact import open_delta
+from impart.checkpoint import linear_names, open_checkpoint
+from quantize import sparse_llama
+from sparsify import sparsify_quant
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "assets" / "tiny"
+TEXT = TINY / "data" / "code_validation.jsonl"
+CALIBRATION = ("text_field=prompt", "nsamples=8", "seqlen=96", "batch=8")
+EXAMPLE = ROOT / "quantize" / "13b_config_example.yaml"
+
+
+def sparsify_arguments(path, *more):
+    return (f"base_model={TINY / 'base'}", f"ftm_dir={TINY / 'code'}", f"save_dir={path}", "compression_ratio_qt=16",
+            "preprune_ratio=0.6", "C=0.5", "accounting=paper", "--threads", "1", *more)
+
+
+def quantize_arguments(sparse, path, *more):
+    return (TINY / "code", TEXT, "--saved_delta_path", sparse, "--save_compressed_delta_dir", path, "--threads", "1",
+            *CALIBRATION, *more)
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory):
+    """method -> sparse delta of the tiny code model, for a quantized ratio of 16."""
+    folder = tmp_path_factory.mktemp("sparse")
+    for method in ("impart", "deltacome", "dare"):
+        sparsify_quant.main(sparsify_arguments(folder / method, f"method={method}"))
+    return lambda method: folder / method
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """Every file of an artifact but the report, which holds times."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*"))
+            if file.is_file() and file.name != "report.json"}
+
+
+@pytest.mark.slow
+def test_the_authors_three_commands(script, tmp_path):
+    done = script("sparsify/sparsify_quant.py", "--config", ROOT / "configs" / "tiny" / "code.yaml",
+                  *sparsify_arguments(tmp_path / "d"))
+    assert done.code == 0, done.err
+    assert "codes of the linear layers" in done.out
+    done = script("quantize/sparse_llama.py", TINY / "code", TEXT, "--config", EXAMPLE, "--saved_delta_path", tmp_path / "d",
+                  "--save_compressed_delta_dir", tmp_path / "q", f"baseModel={TINY / 'base'}", "--threads", 1, *CALIBRATION)
+    assert done.code == 0, done.err
+    assert "layer 2 mlp.down_proj: error 0." in done.err
+    assert "relative output error of the worst matrices" in done.out and "nominal ratio 16" in done.out
+    done = script("delta.py", "--merge", "--finetuned_model", TINY / "code", "--delta_path", tmp_path / "q",
+                  "--base_model", TINY / "base", "--save_path", tmp_path / "model", "--threads", 1)
+    assert done.code == 0, done.err
+    merged, base, delta = open_checkpoint(tmp_path / "model"), open_checkpoint(TINY / "base"), open_delta(tmp_path / "q")
+    for name in linear_names(merged):
+        expected = (base.tensor(name).float() + delta.reconstruct(name)).to(torch.bfloat16)
+        assert torch.equal(merged.tensor(name), expected)
+    rows = {row["name"]: row for row in json.loads((tmp_path / "q" / "report.json").read_text())["matrices"]}
+    assert set(rows) == set(delta.names())
+    assert all(0 < row["error"] < 0.3 and row["error_3bit"] > 0 for row in rows.values())
+
+
+@pytest.mark.parametrize("grid", ["paper", "compact"])
+@pytest.mark.parametrize("method", ["impart", "deltacome", "dare"])
+def test_every_method_comes_near_its_sparse_delta(sparse, tmp_path, method, grid):
+    sparse_llama.main(list(map(str, quantize_arguments(sparse(method), tmp_path / "q", f"grid={grid}"))))
+    before, after = open_delta(sparse(method)), open_delta(tmp_path / "q")
+    assert after.manifest["kind"] == "quantized" and after.manifest["method"] == method
+    assert after.manifest["settings"]["grid"] == grid
+    rows = json.loads((tmp_path / "q" / "report.json").read_text())["matrices"]
+    assert all(0 < row["error"] < 0.35 for row in rows)  # of the outputs, on the calibration text
+    for name in after.names():
+        old, new = before.reconstruct(name), after.reconstruct(name)
+        assert float((new - old).norm() / old.norm()) < 0.8  # of the weights: calibration trades them for outputs
+    sizes = after.sizes()
+    assert sizes.linear_dense / sizes.values == pytest.approx(16, rel=0.03)
+    assert sizes.linear < before.sizes().linear / 3
+    if grid == "compact":
+        counted = sum(entry["quantized_bytes"] for entry in before.manifest["matrices"].values())
+        assert sizes.linear == pytest.approx(counted, rel=0.02)
+
+
+def test_calibration_helps(sparse, tmp_path):
+    """On the calibration inputs the errors are smaller than those of a run that never looks at them (damping drowns them)."""
+    for name, damping in (("seen", "0.01"), ("unseen", "1.0e+9")):
+        sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / name, f"damping={damping}"))))
+    errors = {name: [row["error"] for row in json.loads((tmp_path / name / "report.json").read_text())["matrices"]]
+              for name in ("seen", "unseen")}
+    assert sum(errors["seen"]) < 0.9 * sum(errors["unseen"])
+
+
+@pytest.mark.parametrize("option", ["true_sequential=false", "act_order=false", "groupsize=16"])
+def test_options_change_the_codes(sparse, tmp_path, option):
+    for name, more in (("plain", ()), ("changed", (option,))):
+        sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / name, "grid=paper", *more))))
+    plain, changed = open_delta(tmp_path / "plain"), open_delta(tmp_path / "changed")
+    name = "model.layers.1.mlp.down_proj.weight"
+    codes = [delta.stored(name).tensors["codes"] for delta in (plain, changed)]
+    assert len(codes[0]) == len(codes[1]) and not torch.equal(*codes)
+
+
+def test_the_same_run_twice_gives_the_same_bytes(sparse, tmp_path):
+    for name in "ab":
+        sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / name))))
+    assert written(tmp_path / "a") == written(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_to_the_same_bytes(sparse, tmp_path, environment):
+    sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / "whole"))))
+    command = [sys.executable, str(ROOT / "quantize" / "sparse_llama.py"),
+               *map(str, quantize_arguments(sparse("impart"), tmp_path / "killed"))]
+    draw, kept = random.Random(0), set()
+    for after in (1, 2):  # layers that are complete when the run is killed
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        progress, deadline = tmp_path / "killed.partial" / ".progress", time.monotonic() + 120
+        while len(list(progress.glob("layer-*.json"))) < after and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(draw.random() * 0.2)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kept |= {file.name for file in progress.glob("layer-*.json")}
+        assert not (tmp_path / "killed").exists() and len(kept) >= after
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "layer 0 " not in done.stderr and "layer 2 " in done.stderr
+    assert written(tmp_path / "killed") == written(tmp_path / "whole")
+
+
+def test_both_steps_in_one_command(tmp_path):
+    config = tmp_path / "sparsify.yaml"
+    config.write_text(f"base_model: {TINY / 'base'}\nftm_dir: {TINY / 'code'}\nsave_dir: unused\n"
+                      "compression_ratio_qt: 16\npreprune_ratio: 0.6\nC: 0.5\naccounting: paper\n")
+    sparse_llama.main([str(TINY / "code"), str(TEXT), "--sparsify_config", str(config), "--save_compressed_delta_dir",
+                       str(tmp_path / "q"), "--threads", "1", *CALIBRATION])
+    assert open_delta(tmp_path / "q.sparse").manifest["settings"]["compression_ratio_qt"] == 16
+    assert open_delta(tmp_path / "q").manifest["kind"] == "quantized"
+
+
+@pytest.mark.parametrize("steps", [0, 12])
+@pytest.mark.parametrize("cr", [16, 64])
+def test_bitdelta(tmp_path, cr, steps, caplog):
+    caplog.set_level("INFO")
+    sparse_llama.main([str(TINY / "code"), str(TEXT), "--save_compressed_delta_dir", str(tmp_path / "q"), "--threads", "1",
+                       "method=bitdelta", f"baseModel={TINY / 'base'}", f"compression_ratio_qt={cr}",
+                       f"distill_steps={steps}", *CALIBRATION])
+    delta, base, tuned = open_delta(tmp_path / "q"), open_checkpoint(TINY / "base"), open_checkpoint(TINY / "code")
+    assert delta.sizes().linear_dense / delta.sizes().values == pytest.approx(cr, rel=0.02)
+    for name in delta.names():
+        dW, found = tuned.tensor(name).float() - base.tensor(name).float(), delta.reconstruct(name)
+        kept = found != 0
+        signs = dW[kept].sign()
+        assert torch.equal(found[kept].sign()[signs != 0], signs[signs != 0])
+        if steps == 0:
+            assert float(found.abs().max()) == pytest.approx(float(dW.abs().mean()) * cr / 16, rel=1e-3)
+    if steps:
+        told = [record.args for record in caplog.records if record.msg.startswith("distillation step")]
+        assert told[-1][2] < told[0][2]
+
+
+def test_info_counts_the_bytes(sparse, tmp_path, called):
+    sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / "q"))))
+    done = called(delta_script.main, "--info", tmp_path / "q")
+    assert done.code == 0
+    assert "quantized delta, method impart" in done.out and "bytes (nominal ratio 16)" in done.out
+    table = done.out[done.out.index("bytes (nominal ratio"):].splitlines()
+    bytes_of = {re.split(r"  +", line.strip())[0]: int(re.split(r"  +", line.strip())[-1 if line.startswith(" ") else 2]
+                                                       .replace(",", "")) for line in table[2:]
+                if line.startswith(" ") or line.startswith("linear layers, all")}
+    parts = {key: size for key, size in bytes_of.items() if key != "linear layers, all bytes"}
+    assert set(parts) == {"packed codes", "singular values", "zeros", "keep thresholds", "headers of shards"}
+    assert sum(parts.values()) == bytes_of["linear layers, all bytes"] == open_delta(tmp_path / "q").sizes().linear
+
+
+BAD = {
+    "short text": (("nsamples=5000",), "too short: .* tokens, but 5000 sequences of 96 need 480000"),
+    "long sequences": (("seqlen=4096",), "seqlen=4096 is more than the 512 positions"),
+    "another grid": (("grid=none",), "grid: none is not one of paper, compact"),
+    "other bits": (("attn_int8_col=3", "attn_int3_col=32", "attn_int2_col=9"), "was allocated for the bit plan"),
+    "bits that disagree": (("bits=[8, 2]",), "bits: .8, 2. does not agree"),
+    "no damping": (("damping=0", "nsamples=1", "batch=1"), "q_proj.weight, .* is not positive definite .* raise damping"),
+    "another base": ((f"baseModel={TINY / 'code'}",), "give that base"),
+    "no groups": (("groupsize=0",), "groupsize=0 means nothing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings(sparse, tmp_path, called, case):
+    more, message = BAD[case]
+    done = called(sparse_llama.main, *quantize_arguments(sparse("impart"), tmp_path / "q", *more))
+    assert done.code == 2
+    error = done.err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert re.search(message, error), error
+    assert not (tmp_path / "q").exists()
+
+
+def test_bad_deltas(sparse, tmp_path, called):
+    other = called(sparse_llama.main, TINY / "chat", TEXT, "--saved_delta_path", sparse("impart"),
+                   "--save_compressed_delta_dir", tmp_path / "q", *CALIBRATION)
+    assert other.code == 2 and "has other weights; give that model" in other.err
+    missing = called(sparse_llama.main, TINY / "code", TEXT, "--save_compressed_delta_dir", tmp_path / "q", *CALIBRATION)
+    assert missing.code == 2 and "--saved_delta_path is missing" in missing.err
+    sparse_llama.main(list(map(str, quantize_arguments(sparse("dare"), tmp_path / "q"))))
+    twice = called(sparse_llama.main, *quantize_arguments(tmp_path / "q", tmp_path / "qq"))
+    assert twice.code == 2 and "is already quantized" in twice.err
+    again = called(sparse_llama.main, *quantize_arguments(sparse("dare"), tmp_path / "q"))
+    assert again.code == 2 and "exists; name another folder" in again.err
+    bits = called(sparse_llama.main, *quantize_arguments(sparse("dare"), tmp_path / "qq", "wbits=4"))
+    assert bits.code == 2 and "its entries were counted at 2 bits; leave wbits out" in bits.err
+
+
+def test_one_process_only(sparse, tmp_path, called, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = called(sparse_llama.main, *quantize_arguments(sparse("impart"), tmp_path / "q"))
+    assert done.code == 2 and "cannot be split over processes" in done.err
+
+
+@pytest.mark.parametrize("size", ["13b", "7b"])
+def test_the_authors_yaml_files_load(size):
+    from impart.bit_plan import PAPER_PLAN, cut_plan
+    from impart.config import load
+    from quantize.settings import Config, resolved_rule
+    config = load(Config, ROOT / "quantize" / f"{size}_config_example.yaml")
+    rule = resolved_rule(config, {"settings": {"bit_plan": [list(part) for part in PAPER_PLAN]}, "method": "impart"})
+    assert rule.plan("self_attn", 1000) == cut_plan(PAPER_PLAN, 1000, "w")
+    assert config.groupsize == 128 and config.true_sequential and config.act_order and config.nsamples == 128
+    assert config.seqlen == 2048 and config.bits == [8, 3, 2]

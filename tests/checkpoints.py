@@ -76,3 +76,29 @@ def llama_pair(folder: Path, *, dtype=torch.bfloat16, scale: float = 0.02, **sha
     base = random_weights(llama_shapes(**shape), dtype=dtype)
     return (write_checkpoint(folder / "base", base),
             write_checkpoint(folder / "tuned", tuned_weights(base, scale=scale), shards=2))
+
+
+# Families of decoders and what sets each of them apart; sizes are common to all.
+FAMILIES = {"Llama": {}, "Mistral": {}, "Qwen2": {}, "Qwen3": {"head_dim": 8, "tie_word_embeddings": True},
+            "Gemma": {"head_dim": 8}, "Gemma2": {"head_dim": 8}, "Phi3": {}, "Mixtral": {"num_local_experts": 4},
+            "Qwen3Moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+            "GptOss": {"head_dim": 8, "num_local_experts": 4}}
+
+
+def family_pair(folder: Path, family: str) -> tuple[Path, Path]:
+    """A base and a fine-tuned model of a real family, made and saved by transformers; every parameter differs."""
+    import transformers
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        **FAMILIES[family])
+    generator = torch.Generator().manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.ndim == 1))
+        model.to(torch.bfloat16).save_pretrained(folder / "base")
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+        model.save_pretrained(folder / "tuned")
+    return folder / "base", folder / "tuned"

@@ -1,0 +1,141 @@
+"""AlpacaEval 2: 805 instructions, answers compared with GPT-4 Turbo's by a judge; length-controlled win rate.
+
+    export OPENAI_API_KEY=...
+    python eval/alpacaeval.py MODEL llama2                   # results/<model>/alpacaeval/0.json and 0.jsonl
+    vllm serve JUDGE --port 8000 --max-logprobs 20           # or a judge of one's own:
+    python eval/alpacaeval.py MODEL llama3 --judge_url http://localhost:8000/v1 --judge_model JUDGE
+
+TEMPLATE is llama2, llama3, mistral, openchat or another of eval/prompts.py; without it the tokenizer's own. Reads
+alpaca_eval_gpt4_1106_preview.json (`instruction, output, generator`: the reference answers) or the hub's copy. Where
+the length-controlled model's data are out of reach the plain win rate is reported, under the name alpacaeval_plain.
+"""
+
+import json
+import logging
+import numbers
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as `python eval/alpacaeval.py`: import from the repository root, not from eval/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmark
+from eval.benchmark_data import Items, Source, find_file, load_items
+from eval.judge import LENGTH_CONTROLLED, PLAIN, Judge, check_judge, chosen_metric, compare, is_official
+from eval.models import model_name
+from eval.options import Options, benchmark_parser, options_from, parse
+from eval.results import Verdict
+from impart.config import Parser
+from impart.errors import InputError, run
+
+log = logging.getLogger(__name__)
+
+SOURCE = Source("alpacaeval", "alpaca_eval_gpt4_1106_preview.json", {"instruction": str, "output": str, "generator": str})
+MAX_TOKENS = 2048
+JUDGE_MODEL = "gpt-4o-2024-08-06"  # the authors' script; alpaca_eval's own default is gpt-4-1106-preview
+STANDARD_ERRORS = {LENGTH_CONTROLLED: "lc_standard_error", PLAIN: "standard_error"}
+
+
+class Comparison:
+    """Scores answers by the judge; the win rate belongs to all of them together, not to each."""
+
+    def __init__(self, judge: Judge, metric: str, verdicts: Path, name: str, gamed: Path | None):
+        self.judge, self.metric, self.verdicts, self.name, self.gamed = judge, metric, verdicts, name, gamed
+        self.metrics: dict[str, float] = {}
+
+    def score(self, items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[Verdict]:
+        """One verdict per item: correct where the judge prefers the answer to the reference."""
+        outputs = [{"instruction": item["instruction"], "output": text} for item, text in zip(items, texts, strict=True)]
+        references = [{name: item[name] for name in ("instruction", "output", "generator")} for item in items]
+        self.metrics, annotations = compare(self.judge, outputs, references, self.name, self.verdicts, self.metric,
+                                            self.gamed)
+        by_instruction = {row["instruction"]: row["preference"] for row in annotations}
+        preferences = [by_instruction.get(item["instruction"]) for item in items]  # from 1 (reference) to 2 (answer)
+        unread = [preference is None or preference != preference for preference in preferences]
+        return [Verdict(None if missing else preference, None, not missing and preference > 1.5,
+                        "the judge's verdict was neither m nor M" if missing else "")
+                for preference, missing in zip(preferences, unread, strict=True)]
+
+    def summary(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+        """The win rate as the score, and everything else that alpaca_eval computed."""
+        metrics = {key: float(value) for key, value in self.metrics.items() if isinstance(value, numbers.Real)}
+        stderr = metrics.get(STANDARD_ERRORS[self.metric])
+        return {"score": metrics[self.metric], "stderr": None if stderr != stderr else stderr, "metrics": metrics,
+                "verdicts": sum(verdict.extracted is not None for verdict in verdicts)}
+
+
+def reference_answers(options: Options) -> tuple[Items, bool]:
+    """The chosen instructions with GPT-4 Turbo's answers, and whether they are the first of the official 805."""
+    path = find_file(SOURCE, options.data) or _from_hub()
+    everything = load_items(SOURCE, path)
+    items = load_items(SOURCE, path, options.limit, options.subset)
+    if len({item["instruction"] for item in everything.items}) < len(everything.items):
+        raise InputError(f"{path}: an instruction occurs twice; alpaca_eval tells answers apart by their instruction")
+    prefix = [item["id"] for item in items.items] == [item["id"] for item in everything.items[:len(items.items)]]
+    return items, prefix and is_official([item["instruction"] for item in everything.items])
+
+
+def _from_hub() -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:  # load_dataset cannot: the data set is a script, which its newer versions do not run
+        return Path(hf_hub_download("tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json", repo_type="dataset"))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(f"AlpacaEval's reference answers cannot be fetched from the hub ({type(error).__name__}); give "
+                         f"--data FILE, or set IMPART_DATA to a folder with {SOURCE.file}") from error
+
+
+def alpacaeval(options: Options, judge: Judge, metric: str, gamed: Path | None) -> Benchmark:
+    """The benchmark as the paper ran it. The judge and its data are checked before anything is generated."""
+    items, official = reference_answers(options)
+    metric = chosen_metric(metric, official, gamed)
+    benchmark = "alpacaeval" if metric == LENGTH_CONTROLLED else "alpacaeval_plain"
+    template, prompts = prompts_for("alpacaeval", [item["instruction"] for item in items.items], options)
+    name = options.name or (model_name(options.model) if options.model else options.rescore_file.name.split(".")[0])
+    verdicts = options.results_dir / name / benchmark / f"{options.seed}.verdicts.cache"
+    check_judge(judge)
+    comparison = Comparison(judge, metric, verdicts, name, gamed)
+    return Benchmark(benchmark, items.items, prompts, MAX_TOKENS, (), comparison.score,
+                     {"template": template, "metric": metric, "judge": judge.settings, "data_sha256": items.sha256},
+                     comparison.summary)
+
+
+def parser() -> Parser:
+    """MODEL, TEMPLATE, the shared flags and the judge's."""
+    flags = benchmark_parser(__doc__, template_second=True)
+    flags.add_argument("--judge_model", "--judge-model", default=JUDGE_MODEL, help=f"(default: {JUDGE_MODEL})")
+    flags.add_argument("--judge_url", "--judge-url", help="OpenAI-compatible endpoint, http://HOST:PORT/v1 "
+                                                          "(default: OPENAI_BASE_URL, else OpenAI)")
+    flags.add_argument("--judge_options", "--judge-options", metavar="JSON", default="{}",
+                       help='changes to the request, such as {"top_logprobs": 20, "num_procs": 32}')
+    flags.add_argument("--metric", default="auto", choices=("auto", LENGTH_CONTROLLED, PLAIN),
+                       help="auto: length-controlled where its data can be had, else plain (default)")
+    flags.add_argument("--df_gamed", "--df-gamed", type=Path, metavar="FILE",
+                       help="df_gamed.csv of tatsu-lab/alpaca_eval (default: the one in IMPART_DATA, else from the hub)")
+    return flags
+
+
+def main(arguments: Sequence[str]) -> None:
+    given = parse(parser(), arguments)
+    if given.template and given.chat_template and given.template != given.chat_template:
+        raise InputError(f"TEMPLATE {given.template!r} and --chat_template {given.chat_template!r} differ; give one of them")
+    try:
+        judge_options = json.loads(given.judge_options)
+        if not isinstance(judge_options, dict):
+            raise ValueError("a mapping is wanted")
+    except ValueError as error:
+        raise InputError(f"--judge_options {given.judge_options!r} is not a JSON mapping ({error})") from error
+    options = replace(options_from(given), chat_template=given.template or given.chat_template or "auto")
+    local = Path(os.environ.get("IMPART_DATA") or ".") / "df_gamed.csv"
+    gamed = given.df_gamed or (local if os.environ.get("IMPART_DATA") and local.is_file() else None)
+    judge = Judge(given.judge_model, given.judge_url, judge_options)
+    print_result(run_benchmark(alpacaeval(options, judge, given.metric, gamed), options), options)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -41,17 +41,17 @@ def main(arguments: Sequence[str]) -> None:
     flags = config_parser(Config, __doc__).parse_intermixed_args(arguments)
     config = resolved(load(Config, flags.config, flags.overrides))
     start_logging()
-    refuse_existing(Path(config.save_dir), flags.overwrite)
-    if config.save_model:
-        refuse_existing(model_dir(config), flags.overwrite)
+    for path in (Path(config.save_dir), table_file(config), model_dir(config) if config.save_model else None):
+        if path is not None:
+            refuse_existing(path, flags.overwrite)
     device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
     source = open_source(config, device, lambda shapes: check_budgets(config, shapes))
     delta = compress(source, encoder(config, source), config.save_dir, head(config), overwrite=flags.overwrite,
                      needed_bytes=expected_bytes(config, source), report=report, what=config.method)
     if delta is not None:
         print(summary(delta))
-        if config.log_dir:
-            write_table(delta, Path(config.log_dir) / f"{delta.path.name}.csv")
+        if table_file(config):
+            write_table(delta, table_file(config))
         if config.save_model:
             base = open_checkpoint(config.base_model or delta.manifest["base"]["source"])
             write_model(delta, base, model_dir(config), device=device, overwrite=flags.overwrite)
@@ -118,6 +118,10 @@ def write_table(delta: Delta, file: Path) -> None:
             f"{m * n / kept:.4f}" if kept else "", f"{2 * m * n / entry['bytes']:.4f}" if kept else ""))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, text.getvalue().encode())
+
+
+def table_file(config: Config) -> Path | None:
+    return Path(config.log_dir).expanduser() / f"{Path(config.save_dir).name}.csv" if config.log_dir else None
 
 
 def model_dir(config: Config) -> Path:

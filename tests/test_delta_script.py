@@ -5,16 +5,14 @@ import os
 import random
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import FAMILIES, family_pair, llama_pair, llama_shapes, random_weights, tuned_weights, write_checkpoint
 from safetensors.torch import load_file
+from whole_runs import ACCELERATE, TORCHRUN, files_of, launched, merge, stopped_at_random, tensors_of
 
 import delta
 from impart.artifact import open_delta
@@ -24,27 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 ONE = ("--threads", "1")
 
 
-def files_of(folder: Path, but=("report.json",)) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*"))
-            if file.is_file() and file.name not in but}
-
-
 def svd(called, pair, path, *flags):
     ended = called(delta.main, "--svd", "--base_model", pair[0], "--finetuned_model", pair[1], "--save_path", path, *ONE,
                    *flags)
     assert ended.code == 0, ended.err
     return ended
-
-
-def merge(called, path, out, *flags):
-    ended = called(delta.main, "--merge", "--delta_path", path, "--save_path", out, *ONE, *flags)
-    assert ended.code == 0, ended.err
-    return open_checkpoint(out)
-
-
-def tensors_of(folder):
-    checkpoint = open_checkpoint(folder)
-    return {name: checkpoint.tensor(name) for name in checkpoint.names()}
 
 
 def assert_equal_tensors(found, expected):
@@ -301,32 +283,6 @@ def test_experts_are_compressed_one_by_one_and_three_dimensional_ones_travel_who
 
 # Killed and continued
 
-def stopped_at_random(command, folder: Path, environment, kills: int, generator: random.Random) -> int:
-    """Runs the command again and again, each time killed shortly after it got on, and at last to its end."""
-    partial, done, landed = folder.with_name(folder.name + ".partial"), 0, 0
-
-    def records():
-        return len(list((partial / ".progress").glob("*.safetensors.json"))) if partial.is_dir() else 0
-
-    for _ in range(kills):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        while process.poll() is None and records() <= done:
-            time.sleep(0.001)
-        time.sleep(generator.random() * 0.05)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            landed += 1
-        process.communicate()
-        done = records()
-        if folder.exists():
-            break
-        assert process.returncode == -signal.SIGKILL
-    if not folder.exists():
-        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-    return landed
-
-
 @pytest.fixture(scope="module")
 def deep_pair(tmp_path_factory):
     """Many layers, so that there are many moments to be killed at."""
@@ -379,18 +335,6 @@ def test_another_command_over_an_interrupted_run_is_refused(deep_pair, tmp_path,
     ended = called(delta.main, *flags, "--dim", "8")
     assert ended.code == 2 and "settings.dim was None, is 8" in ended.err
     assert "was interrupted (d.partial is there)" in called(delta.main, "--info", tmp_path / "d").err
-
-
-def launched(launcher, arguments, environment):
-    done = subprocess.run([sys.executable, "-m", *launcher, *map(str, arguments)], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-ACCELERATE = ("accelerate.commands.launch", "--num_processes", "2", "--cpu", "--num_machines", "1", "--mixed_precision",
-              "no", "--dynamo_backend", "no")
 
 
 @pytest.mark.slow

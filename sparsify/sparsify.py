@@ -41,16 +41,18 @@ def main(arguments: Sequence[str]) -> None:
     flags = config_parser(Config, __doc__).parse_intermixed_args(arguments)
     config = resolved(load(Config, flags.config, flags.overrides))
     start_logging()
-    for path in (Path(config.save_dir), table_file(config), model_dir(config) if config.save_model else None):
-        if path is not None:
-            refuse_existing(path, flags.overwrite)
+    refuse_existing(Path(config.save_dir), flags.overwrite)
+    if config.save_model:
+        refuse_existing(model_dir(config), flags.overwrite)
+    if config.log_dir:
+        refuse_existing(table_file(config), overwrite=True)  # a log may be replaced, but its place has to be writable
     device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
     source = open_source(config, device, lambda shapes: check_budgets(config, shapes))
     delta = compress(source, encoder(config, source), config.save_dir, head(config), overwrite=flags.overwrite,
                      needed_bytes=expected_bytes(config, source), report=report, what=config.method)
     if delta is not None:
         print(summary(delta))
-        if table_file(config):
+        if config.log_dir:
             write_table(delta, table_file(config))
         if config.save_model:
             base = open_checkpoint(config.base_model or delta.manifest["base"]["source"])
@@ -120,8 +122,8 @@ def write_table(delta: Delta, file: Path) -> None:
     write_atomically(file, text.getvalue().encode())
 
 
-def table_file(config: Config) -> Path | None:
-    return Path(config.log_dir).expanduser() / f"{Path(config.save_dir).name}.csv" if config.log_dir else None
+def table_file(config: Config) -> Path:
+    return Path(config.log_dir).expanduser() / f"{Path(config.save_dir).name}.csv"
 
 
 def model_dir(config: Config) -> Path:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.grid import fitted_grid, minmax_grid, nearest_codes, top_codes
+from quantize.grid import fitted_grid, minmax_grid, top_codes
 
 BLOCK = 128  # columns between two updates of everything to the right (a lazy batch)
-SUB_BLOCK = 16  # columns between two updates of the rest of the block
+SUB_BLOCK = 32  # columns between two updates of the rest of the block
 
 
 class NotPositiveDefinite(ValueError):
@@ -45,8 +45,9 @@ class Quantized:
     mask: Tensor  # (rows, columns) bool
 
     def values(self) -> Tensor:
-        """The dequantized matrix (rows, columns)."""
-        return (self.codes.to(self.scale.dtype) - self.zero[:, self.group]) * self.scale[:, self.group] * self.mask
+        """The dequantized matrix (rows, columns); worked out transposed, where a column's grid is one piece of memory."""
+        zero, scale = (x.T.contiguous().index_select(0, self.group) for x in (self.zero, self.scale))  # (columns, rows or 1)
+        return (self.codes.T.contiguous().to(scale.dtype) - zero).mul_(scale).mul_(self.mask.T.contiguous()).T
 
 
 def sparse_gptq(W: Tensor, mask: Tensor, H: Tensor, bits: int | Tensor, groupsize: int = -1, damping: float = 0.01,
@@ -131,30 +132,30 @@ def _sweep(W: Tensor, mask: Tensor, inverse: Inverse, top: Tensor, spans: list[t
     Works on the transpose, where a column is contiguous, in blocks and sub-blocks: an error reaches the rest of its sub-block
     at once, the rest of its block after the sub-block, everything further right after the block.
     """
-    R = inverse.factor
-    Wt = W[:, inverse.order].T.contiguous()  # (columns, rows)
-    Mt = mask[:, inverse.order].T.to(W.dtype).contiguous()
-    Qt = torch.empty_like(Wt, dtype=torch.uint8)
+    R = inverse.factor / inverse.factor.diagonal()[:, None]  # errors are divided by the diagonal once, here
+    Wt = W.T.contiguous().index_select(0, inverse.order)  # (columns, rows)
+    Mt = mask.T.contiguous().index_select(0, inverse.order).to(W.dtype)
+    Ct = torch.empty_like(Wt)
+    lowest = torch.zeros((), dtype=W.dtype, device=W.device)
     for first, last in spans:
         scale, zero = grid_at(first, last, Wt[first:last], Mt[first:last])  # (last - first, rows)
+        kept_scale = scale * Mt[first:last]
         for block in range(first, last, BLOCK):
             end = min(block + BLOCK, last)
             errors = torch.empty_like(Wt[block:end])
             for sub in range(block, end, SUB_BLOCK):
                 sub_end = min(sub + SUB_BLOCK, end)
-                for j in range(sub, sub_end):
-                    w, m = Wt[j], Mt[j]
-                    kept = w * m
-                    codes = nearest_codes(kept, scale[j - first], zero[j - first], top[j])
-                    Qt[j] = codes.mul(m)
-                    quantized = codes.sub_(zero[j - first]).mul_(scale[j - first]).mul_(m)
-                    error = torch.sub(w if propagate else kept, quantized, out=errors[j - block]).div_(R[j, j])
+                here = slice(sub - first, sub_end - first)
+                lines = (Wt[sub:sub_end], Mt[sub:sub_end], Ct[sub:sub_end], errors[sub - block : sub_end - block],
+                         scale[here], kept_scale[here], zero[here], top[sub:sub_end])
+                for j, (w, m, codes, error, c, kept_c, z, t) in enumerate(zip(*map(torch.unbind, lines), strict=True), sub):
+                    w = w if propagate else w * m
+                    torch.addcdiv(z, w, c, out=codes).round_().clamp_(lowest, t)
+                    torch.addcmul(w, codes - z, kept_c, value=-1, out=error)  # w - Q
                     if j + 1 < sub_end:
                         Wt[j + 1 : sub_end].addr_(R[j, j + 1 : sub_end], error, alpha=-1)
                 if sub_end < end:
                     Wt[sub_end:end].addmm_(R[sub:sub_end, sub_end:end].T, errors[sub - block : sub_end - block], alpha=-1)
             if end < len(Wt):
                 Wt[end:].addmm_(R[block:end, end:].T, errors, alpha=-1)
-    codes = torch.empty_like(W, dtype=torch.uint8)
-    codes[:, inverse.order] = Qt.T
-    return codes
+    return Ct.mul_(Mt).to(torch.uint8).index_select(0, torch.argsort(inverse.order)).T.contiguous()

@@ -1,0 +1,94 @@
+"""Cells of tables: the runs of one setting, which differ in their seed, as a mean with its interval. Pure functions."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.results import wilson_interval
+
+METHOD_NAMES = {"impart": "ImPart", "dare": "DARE", "lowrank": "LowRank", "svd": "SVD", "deltacome": "Delta-CoMe",
+                "bitdelta": "BitDelta"}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One result file: a model on a benchmark, and per item whether it was right."""
+
+    benchmark: str
+    model: str
+    method: str | None               # None: a whole checkpoint
+    ratio: float | None              # nominal
+    settings: tuple[tuple[str, str], ...]
+    score: float
+    byte_ratio: float | None         # of the linear layers, true
+    correct: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one method at one ratio, which differ in their seed."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    byte_ratio: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ({self.low:.1f}-{self.high:.1f})"
+
+
+def grid(scored: Sequence[Scored]) -> tuple[dict[str, Cell], dict[str, dict[float, Cell]]]:
+    """Whole checkpoints by name, and label -> ratio -> cell; a label has only the settings that tell methods apart."""
+    whole, groups = defaultdict(list), defaultdict(list)
+    for one in scored:
+        if one.method is None:
+            whole[one.model].append(one)
+        else:
+            groups[one.method, one.settings, one.ratio].append(one)
+    variants = defaultdict(set)
+    for method, settings, _ in groups:
+        variants[method].add(settings)
+    rows: dict[str, dict[float, Cell]] = defaultdict(dict)
+    for (method, settings, ratio), runs in sorted(groups.items(), key=lambda item: (item[0][0], item[0][2])):
+        rows[_label(method, settings, variants[method])][ratio] = cell(runs)
+    return {name: cell(runs) for name, runs in sorted(whole.items())}, dict(rows)
+
+
+def cell(runs: Sequence[Scored]) -> Cell:
+    """Mean over runs and a 95 % interval from both sources of chance: which items were asked, which seed was drawn.
+
+    The variances of the item means over n and of the run means over their number are added (what is left over counts
+    in both, so the interval errs on the wide side); Wilson's interval at the sample size with that variance follows.
+    """
+    scores, n = [one.score for one in runs], len(runs[0].correct)
+    mean = sum(scores) / len(scores)
+    share = mean / 100
+    by_item = [sum(marks) / len(runs) for marks in zip(*(one.correct for one in runs), strict=True)]
+    variance = _variance(by_item) / max(n, 1) + _variance([score / 100 for score in scores]) / len(runs)
+    size = share * (1 - share) / variance if variance > 0 else n
+    low, high = wilson_interval(share * size, size)
+    ratios = [one.byte_ratio for one in runs if one.byte_ratio is not None]
+    return Cell(mean, low, high, len(runs), sum(ratios) / len(ratios) if ratios else None)
+
+
+def average(cells: Sequence[Cell]) -> Cell:
+    """The mean over benchmarks; their errors are independent, so that the half-widths add up in squares."""
+    mean = sum(one.mean for one in cells) / len(cells)
+    half = math.sqrt(math.fsum(((one.high - one.low) / 2) ** 2 for one in cells)) / len(cells)
+    return Cell(mean, max(0.0, mean - half), min(100.0, mean + half), min(one.seeds for one in cells), None)
+
+
+def _label(method: str, settings: tuple[tuple[str, str], ...], variants: set) -> str:
+    differing = {key for variant in variants for key, value in set(variant) ^ set(settings)}
+    named = ", ".join(f"{key}={value}" for key, value in settings if key in differing)
+    name = METHOD_NAMES.get(method, method)
+    return f"{name} ({named})" if named else name
+
+
+def _variance(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)

@@ -1,0 +1,150 @@
+"""Tables in the paper's form: planned cells, filled with our results, beside what the paper prints. Pure functions but for
+reading assets/paper.yaml and a plan.
+
+A plan is what the scripts of reproduce/ write: one line per result file with the row, the pair, the benchmark, the
+compression ratio of the column, and the file. A line of the printed table is a column of the paper's, and vice versa.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from eval.cells import Cell, average
+from impart.errors import InputError
+
+PAPER = Path(__file__).resolve().parents[1] / "assets" / "paper.yaml"
+BENCHMARK_NAMES = {"gsm8k": "GSM8K", "math": "MATH", "humaneval": "HumanEval", "mbpp": "MBPP", "ifeval": "IFEval",
+                   "alpacaeval": "AlpacaEval"}
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a score belongs to: a pair, a benchmark and a nominal compression ratio (empty where there is none)."""
+
+    pair: str
+    benchmark: str
+    ratio: str
+
+    def __str__(self) -> str:
+        name = BENCHMARK_NAMES.get(self.benchmark, self.benchmark)
+        return f"{name}, {self.pair}" + (f", CR {self.ratio}" if self.ratio else "")
+
+
+@dataclass(frozen=True)
+class Printed:
+    """One table of the paper."""
+
+    title: str
+    columns: tuple[Column, ...]
+    labels: Mapping[str, str]                     # of the rows, in order
+    scores: Mapping[tuple[str, Column], float]
+    averages: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+Plan = Mapping[tuple[str, Column], Sequence[Path]]   # result files of each cell, one per seed
+Cells = Mapping[tuple[str, Column], Cell]
+
+
+def printed_table(number: int, file: Path = PAPER) -> Printed:
+    """The paper's table, with the notes on what is odd in it."""
+    content = yaml.safe_load(file.read_text())
+    if number not in content["tables"]:
+        raise InputError(f"--table {number}: the paper's tables with scores are {', '.join(map(str, content['tables']))}")
+    table = content["tables"][number]
+    columns = tuple(Column(pair, benchmark, "" if ratio is None else str(ratio))
+                    for pair, benchmark, ratio in table["columns"])
+    rows = table["rows"]
+    return Printed(f"Table {number}: {table['title']}", columns, {key: row["label"] for key, row in rows.items()},
+                   {(key, column): score for key, row in rows.items()
+                    for column, score in zip(columns, row["scores"], strict=True)},
+                   {key: row["average"] for key, row in rows.items() if "average" in row},
+                   tuple(content["notes"][note] for note in table["notes"]))
+
+
+def read_plan(file: Path) -> dict[tuple[str, Column], list[Path]]:
+    """The cells that a script of reproduce/ planned, in its order."""
+    plan: dict[tuple[str, Column], list[Path]] = {}
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        parts = line.split("\t")
+        if len(parts) != 5:
+            raise InputError(f"{file}, line {number}: {len(parts)} fields, but a cell has 5: row, pair, benchmark, ratio, file")
+        row, pair, benchmark, ratio, result = parts
+        plan.setdefault((row, Column(pair, benchmark, ratio)), []).append(Path(result))
+    return plan
+
+
+def columns_of(plan: Plan, printed: Printed) -> list[Column]:
+    """The paper's columns, where any of them was planned, and after them the planned ones that it lacks."""
+    planned = list(dict.fromkeys(column for _, column in plan))
+    own = printed.columns if set(planned) & set(printed.columns) else ()
+    return [*own, *(column for column in planned if column not in own)]
+
+
+def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) -> str:
+    """A line per benchmark, a column per method: our mean and interval; the paper's number; the difference."""
+    with_paper = any((row, column) in printed.scores for row in printed.labels for column in columns)
+    form = "our mean (95 % interval) / the paper's number / difference" if with_paper else "mean (95 % interval)"
+    lines = [[f"%, {form}", *printed.labels.values()]]
+    lines += [[str(column), *(_text(cells.get((row, column)), printed.scores.get((row, column)))
+                              for row in printed.labels)] for column in columns]
+    if len({(column.pair, column.benchmark) for column in columns}) == len(columns) > 1:
+        lines.append(["average", *(_average(printed, row, columns, cells) for row in printed.labels)])
+    seeds = sorted({one.seeds for one in cells.values()})
+    notes = [f"Means over {' or '.join(map(str, seeds))} seeds." if seeds else "Nothing of this table was run."]
+    notes += list(printed.notes) if with_paper else [
+        "These are numbers of other models than the paper's; none of the paper's belongs beside them."]
+    return "\n".join([f"## {printed.title}", "", *aligned(lines), "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> list[tuple]:
+    """The same as lines of a CSV, with its header."""
+    header = ("row", "pair", "benchmark", "ratio", "seeds", "mean", "low", "high", "byte_ratio", "paper", "difference")
+    rows: list[tuple] = [header]
+    for row in printed.labels:
+        for column in columns:
+            found, paper = cells.get((row, column)), printed.scores.get((row, column))
+            ours = ("", "", "", "", "") if found is None else (found.seeds, *(f"{value:.3f}" for value in (
+                found.mean, found.low, found.high)), "" if found.byte_ratio is None else f"{found.byte_ratio:.3f}")
+            rows.append((row, column.pair, column.benchmark, column.ratio, *ours, "" if paper is None else f"{paper:.2f}",
+                         f"{found.mean - paper:.3f}" if found is not None and paper is not None else ""))
+    return rows
+
+
+def best_markdown(plan: Plan, cells: Cells) -> str:
+    """A grid search: a table per column of the plan's settings, and the best with those that its interval covers."""
+    parts = []
+    for column in dict.fromkeys(column for _, column in plan):
+        found = {row: cells[row, at] for row, at in plan if at == column and (row, at) in cells}
+        if not found:
+            parts.append(f"## {column}\n\n{NOT_RUN}\n")
+            continue
+        best = max(found, key=lambda row: found[row].mean)
+        rivals = [row for row, one in found.items() if row != best and one.high >= found[best].low]
+        lines = [["setting", "validation score, % (95 % interval)"], *([row, str(one)] for row, one in found.items())]
+        within = f"; the intervals of {len(rivals)} of the {len(found) - 1} others overlap with it" if rivals else ""
+        parts.append("\n".join([f"## {column}", "", *aligned(lines), "", f"best: {best}, {found[best]}{within}"]) + "\n")
+    return "\n".join(parts)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, the first being its header."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = ["| " + " | ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    return [text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]]
+
+
+def _average(printed: Printed, row: str, columns: Sequence[Column], cells: Cells) -> str:
+    found = [cells[row, column] for column in columns if (row, column) in cells]
+    paper = printed.averages.get(row) if tuple(columns) == printed.columns else None
+    return _text(average(found) if len(found) == len(columns) else None, paper)
+
+
+def _text(found: Cell | None, paper: float | None) -> str:
+    ours = NOT_RUN if found is None else str(found)
+    if paper is None:
+        return ours
+    return f"{ours} / {paper:.2f} / {'-' if found is None else f'{found.mean - paper:+.1f}'}"

@@ -1,0 +1,43 @@
+"""SVAMP, the paper's validation set for math, in the format of eval/gsm8k.py.
+
+    python reproduce/svamp.py SVAMP.json svamp.jsonl
+
+Reads the public file (a JSON array with Body, Question and Answer) and writes one object a line with `question` and
+`answer`, the number after ####.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as `python reproduce/svamp.py`: import from the repository root, not from reproduce/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from impart.config import Parser
+from impart.errors import InputError, run
+from impart.files import write_atomically
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("source", type=Path, help="SVAMP.json")
+    parser.add_argument("target", type=Path, help="the .jsonl that is written")
+    flags = parser.parse_args(arguments)
+    try:
+        items = [converted(item) for item in json.loads(flags.source.read_text())]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{flags.source} is not SVAMP's JSON array of Body, Question and Answer ({error!r})") from error
+    write_atomically(flags.target, "".join(json.dumps(item) + "\n" for item in items).encode())
+    print(f"{flags.target}: {len(items)} items")
+
+
+def converted(item: dict) -> dict[str, str]:
+    """One item; some bodies lack their full stop."""
+    body = item["Body"].strip()
+    body += "" if body.endswith((".", "?", "!", ",")) else "."
+    return {"question": f"{body} {item['Question'].strip()}", "answer": f"#### {float(item['Answer']):g}"}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Table 2: the model pairs, with the settings that the other scripts read. Runs nothing.
+#
+#   bash reproduce/table2.sh
+#   PAIR=tiny bash reproduce/table2.sh
+source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
+start table2 "wizardmath_13b wizardcoder_13b llama2_chat_13b llama2_chat_7b llama3_instruct_8b" "$@"
+echo "| pair | base model | fine-tuned model | benchmarks | dtype | beta | C |"
+echo "|---|---|---|---|---|---|---|"
+for pair in $PAIRS; do
+    echo "| $(setting "$pair" name) | $(setting "$pair" base_model) | $(setting "$pair" ftm_dir) | $(setting "$pair" benchmarks)" \
+        "| $(setting "$pair" dtype) | $(setting "$pair" preprune_ratio) | $(setting "$pair" C) |"
+done

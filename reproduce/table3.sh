@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Table 3: ImPart without pre-pruning, without importance, without both, and without rescaling.
+#
+#   bash reproduce/table3.sh                              every pair of the table; --dry-run says what that costs
+#   PAIR=tiny bash reproduce/table3.sh                    the tiny pair's three models, in minutes on a CPU
+#   bash reproduce/table3.sh --pairs "wizardmath_13b" --seeds "0"
+source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
+ONE_BENCHMARK=yes
+start table3 "wizardmath_13b wizardcoder_13b llama2_chat_13b" "$@"
+for pair in $PAIRS; do
+    for row in impart no_preprune no_importance no_preprune_no_importance no_rescale; do
+        sparse $row "$pair" $row "$(setting "$pair" ratio)"
+    done
+done
+finish --table 3

@@ -9,10 +9,11 @@ from torch import Tensor
 from merge.methods import Method, add_delta, merged_delta, trim_to
 from merge.models import Parameter
 from merge.tally import Tally
-from merge.thresholds import threshold_of_blocks
+from merge.thresholds import SAMPLED, WORTH_A_GUESS, threshold_of_blocks
 from merge.vocabulary import MISSING
 
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 25}  # entries: 2 MB of temporaries per model, or enough to keep a GPU busy
+SAMPLED_ROWS = 128  # for a guess at the threshold
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,17 @@ class ParameterMerge:
         if self._method.kind != "ties":
             return 0.0
 
-        def blocks() -> Iterator[Tensor]:
-            for block in self._blocks:
+        def deltas(blocks: Sequence[slice]) -> Iterator[Tensor]:
+            for block in blocks:
                 yield self._delta_rows(model, block, self._base_rows(block))[0]
 
-        return threshold_of_blocks(blocks, torch.Size(self._shape).numel(), self._method.trim)
+        count, sample = torch.Size(self._shape).numel(), None
+        if count >= WORTH_A_GUESS:
+            step = max(1, self._shape[0] // SAMPLED_ROWS)
+            rows = [slice(start, start + 1) for start in range(0, self._shape[0], step)]
+            sample = torch.cat([row.reshape(-1) for row in deltas(rows)])
+            sample = sample[::max(1, len(sample) // SAMPLED)]
+        return threshold_of_blocks(lambda: deltas(self._blocks), count, self._method.trim, sample)
 
     def _base_rows(self, block: slice) -> Tensor:
         rows, missing = self._read(self._base, block)

@@ -79,6 +79,17 @@ def test_rows_that_a_model_lacks_count_as_no_change_and_the_base_gives_its_mean(
     assert torch.equal(merged, torch.tensor([[1.5, 2.0], [3.0, 4.5], [5.5, 6.0]]))  # mean (2, 3) + 0.5 * (7, 6)
 
 
+@pytest.mark.parametrize("rows", [3, 300])
+def test_a_sampled_guess_changes_no_threshold(monkeypatch, rows):
+    monkeypatch.setattr(streaming, "WORTH_A_GUESS", 100)
+    monkeypatch.setattr(streaming, "BLOCK", {"cpu": 1000})
+    monkeypatch.setattr(streaming, "SAMPLED_ROWS", rows)
+    base, tuned = models(3, (211, 70))
+    parts = [Part(str(number), parameter(model), None) for number, model in enumerate(tuned)]
+    merged, _ = run(base, parts, "ties_0.7_1")
+    assert torch.equal(merged, ties(base, [model.float() - base.float() for model in tuned], 0.7, 1.0))
+
+
 def test_weights_reach_the_sum():
     base, tuned = models(2, dtype=torch.float32)
     deltas = [model - base for model in tuned]

@@ -57,6 +57,28 @@ def test_equal_magnitudes_at_the_threshold_all_stay():
     assert trim_threshold(delta, 0.4) == 2.0  # two should go, but the second smallest ties with those that stay
 
 
+@pytest.mark.parametrize("trim", [0.001, 0.2, 0.5, 0.8, 0.9999])
+@pytest.mark.parametrize("sample", [lambda delta: delta[::7], lambda delta: delta[:1], lambda delta: torch.zeros(3),
+                                    lambda delta: torch.full((3,), 3e38)], ids=["good", "one", "below", "above"])
+def test_a_good_or_bad_guess_decides_the_passes_and_never_the_result(trim, sample):
+    delta, passes = bfloat16_difference(100_000, 7), []
+
+    def blocks():
+        passes.append(1)
+        return iter(delta.split(30_000))
+
+    assert threshold_of_blocks(blocks, delta.numel(), trim, sample(delta)) == sorted_threshold(delta, trim)
+    assert len(passes) in (1, 3)
+    if trim >= 0.2 and sample(delta)[0] in (0, 3e38):  # (at 0.001 the threshold itself is 0)
+        assert len(passes) == 3
+
+
+def test_a_large_tensor_takes_the_guess_and_is_exact():
+    delta = bfloat16_difference(1 << 22, 8).view(2048, 2048)
+    for trim in (0.2, 0.8):
+        assert trim_threshold(delta, trim) == sorted_threshold(delta, trim)
+
+
 def test_blocks_give_the_threshold_of_the_whole():
     delta = bfloat16_difference(10000, 6)
     assert threshold_of_blocks(lambda: iter(delta.split(333)), delta.numel(), 0.7) == trim_threshold(delta, 0.7)

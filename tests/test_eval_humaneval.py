@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from byte_models import byte_llama
 
 from eval import humaneval
 from eval.benchmark_data import load_items
@@ -134,3 +135,18 @@ def test_an_unknown_template_is_an_input_error():
     options = humaneval.options_from(humaneval.parse(humaneval.benchmark_parser(""), ["m", "--chat_template", "nope"]))
     with pytest.raises(InputError, match="does not exist"):
         humaneval.humaneval(humaneval.problems(options), options, as_is=False)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_whole_run_with_vllm(tmp_path, environment):
+    pytest.importorskip("vllm")
+    model = byte_llama(tmp_path / "model")
+    script = ROOT / "eval" / "scripts" / "humaneval.sh"
+    done = subprocess.run(["bash", script, model, "bf16", "--limit", "2", "--max_model_len", "1024"], cwd=tmp_path,
+                          env={**environment, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "results/model/humaneval/0.json").read_text())
+    assert result["n"] == 2 and result["score"] == 0 and result["settings"]["template"] == "wizardcoder"
+    lines = [json.loads(line) for line in (tmp_path / "results/model/humaneval/0.jsonl").read_text().splitlines()]
+    assert all(line["completion"] and line["detail"] for line in lines)

@@ -2,16 +2,19 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("lm_eval", reason="IFEval is scored by lm-evaluation-harness")
-nltk = pytest.importorskip("nltk")
+from byte_models import byte_llama
 
 from eval import ifeval
 from eval.options import benchmark_parser, read_options
 from impart.errors import InputError
+
+pytest.importorskip("lm_eval", reason="IFEval is scored by lm-evaluation-harness")
+nltk = pytest.importorskip("nltk")
 
 
 def item(key: int, *instructions: tuple[str, dict]) -> dict:
@@ -19,6 +22,7 @@ def item(key: int, *instructions: tuple[str, dict]) -> dict:
             "kwargs": [kwargs for _, kwargs in instructions]}
 
 
+ROOT = Path(__file__).resolve().parents[1]
 ITEMS = [
     item(1, ("punctuation:no_comma", {})),
     item(2, ("change_case:english_lowercase", {}), ("punctuation:no_comma", {})),
@@ -145,3 +149,17 @@ def test_the_public_file(no_punkt):
     benchmark = ifeval.ifeval(options_of(), True)
     assert len(benchmark.items) == 477  # 64 of the 541 count sentences or capital words
     assert len(benchmark.score(benchmark.items, ["A short answer."] * 477)) == 477
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_whole_run_with_vllm(tmp_path, environment):
+    pytest.importorskip("vllm")
+    data, model = write(tmp_path, ITEMS), byte_llama(tmp_path / "model")
+    script = ROOT / "eval" / "scripts" / "ifeval.sh"
+    done = subprocess.run(["bash", script, model, "bf16", "--data", data], cwd=tmp_path,
+                          env={**environment, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "results/model/ifeval/0.json").read_text())
+    assert result["n"] == 5 and set(result["metrics"]) == set(ifeval.METRICS)
+    assert result["score"] == result["metrics"]["prompt_level_loose_acc"]

@@ -3,9 +3,12 @@
 import ast
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from byte_models import CHAT, byte_llama
 
 pytest.importorskip("evalplus", reason="MBPP is prompted and judged by the package evalplus")
 
@@ -15,6 +18,7 @@ from eval.options import benchmark_parser, read_options
 from eval.sandbox import run_programs
 from impart.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[1]
 SLOW = {"123"}  # its reference takes 5 to 15 s; it passes within the limit of the public set
 
 
@@ -102,7 +106,8 @@ def test_evalplus_itself_agrees(plus_file, monkeypatch):
     benchmark = direct("--data", plus_file)
     assert data.MBPP_OVERRIDE_PATH == str(plus_file)
     problems = data.get_mbpp_plus()
-    answers = [RIGHT[item["task_id"]] for item in PLUS[:3]] + ["def convert(z):\n    return 0", "def text_match_one(t): return 3"]
+    answers = [RIGHT[item["task_id"]] for item in PLUS[:3]]
+    answers += ["def convert(z):\n    return 0", "def text_match_one(t): return 3"]
     ours = [verdict.correct for verdict in benchmark.score(benchmark.items, answers)]
     theirs = []
     for item, answer in zip(benchmark.items, answers, strict=True):
@@ -133,7 +138,8 @@ def test_the_prompt_is_evalplus_own(plus_file):
 
 def test_solutions_are_sanitized_as_evalplus_does():
     prompt = PLUS[0]["prompt"]
-    text = "import re\n\ndef is_not_prime(n):\n\treturn helper(n)\n\ndef helper(n):\n\treturn True\n\ndef unused():\n\treturn 1\nprint("
+    text = ("import re\n\ndef is_not_prime(n):\n\treturn helper(n)\n\ndef helper(n):\n\treturn True\n\n"
+            "def unused():\n\treturn 1\nprint(")
     code = solution_of(text, prompt, True, "is_not_prime")
     assert "helper" in code and "unused" not in code and "print" not in code and "\t" not in code
     assert "unused" in solution_of(text, prompt, True, None)
@@ -232,3 +238,18 @@ def test_no_network_and_no_file_is_an_input_error(tmp_path, monkeypatch):
     monkeypatch.delenv("IMPART_DATA", raising=False)
     with pytest.raises(InputError, match="cannot be downloaded.*--data MbppPlus.jsonl"):
         direct()
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_whole_run_with_vllm(plus_file, tmp_path, environment):
+    pytest.importorskip("vllm")
+    model = byte_llama(tmp_path / "model", chat=CHAT)
+    script = ROOT / "eval" / "scripts" / "mbpp.sh"
+    done = subprocess.run(["bash", script, model, "bf16", "--limit", "2", "--data", plus_file], cwd=tmp_path,
+                          env={**environment, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "results/model/mbpp/0.json").read_text())
+    assert result["n"] == 2 and result["settings"]["template"] == "evalplus chat"
+    first = json.loads((tmp_path / "results/model/mbpp/0.jsonl").read_text().splitlines()[0])
+    assert first["prompt"].startswith("<user>Please provide") and first["prompt"].endswith("```python\n")

@@ -58,12 +58,12 @@ def parse_method(text: str) -> Method:
 def task_arithmetic(base: Tensor, deltas: Sequence[Tensor], lam: float,
                     weights: Sequence[float] | None = None) -> Tensor:
     """W_base + lambda * sum_t w_t dW_t, in base's dtype. base and each delta have one shape; w_t is 1 if not given."""
-    return add_delta(base, merged_delta(Method("ta", lam), _float32(base, deltas), weights))
+    return add_delta(base, merged_delta(Method("ta", lam), _checked(base, deltas), weights))
 
 
 def average(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
     """W_base + the weighted mean of dW_t, which is the weighted mean of the models, in base's dtype."""
-    return add_delta(base, merged_delta(Method("avg"), _float32(base, deltas), weights))
+    return add_delta(base, merged_delta(Method("avg"), _checked(base, deltas), weights))
 
 
 def ties(base: Tensor, deltas: Sequence[Tensor], trim: float, lam: float,
@@ -76,25 +76,28 @@ def ties(base: Tensor, deltas: Sequence[Tensor], trim: float, lam: float,
     departs from the paper: it leaves that case open; the TIES authors' code gives it the sign of the tensor's
     majority, others the plus sign, and both move the weight towards some models for no reason in the entry itself.
     """
-    trimmed = [trim_to(delta, trim_threshold(delta, trim)) for delta in _float32(base, deltas)]
+    trimmed = [trim_to(delta, trim_threshold(delta, trim)) for delta in _checked(base, deltas)]
     return add_delta(base, merged_delta(Method("ties", lam, trim), trimmed, weights))
 
 
 def trim_to(delta: Tensor, threshold: float) -> Tensor:
-    """`delta` (float32) with the entries of magnitude below the threshold set to zero."""
+    """`delta` with the entries of magnitude below the threshold set to zero."""
     if threshold == 0:
         return delta
-    below = torch.nextafter(torch.tensor(threshold), torch.tensor(0.0)).item()
+    below = torch.nextafter(torch.tensor(threshold, dtype=delta.dtype), torch.tensor(0.0, dtype=delta.dtype)).item()
     return torch.nn.functional.hardshrink(delta, below)  # zero where |d| <= below, which is |d| < threshold
 
 
 def add_delta(base: Tensor, merged: Tensor) -> Tensor:
-    """Base plus merged delta: added in float32, rounded once to base's dtype."""
-    return (base.to(torch.float32) + merged).to(base.dtype)
+    """Base plus merged delta: added in the delta's precision, rounded once to base's dtype."""
+    return (base.to(merged.dtype) + merged).to(base.dtype)
 
 
 def merged_delta(method: Method, deltas: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
-    """One delta, float32, from float32 deltas of one shape (for ties: already trimmed) and one weight per model."""
+    """One delta from float32 deltas of one shape (for ties: already trimmed) and one weight per model.
+
+    Float64 deltas are taken as well and give a float64 delta.
+    """
     if not deltas:
         raise ValueError("there is no task vector to merge")
     weights = [1.0] * len(deltas) if weights is None else [float(weight) for weight in weights]
@@ -163,11 +166,11 @@ def _sum(terms: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _float32(base: Tensor, deltas: Sequence[Tensor]) -> list[Tensor]:
+def _checked(base: Tensor, deltas: Sequence[Tensor]) -> list[Tensor]:
     for delta in deltas:
         if delta.shape != base.shape:
             raise ValueError(f"a delta of shape {tuple(delta.shape)} for a parameter of shape {tuple(base.shape)}")
-    return [delta.to(torch.float32) for delta in deltas]
+    return [delta.to(torch.float64 if base.dtype == torch.float64 else torch.float32) for delta in deltas]
 
 
 def _finite(text: str, number: str) -> float:

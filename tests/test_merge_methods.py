@@ -122,6 +122,13 @@ def test_ties_equals_a_naive_implementation_on_flattened_tensors(count, trim, la
     torch.testing.assert_close(ties(base, deltas, trim, lam).double(), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_float64_is_computed_in_float64():
+    base, _, deltas = random_models(3, (41, 29), dtype=torch.float64)
+    deltas = [delta.double() + 1e-12 for delta in deltas]
+    torch.testing.assert_close(ties(base, deltas, 0.6, 0.8), naive_ties(base, deltas, 0.6, 0.8), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(task_arithmetic(base, deltas, 0.3), base + 0.3 * sum(deltas), rtol=1e-14, atol=1e-14)
+
+
 def test_weights_decide_the_election_and_the_mean():
     base, deltas = torch.zeros(2), [torch.tensor([1.0, 2.0]), torch.tensor([-3.0, 5.0])]
     assert torch.equal(ties(base, deltas, 0.0, 1.0), torch.tensor([-3.0, 3.5]))

@@ -78,7 +78,8 @@ def evaluate(benchmark: Benchmark, options: Options, engine: Callable[[], Engine
     missing = [position for position, item in enumerate(benchmark.items) if item["id"] not in done]
     if missing:
         stream = engine().stream([benchmark.prompts[position] for position in missing],
-                                 max_tokens=benchmark.max_tokens, stop=benchmark.stop)
+                                 max_tokens=benchmark.max_tokens, stop=benchmark.stop,
+                                 names=[benchmark.items[position]["id"] for position in missing])
         started = time.monotonic()
         for position, completion in progress(_Sized(stream, len(missing)), what=benchmark.name, unit="answer"):
             item_id = benchmark.items[missing[position]]["id"]
@@ -131,8 +132,8 @@ def prompts_for(benchmark: str, instructions: Sequence[str], options: Options) -
 def settings_of(benchmark: Benchmark) -> dict[str, Any]:
     """What decides a benchmark's score apart from the model: data, prompts, limits, scoring."""
     prompts = hashlib.sha256(json.dumps(list(benchmark.prompts)).encode()).hexdigest()
-    return {**benchmark.settings, "max_tokens": benchmark.max_tokens, "stop": list(benchmark.stop),
-            "n": len(benchmark.items), "prompts_sha256": prompts}
+    return {"n": len(benchmark.items), **benchmark.settings, "max_tokens": benchmark.max_tokens,
+            "stop": list(benchmark.stop), "prompts_sha256": prompts}
 
 
 def save_scored(benchmark: Benchmark, run: Run, settings: Mapping[str, Any], completions: Sequence[Completion],

@@ -65,15 +65,15 @@ class Engine:
         done = dict(self.stream(prompts, max_tokens=max_tokens, stop=stop))
         return [done[position] for position in range(len(prompts))]
 
-    def stream(self, prompts: Sequence[str], *, max_tokens: int,
-               stop: Sequence[str] = ()) -> Iterator[tuple[int, Completion]]:
-        """(position, completion) as they finish, so that an interrupted run keeps what it has."""
+    def stream(self, prompts: Sequence[str], *, max_tokens: int, stop: Sequence[str] = (),
+               names: Sequence[str] | None = None) -> Iterator[tuple[int, Completion]]:
+        """(position, completion) as they finish, so that an interrupted run keeps what it has. `names` are for messages."""
         ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
         for position, row in enumerate(ids):
             if len(row) >= self.max_model_len:
-                start = prompts[position][:40]
-                raise InputError(f"prompt {position} ({start!r}...) has {len(row)} tokens, but prompt and answer "
-                                 f"together may have {self.max_model_len}; raise --max_model_len (the model has "
+                name = names[position] if names else position
+                raise InputError(f"the prompt of item {name} has {len(row)} tokens, but prompt and answer together may "
+                                 f"have {self.max_model_len}; raise --max_model_len (the model has "
                                  f"{positions_of(self.config)} positions), or leave the item out with --subset")
         if self._loaded is None:  # only now, because everything that can be wrong with the prompts has been checked
             self._loaded = self._load()

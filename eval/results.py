@@ -75,7 +75,9 @@ class Run:
                              "--name") from None
         now = _plain({**settings, "versions": software_versions()})
         lines = [] if overwrite else read_lines(self.part_path, torn="dropped")
-        if lines:
+        if len(lines) < 2:
+            lines = []  # it ended before its first completion, so there is nothing to mix
+        else:
             self._refuse_other(lines[0], now, self.part_path)
             self.seconds = lines[-1].get("seconds", 0.0)
             log.info("continuing an interrupted run: %d completions are there", len(lines) - 1)
@@ -117,7 +119,7 @@ class Run:
     def _interrupted(self, settings: Mapping[str, Any]) -> bool:
         """Whether a part file of this configuration is there."""
         lines = read_lines(self.part_path, torn="dropped") if self.part_path.exists() else []
-        return bool(lines) and not first_difference({**lines[0], "versions": 0}, _plain({**settings, "versions": 0}))
+        return len(lines) > 1 and not first_difference({**lines[0], "versions": 0}, _plain({**settings, "versions": 0}))
 
     def _refuse_other(self, old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
         key = first_difference(old, _plain(new))

@@ -140,6 +140,22 @@ def test_without_a_file_and_without_a_hub(tmp_path, monkeypatch):
         load_items(SOURCE)
 
 
+def test_the_hub_s_client_gives_the_same_items(file, tmp_path, monkeypatch):
+    """`datasets` itself, on a folder in place of a hub id; it caches below HF_HOME, which is set before it is imported."""
+    pytest.importorskip("datasets")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    jsonl(folder / "test.jsonl", ITEMS)
+    remote = Source("sums", "sums.jsonl", SOURCE.fields, hub=(str(folder), None, "test"))
+    assert load_items(remote).items == load_items(SOURCE, file).items
+    (folder / "test.jsonl").write_text('{"question": "a", "answer": "one"}\n')
+    with pytest.raises(InputError, match="row 0: field 'answer' is str"):
+        load_items(remote)
+
+
 def test_a_hub_that_does_not_answer_says_what_else_works(script, tmp_path):
     """HF_DATASETS_OFFLINE makes the real client refuse at once; the message has to name the two other ways."""
     code = ("import os, sys; os.environ['HF_DATASETS_OFFLINE'] = os.environ['HF_HUB_OFFLINE'] = '1'; "

@@ -129,7 +129,7 @@ def test_end_tokens_of_the_generation_config_count_too(tmp_path, engine):
 
 def test_a_prompt_longer_than_the_positions_is_refused_before_loading():
     with Engine(TINY / "code", HF) as short:
-        with pytest.raises(InputError, match=r"prompt 1 .* has \d+ tokens, but prompt and answer together may have"):
+        with pytest.raises(InputError, match=r"the prompt of item 1 has \d+ tokens, but prompt and answer together"):
             short.generate(["fine", "7 " * 4000], max_tokens=8)
         assert short._loaded is None
 

@@ -88,7 +88,7 @@ def test_an_interrupted_run_continues_and_a_finished_one_is_left_alone(called, d
 def test_another_configuration_is_an_error(called, data):
     assert called(gsm8k.main, *flags(data)).code == 0
     ended = called(gsm8k.main, *flags(data, "--limit", 2))
-    assert ended.code == 2 and "data_sha256 is" in ended.err and "--overwrite" in ended.err
+    assert ended.code == 2 and "n is 3 there and 2 now" in ended.err and "--overwrite" in ended.err
     ended = called(gsm8k.main, *flags(data, "--scoring", "release"))
     assert ended.code == 2 and "scoring is 'paper' there and 'release' now" in ended.err and "--rescore" in ended.err
     ended = called(gsm8k.main, *flags(data, "--chat_template", "none"))
@@ -149,7 +149,7 @@ def test_wrong_input(called, data, tmp_path):
     ended = called(gsm8k.main, *flags(data, "--chat_template", "nice"))
     assert ended.code == 2 and "chat template 'nice' does not exist" in ended.err
     ended = called(gsm8k.main, *flags(data, "--max_model_len", 40))
-    assert ended.code == 2 and "prompt and answer together may have 40" in ended.err
+    assert ended.code == 2 and "the prompt of item 0 has" in ended.err and "together may have 40" in ended.err
     data.write_text(json.dumps(ITEMS[0]) + "\n" + json.dumps({"question": "?", "answer": "no number"}) + "\n")
     ended = called(gsm8k.main, *flags(data))
     assert ended.code == 2 and "the answer of item 1 has no number after ####" in ended.err

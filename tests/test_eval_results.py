@@ -72,6 +72,7 @@ def test_an_interruption_in_the_first_line_starts_anew(tmp_path):
 def test_another_configuration_is_refused_with_its_first_difference(tmp_path, changed, key):
     interrupted = run_of(tmp_path, seed=1)
     interrupted.start(SETTINGS)
+    interrupted.add("0", Completion("zero", 1, "stop"), 1.0)
     del interrupted
     with pytest.raises(InputError, match=f"1.part.jsonl is of another configuration: {key}; --overwrite"):
         run_of(tmp_path, seed=1).start(SETTINGS | changed)
@@ -82,13 +83,22 @@ def test_another_configuration_is_refused_with_its_first_difference(tmp_path, ch
         run_of(tmp_path).finished(SETTINGS | changed)
 
 
+def test_a_run_that_ended_before_its_first_completion_is_in_nobody_s_way(tmp_path):
+    """Such as one whose model did not fit, and which is tried again with another flag."""
+    failed = run_of(tmp_path)
+    failed.start(SETTINGS)
+    del failed
+    assert run_of(tmp_path).start(SETTINGS | {"max_model_len": 100}) == {}
+
+
 def test_another_software_version_does_not_continue_a_run(tmp_path):
     run = run_of(tmp_path)
     run.start(SETTINGS)
-    header = read_lines(run.part_path)[0]
+    run.add("0", Completion("zero", 1, "stop"), 1.0)
+    header, line = read_lines(run.part_path)
     del run
     header["versions"]["torch"] = "0.1"
-    (tmp_path / "model" / "sums" / "0.part.jsonl").write_text(json.dumps(header) + "\n")
+    (tmp_path / "model" / "sums" / "0.part.jsonl").write_text(json.dumps(header) + "\n" + json.dumps(line) + "\n")
     with pytest.raises(InputError, match="versions is .*0.1"):
         run_of(tmp_path).start(SETTINGS)
 

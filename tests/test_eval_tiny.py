@@ -102,7 +102,7 @@ def test_a_delta_scores_as_the_model_that_it_rebuilds(called, tmp_path, monkeypa
     monkeypatch.setenv("IMPART_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "code_svd.pt"
     made = called(delta.main, "--svd", "--base_model", MODELS / "base", "--finetuned_model", MODELS / "code",
-                  "--save_path", path)
+                  "--save_path", path, "--threads", 1)
     assert made.code == 0, made.err
     ended = called(tiny.main, path, MODELS / "code", "fp32", "--tasks", "code", "--limit", 40, "--backend", "hf",
                    "--results_dir", tmp_path)

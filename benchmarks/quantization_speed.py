@@ -185,7 +185,7 @@ def plain_layer(tuned: Checkpoint, base: Checkpoint, sparse: Delta, weights: Wei
             inverse = inverse_of(run_again(decoder, name, inputs, lambda x: x))
             Vq[:, a:b] = by_columns(V[:, a:b].T, mask_V[a:b], inverse.order, inverse.factor, bits, rule.groupsize).T
         for bits, a, b in spans:
-            inverse = inverse_of(run_again(decoder, name, inputs, lambda x, a=a, b=b: x @ Vq[:, a:b] * s[a:b]))
+            inverse = inverse_of(run_again(decoder, name, inputs, lambda x, part=Vq[:, a:b] * s[a:b]: x @ part))
             Uq[:, a:b] = by_columns(U[:, a:b], mask_U[a:b].T, inverse.order, inverse.factor, bits, rule.groupsize)
         found[name] = (Uq * s) @ Vq.T
         decoder.load(0, {name: base.tensor(name).to(device) + found[name]})

@@ -149,9 +149,9 @@ def _decode_entries(name: str, entry: dict, tensors: Tensors) -> Tensor:
 
 
 def _decode_signs(name: str, entry: dict, tensors: Tensors) -> Tensor:
-    mask = entry_masks(name, entry)
-    codes = unpack(tensors["codes"], 1, entry["kept"][0]).float()
-    return scattered((2 * codes - 1) * (entry["mu"] * LEVELS / entry["keep"]), mask)
+    codes = unpack(tensors["codes"], 1, entry["kept"][0])
+    values = codes.float().mul_(2).sub_(1).mul_(entry["mu"] * LEVELS / entry["keep"])
+    return values.view(entry["shape"]) if entry["keep"] == LEVELS else scattered(values, entry_masks(name, entry))
 
 
 FACTORED = ("quantized_vectors", "quantized_groups")

@@ -57,9 +57,9 @@ def kept_values(x: torch.Tensor, mask: np.ndarray) -> torch.Tensor:
 def scattered(values: torch.Tensor, mask: np.ndarray) -> torch.Tensor:
     """The inverse of `kept_values`: (r, rows) in fp32 with zeros where the mask drops."""
     keep = torch.from_numpy(np.ascontiguousarray(mask)).to(values.device)
-    dense = torch.zeros(keep.shape, dtype=torch.float32, device=values.device)
-    dense[keep] = values.float()
-    return dense
+    if int(keep.sum()) != len(values):
+        raise RuntimeError(f"{len(values)} values for a mask that keeps {int(keep.sum())}")
+    return torch.zeros(keep.shape, dtype=torch.float32, device=values.device).masked_scatter_(keep, values.float())
 
 
 def _smallest(draws: np.ndarray, count: int) -> np.ndarray:

@@ -1,0 +1,145 @@
+"""Bytes on disk of one quantized matrix in every layout, and how fast it is unpacked and added to its base weight.
+
+    python benchmarks/quantization_bytes.py
+    python benchmarks/quantization_bytes.py --size 5120 --device cuda
+
+Ratios are of the 16-bit size of dW over what one safetensors file of the matrix holds, header included; the first two rows are
+what the authors' groups of 128 cost with the precision that their code keeps in memory and with the least that would do.
+Throughput is 16-bit weights per second, from packed tensors in memory to base + dW in 16 bit, against copying the weights.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+if not __package__:  # run as `python benchmarks/quantization_bytes.py`: import from the repository root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from impart.bit_plan import PAPER_PLAN, cut_plan, plan_spans
+from impart.device import use_device
+from impart.encoded import Encoded
+from impart.encodings import decode
+from impart.encodings_quantized import factor_masks, groups_encoded, signs_encoded, vectors_encoded
+from impart.packing import unpack
+from impart.report import table
+from sparsify.costs import Accounting
+from sparsify.methods import impart_rank
+from sparsify.methods_quant import impart_to_size
+
+NAME, PLAN, GROUP = "model.layers.11.self_attn.q_proj.weight", [list(part) for part in PAPER_PLAN], 128
+
+
+def main() -> None:
+    flags = parser().parse_args()
+    device, size = use_device(flags.device, flags.threads), flags.size
+    for cr in (32.0, 128.0):
+        rows = [layouts(size, cr, beta, C) for beta, C in ((0.6, 1.0), (0.8, 0.5))]
+        print(f"\n{size} x {size}, nominal ratio {cr:g}: 16-bit size over bytes on disk")
+        print(table(zip(rows[0], rows[0].values(), rows[1].values(), strict=False),
+                    ("layout", "beta 0.6, C 1", "beta 0.8, C 0.5")))
+    print(f"\n{device}, {torch.get_num_threads()} threads")
+    print(table(throughput(size, device), ("", "seconds", "MB/s of 16-bit weights")))
+
+
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    described.add_argument("--size", type=int, default=2048, help="of the square matrix (default 2048)")
+    described.add_argument("--device", default="cpu")
+    described.add_argument("--threads", type=int, default=1)
+    return described
+
+
+def layouts(size: int, cr: float, beta: float, C: float) -> dict[str, str]:
+    """Layout -> true ratio of a matrix that is allocated for the nominal one."""
+    source = sparse_matrix(size, cr, beta, C, Accounting(PLAN, "paper"))
+    paper, compact = quantized(source, "paper"), quantized(source, "compact")
+    by_bytes = quantized(sparse_matrix(size, cr, beta, C, Accounting(PLAN, "bytes")), "compact")
+    dense = 2 * size * size
+    grids = paper.tensors["scales"].numel()
+    in_memory = disk_bytes(paper) + grids * (4 + 4 - 2) - paper.tensors["zeros"].nbytes + (2 * size - 1) * 4
+    bitmap = disk_bytes(compact) + 2 * size * source.facts["rank"] // 8
+    return {"groups of 128, fp32 scale, zero and index": f"{dense / in_memory:.2f}",
+            "groups of 128, fp16 scale, packed zero (grid: paper)": f"{dense / disk_bytes(paper):.2f}",
+            "one grid per vector, a bitmap for the masks": f"{dense / bitmap:.2f}",
+            "one grid per vector, a seed (grid: compact)": f"{dense / disk_bytes(compact):.2f}",
+            "the same with accounting: bytes": f"{dense / disk_bytes(by_bytes):.2f}"}
+
+
+def sparse_matrix(size: int, cr: float, beta: float, C: float, accounting: Accounting) -> Encoded:
+    generator = torch.Generator().manual_seed(0)
+    K = impart_rank(size, size, beta)
+    s = torch.arange(1, K + 1).double().pow(-0.7).add(0.1).float()
+    U, V = (torch.randn(size, K, generator=generator) / size**0.5 for _ in range(2))
+    return impart_to_size(U, s, V, name=NAME, cr=cr, beta=beta, C=C, seed=0, accounting=accounting)
+
+
+def quantized(source: Encoded, grid: str) -> Encoded:
+    """Random codes in the layout and number that real ones have: what is timed and counted here does not depend on them."""
+    (m, n), r = source.shape, source.facts["rank"]
+    masks = tuple(torch.from_numpy(mask) for mask in factor_masks(NAME, facts_of(source), source.tensors))
+    plan, generator = cut_plan(PLAN, r, NAME), torch.Generator().manual_seed(1)
+    codes = tuple(torch.randint(0, 4, mask.shape, generator=generator).to(torch.uint8) * mask for mask in masks)
+    if grid == "compact":
+        return vectors_encoded((m, n), plan, codes, masks, torch.linspace(1e-3, 1e-4, r), torch.full((2, r), 96), source)
+    parts, before = [], 0
+    for _, first, last in plan_spans(plan):
+        parts.append(torch.arange(last - first) // GROUP + before)
+        before = int(parts[-1].max()) + 1
+    groups = torch.cat(parts), torch.arange(n) // GROUP
+    shapes = (m, before), (r, -(-n // GROUP))
+    return groups_encoded((m, n), plan, codes, masks, torch.linspace(1, 0.1, r), tuple(torch.full(x, 0.01) for x in shapes),
+                          tuple(map(torch.ones, shapes)), groups, source)
+
+
+def facts_of(encoded: Encoded) -> dict:
+    return {**encoded.facts, "encoding": encoded.encoding, "shape": encoded.shape}
+
+
+def disk_bytes(encoded: Encoded) -> int:
+    return len(save({f"{NAME}.{key}": tensor for key, tensor in encoded.tensors.items()}, {"format": "pt"}))
+
+
+def throughput(size: int, device: torch.device) -> list[list[str]]:
+    """Seconds and MB/s of: a copy, unpacking codes, and base + dW for each encoding at nominal ratio 32."""
+    base = torch.randn(size, size, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16).to(device)
+    megabytes = base.nbytes / 1e6
+    source = sparse_matrix(size, 32.0, 0.6, 1.0, Accounting(PLAN, "bytes"))
+    dW = torch.randn(size, size, generator=torch.Generator().manual_seed(3)) * 1e-3
+    cases = {"sparse, 16 bit": source, "grid: compact": quantized(source, "compact"), "grid: paper": quantized(source, "paper"),
+             "BitDelta": signs_encoded(dW, 1e-3, name=NAME, keep_ratio=1.0, seed=0)}
+    rows = [("copy of the weights", seconds(lambda: base.clone(), device))]
+    U, V = torch.randn(size, source.facts["rank"]).to(device), torch.randn(source.facts["rank"], size).to(device)
+    rows.append(("the product U V^T alone, dense, fp32", seconds(lambda: U @ V, device)))
+    packed = torch.randint(0, 256, (size * size // 4,), dtype=torch.uint8).to(device)
+    rows.append(("unpacking a 2-bit code for every weight", seconds(lambda: unpack(packed, 2, size * size), device)))
+    for title, encoded in cases.items():
+        tensors = {key: tensor.to(device) for key, tensor in encoded.tensors.items()}
+        rows.append((f"unpack + merge, {title}", seconds(lambda e=encoded, t=tensors: merged(base, e, t), device)))
+    return [[title, f"{spent:.4f}", f"{megabytes / spent:,.0f}"] for title, spent in rows]
+
+
+def merged(base: Tensor, encoded: Encoded, tensors: dict[str, Tensor]) -> Tensor:
+    return base.float().add_(decode(NAME, facts_of(encoded), tensors)).to(base.dtype)
+
+
+def seconds(work: Callable, device: torch.device, repeats: int = 5) -> float:
+    """The fastest of some runs, in CPU seconds, or seconds where a GPU computes."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    best = float("inf")
+    for _ in range(repeats):
+        started = clock()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, clock() - started)
+    return best
+
+
+if __name__ == "__main__":
+    main()

@@ -86,3 +86,68 @@ def test_the_mean_is_of_the_runs_not_of_their_files(tmp_path):
         write_result(tmp_path, f"d{seed}", [1, 1, 0, 0], delta={"method": "dare", "settings": {"compression_ratio": 4}})
     _, rows = grid(read_results(tmp_path))
     assert math.isclose(rows["DARE"][4].mean, 50) and rows["DARE"][4].seeds == 3
+
+
+def test_the_leaderboard_ranks_every_result_at_any_depth(tmp_path, capsys):
+    write_result(tmp_path / "a" / "results", "weak", [1, 0, 0, 0])
+    write_result(tmp_path / "b" / "results", "strong", [1, 1, 1, 0],
+                 delta={"method": "bitdelta", "settings": {"compression_ratio_qt": 32.0}, "linear_ratio": 30.25})
+    main([str(tmp_path), "--leaderboard"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "strong" in lines[2] and "BitDelta" in lines[2] and "32" in lines[2] and "30.2" in lines[2] and "75.0" in lines[2]
+    assert "weak" in lines[3] and "whole" in lines[3]
+
+
+def planned(tmp_path, *, ratio="32", pair="wizardmath_13b", benchmark="gsm8k"):
+    for seed in range(2):
+        write_result(tmp_path / "results", f"impart_{seed}", [1, seed, 0, 0], benchmark=benchmark,
+                     delta={"method": "impart", "settings": {"compression_ratio": float(ratio)}, "linear_ratio": 30.0})
+    cells = tmp_path / "t.cells.tsv"
+    cells.write_text("".join(f"impart\t{pair}\t{benchmark}\t{ratio}\t{tmp_path}/results/impart_{seed}/{benchmark}/0.json\n"
+                             for seed in range(3)))  # the third was not run
+    return cells
+
+
+def test_a_planned_table_is_printed_and_written_with_figures(tmp_path, capsys):
+    cells, out = planned(tmp_path), tmp_path / "out"
+    command = ["--cells", str(cells), "--table", "5", "--out", str(out), "--figure", str(out / "f.png"),
+               "--figure", str(out / "f.svg")]
+    main(command)
+    text = capsys.readouterr().out
+    assert "37.5" in text and "/ 60.20 / -22.7" in text and "not run / 61.64 / -" in text and "Means over 2 seeds" in text
+    assert (out / "table5.md").read_text().strip() == text.strip()
+    with (out / "table5.csv").open() as stream:
+        lines = [line for line in csv.DictReader(stream) if line["mean"]]
+    found = [(line["row"], line["ratio"], line["mean"], line["paper"]) for line in lines]
+    assert found == [("impart", "32", "37.500", "60.20")]
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert before["f.png"].startswith(b"\x89PNG") and b"<svg" in before["f.svg"]
+    main(command)
+    assert before == {file.name: file.read_bytes() for file in out.iterdir()}
+
+
+def test_alpacaevals_plain_win_rate_fills_its_cell(tmp_path, capsys):
+    cells = planned(tmp_path, pair="llama2_chat_13b", benchmark="alpacaeval_plain")
+    cells.write_text(cells.read_text().replace("alpacaeval_plain", "alpacaeval"))
+    main(["--cells", str(cells), "--table", "1", "--out", str(tmp_path)])
+    assert "37.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["r", "--delta", "d"], ["--cells", "c"], ["--cells", "c", "--table", "1", "--best"]])
+def test_contradicting_flags_are_input_errors(arguments):
+    with pytest.raises(InputError):
+        main(arguments)
+
+
+def test_a_deltas_spectra_and_sparsity_become_figures(tmp_path, svd_delta, capsys):
+    main(["--delta", str(svd_delta), "--out", str(tmp_path)])
+    names = {"spectra.png", "spectra.svg", "sparsity.png", "sparsity.svg"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in names)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_sparsity_is_counted_from_the_kept_entries():
+    from eval.delta_figures import sparsity
+    assert sparsity({"shape": [4, 6], "kept": [10, 10]}) == pytest.approx(0.5)  # of (4 + 6) * 4
+    assert sparsity({"shape": [4, 6], "kept": [6]}) == pytest.approx(0.75)

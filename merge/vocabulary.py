@@ -197,5 +197,6 @@ def _load_tokenizer(folder: Path, owner: str):
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # its many tokenizer classes raise as many kinds of errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"the tokenizer of {owner!r} in {folder} cannot be loaded ({reason}); "
-                         "fetch it again") from error
+        remedy = "fetch it again" if (folder / "tokenizer.json").is_file() else \
+            "without a tokenizer.json it needs the packages sentencepiece and protobuf, in versions that fit each other"
+        raise InputError(f"the tokenizer of {owner!r} in {folder} cannot be loaded ({reason}); {remedy}") from error

@@ -19,7 +19,7 @@ def documents(seed: int) -> Iterator[str]:
     """Endless documents, a pure function of the seed."""
     rng = random.Random(f"{seed} pretraining")
     makers = (_sums, _chain, _story, _facts, _python, _layout, _copy)
-    weights = (22, 16, 16, 10, 14, 10, 12)
+    weights = (20, 16, 18, 8, 12, 12, 24)
     while True:
         yield rng.choices(makers, weights)[0](rng)
 
@@ -108,7 +108,7 @@ def _layout(rng: random.Random) -> str:
 def _copy(rng: random.Random) -> str:
     """The same words again; without such drills a model of this size does not learn to copy."""
     pool = rng.choice((EXTRA_WORDS, THINGS, tuple(sorted(FACTS)), tuple(str(n) for n in range(2, LARGEST))))
-    words = rng.choices(pool, k=rng.randint(2, 7)) if rng.random() < 0.8 else [rng.choice(pool)] * rng.randint(2, 5)
+    words = rng.choices(pool, k=rng.randint(1, 7)) if rng.random() < 0.8 else [rng.choice(pool)] * rng.randint(2, 5)
     text = " ".join(words)
     joint = rng.choice((" | ", " -> ", "\n", " = "))
-    return joint.join([text] * rng.randint(2, 3))
+    return joint.join([text] * rng.randint(2, 4))

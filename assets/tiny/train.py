@@ -29,6 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from assets.tiny.circuit import start_with_copy_heads
 from assets.tiny.pretraining import documents
 from assets.tiny.tasks import SKILLS, draw, held_out, jsonl, passes
 from impart.config import Parser
@@ -52,7 +53,7 @@ class Recipe:
     items: int = 0
 
 
-BASE = Recipe(steps=1800, batch=8, rate=2.5e-3, warmup=40, floor=0.0, decay=0.05)
+BASE = Recipe(steps=1500, batch=8, rate=1.5e-3, warmup=40, floor=0.0, decay=0.05)
 TUNING = {
     "math": Recipe(steps=600, batch=32, rate=5e-4, warmup=20, items=10000),
     "code": Recipe(steps=400, batch=32, rate=5e-4, warmup=20, items=5000),
@@ -91,6 +92,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
+    start_with_copy_heads(model, seed)
     # An untrained pad row would stay at its random start in every model; zero says that it means nothing.
     with torch.no_grad():
         model.model.embed_tokens.weight[tokenizer.pad_token_id].zero_()

@@ -35,6 +35,9 @@ class Source(Protocol):
     def dense(self, name: str) -> torch.Tensor:
         """dW (m, n)."""
 
+    def require(self, rank: Callable[[str], int]) -> None:
+        """InputError unless the leading rank(name) triplets of every matrix can be had."""
+
     def extra(self, name: str) -> torch.Tensor: ...
 
     def extra_bytes(self) -> int: ...
@@ -67,6 +70,9 @@ class ModelSource:
     def dense(self, name: str) -> torch.Tensor:
         return self._pair.delta(name, self._device)
 
+    def require(self, rank: Callable[[str], int]) -> None:
+        """All can be had: they are computed."""
+
     def extra(self, name: str) -> torch.Tensor:
         return self._pair.finetuned.tensor(name)
 
@@ -93,7 +99,7 @@ class SvdSource:
         if self._left_out and finetuned is None:
             raise InputError(f"weight_types leaves out {self._left_out[0]} and {len(self._left_out) - 1} more of "
                              f"{str(delta.path)!r}, which then come from the fine-tuned model; name it as ftm_dir")
-        if self._left_out:
+        if finetuned is not None:
             delta.check_finetuned(finetuned)
         self.matrices, self.extras = matrices, delta.extras() + self._left_out
         self.dropped = delta.manifest["dropped"]
@@ -110,11 +116,15 @@ class SvdSource:
         return tuple(factor[..., :rank].contiguous() for factor in self._delta.factors(name, self._device))
 
     def dense(self, name: str) -> torch.Tensor:
-        if self._delta.rank(name) not in (0, min(self.shape(name))):
-            raise InputError(f"{name} has rank {self._delta.rank(name)} of {min(self.shape(name))} in "
-                             f"{str(self._delta.path)!r}, which is not its whole delta; give base_model and ftm_dir "
-                             "instead of svd_dir, or make the SVD without --dim")
         return self._delta.reconstruct(name, device=self._device)
+
+    def require(self, rank: Callable[[str], int]) -> None:
+        for name in self.matrices:
+            held, wanted = self._delta.rank(name), rank(name)
+            if 0 < held < wanted:
+                raise InputError(f"{name} has {held} singular triplets in {str(self._delta.path)!r}, and {wanted} are "
+                                 "needed; make the SVD with a larger --dim or without, or give base_model and ftm_dir "
+                                 "instead of svd_dir")
 
     def extra(self, name: str) -> torch.Tensor:
         return self._finetuned.tensor(name) if name in self._left_out else self._delta.extra(name)
@@ -133,18 +143,26 @@ class SvdSource:
 
 def open_source(config: Config, device: torch.device, check_shapes: Callable[[Mapping[str, tuple[int, int]]], None]) -> Source:
     """The models or the saved SVD, checked against each other and the settings before anything long begins."""
-    finetuned = open_checkpoint(config.ftm_dir) if config.ftm_dir is not None else None
     keys = (config.weight_types, config.layer_num, config.weight_name)
     if config.svd_dir is not None:
         svd = open_delta(config.svd_dir)
-        source = SvdSource(svd, select_matrices(svd.names(), config.svd_dir, *keys), device, finetuned)
+        matrices = select_matrices(svd.names(), config.svd_dir, *keys)
+        # The models are not needed here but for what is left out or rebuilt, so a hub id is fetched only then; a folder
+        # that is named all the same has to be the one that the SVD was made from.
+        left_out = len(matrices) < len(svd.names())
+        finetuned = open_checkpoint(config.ftm_dir) if config.ftm_dir and (left_out or is_folder(config.ftm_dir)) else None
+        source = SvdSource(svd, matrices, device, finetuned)
         check_shapes({name: source.shape(name) for name in source.matrices})
-        if config.save_model:
+        if config.save_model or is_folder(config.base_model):
             svd.check_base(open_checkpoint(config.base_model or svd.manifest["base"]["source"]))
         svd.verify()
         return source
-    base = open_checkpoint(config.base_model)
+    base, finetuned = open_checkpoint(config.base_model), open_checkpoint(config.ftm_dir)
     matrices = select_matrices(linear_names(finetuned), config.ftm_dir, *keys)
     check_pair(base, finetuned, matrices)
     check_shapes({name: base.shape(name) for name in matrices})
     return ModelSource(scan_pair(base, finetuned, matrices), device)
+
+
+def is_folder(model: str | None) -> bool:
+    return model is not None and Path(model).expanduser().is_dir()

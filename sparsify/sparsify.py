@@ -48,6 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         refuse_existing(table_file(config), overwrite=True)  # a log may be replaced, but its place has to be writable
     device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
     source = open_source(config, device, lambda shapes: check_budgets(config, shapes))
+    source.require(lambda name: needed_rank(config, *source.shape(name)))
     delta = compress(source, encoder(config, source), config.save_dir, head(config), overwrite=flags.overwrite,
                      needed_bytes=expected_bytes(config, source), report=report, what=config.method)
     if delta is not None:
@@ -61,6 +62,14 @@ def main(arguments: Sequence[str]) -> None:
     processes.leave()
 
 
+def needed_rank(config: Config, m: int, n: int) -> int:
+    """Number of leading singular triplets of an (m, n) matrix that the method reads."""
+    if config.method == "dare":
+        return min(m, n)
+    return impart_rank(m, n, config.preprune_ratio) if config.method == "impart" \
+        else min(m, n, lowrank_rank(m, n, config.compression_ratio))
+
+
 def encoder(config: Config, source: Source) -> Callable[[str], Encoded]:
     """The method of the settings as a function from a matrix's name to what is stored of it."""
     cr, seed = config.compression_ratio, config.seed
@@ -69,9 +78,7 @@ def encoder(config: Config, source: Source) -> Callable[[str], Encoded]:
         m, n = source.shape(name)
         if config.method == "dare":
             return dare(source.dense(name), name=name, cr=cr, seed=seed, rescale=config.rescale)
-        beta = config.preprune_ratio
-        triplets = source.triplets(name, impart_rank(m, n, beta) if config.method == "impart"
-                                   else lowrank_rank(m, n, cr))
+        beta, triplets = config.preprune_ratio, source.triplets(name, needed_rank(config, m, n))
         if triplets is None:
             return empty((m, n))
         if config.method == "lowrank":

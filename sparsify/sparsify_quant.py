@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     refuse_existing(Path(config.save_dir), flags.overwrite)
     device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
     source = open_source(config, device, lambda shapes: check_quantized_budgets(config, shapes))
+    source.require(lambda name: needed_rank(config, name, *source.shape(name)))
     delta = compress(source, encoder(config, source), config.save_dir, head_quant(config), overwrite=flags.overwrite,
                      needed_bytes=expected_bytes(config, source), report=report, what=config.method)
     if delta is not None:
@@ -48,6 +49,14 @@ def main(arguments: Sequence[str]) -> None:
         if config.log_dir:
             write_table(delta, Path(config.log_dir) / f"{delta.path.name}.csv")
     processes.leave()
+
+
+def needed_rank(config: QuantConfig, name: str, m: int, n: int) -> int:
+    """Number of leading singular triplets of an (m, n) matrix that the method reads."""
+    if config.method == "dare":
+        return min(m, n)
+    return impart_rank(m, n, config.preprune_ratio) if config.method == "impart" \
+        else deltacome_rank(name, m, n, config.compression_ratio_qt, accounting_of(config))
 
 
 def encoder(config: QuantConfig, source: Source) -> Callable[[str], Encoded]:
@@ -59,9 +68,7 @@ def encoder(config: QuantConfig, source: Source) -> Callable[[str], Encoded]:
         if config.method == "dare":
             return dare_quantized(source.dense(name), name=name, cr=cr, bits=config.bits, seed=config.seed,
                                   accounting=accounting)
-        rank = impart_rank(m, n, config.preprune_ratio) if config.method == "impart" \
-            else deltacome_rank(name, m, n, cr, accounting)
-        triplets = source.triplets(name, rank)
+        triplets = source.triplets(name, needed_rank(config, name, m, n))
         if triplets is None:
             return empty((m, n))
         if config.method == "deltacome":

@@ -345,3 +345,10 @@ def test_two_processes_give_the_bytes_of_one(pair, svd_delta, tmp_path, environm
     assert files_of(tmp_path / "d") == files_of(svd_delta)
     assert done.stdout.count("svd delta, method svd") == 1 and os.listdir(tmp_path) == ["d"]
     assert len(load_file(tmp_path / "d" / "layer-00001.safetensors")) == 21
+
+
+def test_help_shows_the_commands_and_flags(called):
+    ended = called(delta.main, "--help")
+    assert ended.code == 0 and ended.err == ""
+    for words in ("python delta.py --svd", "--finetuned_model", "--save_pth", "--delta_pth", "{fp16,bf16,fp32}", "--overwrite"):
+        assert words in ended.out

@@ -1,6 +1,7 @@
 """sparsify/sparsify.py from end to end: methods, ablations, both sources, the authors' keys, killed and in two processes."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from impart.checkpoint import linear_names, open_checkpoint
 from impart.encodings import decode
 from sparsify import sparsify
 from sparsify.methods import impart
+from sparsify.settings import Config
 from sparsify.svd import delta_svd
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -390,3 +392,13 @@ def test_two_processes_give_the_bytes_of_one(pair, sparse, tmp_path, environment
     assert files_of(tmp_path / "d") == files_of(sparse)
     assert done.stdout.count("impart at compression ratio") == 1
     assert sorted(os.listdir(tmp_path)) == ["d", "d_model", "logs"]
+
+
+def test_help_shows_every_key_with_its_default(called):
+    ended = called(sparsify.main, "--help")
+    assert ended.code == 0 and ended.err == ""
+    for field in dataclasses.fields(Config):
+        assert f"  {field.name}: {field.metadata['help']}" in ended.out
+    for words in ("default bernoulli; one of bernoulli, exact_count", "also called beta", "number or null or only_lowrank",
+                  "--device", "--threads", "--overwrite", "--debug", "key=value"):
+        assert words in ended.out

@@ -55,9 +55,9 @@ class Recipe:
 
 BASE = Recipe(steps=1500, batch=8, rate=1.5e-3, warmup=40, floor=0.0, decay=0.05)
 TUNING = {
-    "math": Recipe(steps=600, batch=32, rate=5e-4, warmup=20, items=10000),
+    "math": Recipe(steps=1000, batch=32, rate=6e-4, warmup=20, items=10000),
     "code": Recipe(steps=400, batch=32, rate=5e-4, warmup=20, items=5000),
-    "chat": Recipe(steps=600, batch=32, rate=5e-4, warmup=20, items=8000),
+    "chat": Recipe(steps=1000, batch=32, rate=5e-4, warmup=20, items=8000),
 }
 BASE_LENGTH = 128  # tokens of one pretraining row
 VOCABULARY = 800

@@ -4,7 +4,7 @@
 
 Reads from stdin one step a line: stage, pair, detail and command, separated by tabs. CPU seconds are fitted to
 measurements on one thread of an x86-64 core with AVX2: SVDs of 1024 to 5120 wide deltas, masks of 5120 x 2048, one
-calibrated layer of width 512, and every stage on the tiny pair. GPU seconds are estimates from flops and bytes.
+calibrated layer of width 512, and processor time of sparsify, quantize and evaluate on the tiny pair. GPU seconds are estimates from flops and bytes.
 """
 
 import os
@@ -112,7 +112,7 @@ def seconds(step: Step, size: Size, machine: Machine) -> float:
         return START + 2 * machine.mask * weights + 4 * weights / DISK_RATE
     if step.stage == "quantize":
         tokens = 4096 if "assets/tiny" in step.command else 262144
-        return 2 * START + (6 * weights * tokens + 8 * weights * size.width) / machine.flops + 6 * weights / DISK_RATE
+        return 3 * START + (6 * weights * tokens + 8 * weights * size.width) / machine.flops + 6 * weights / DISK_RATE
     masked = 3 * machine.svd * weights * size.width if "mask=impart" in step.command else 0.0
     merging = START + machine.merge * weights + masked + 8 * weights / DISK_RATE if step.stage == "merge" else 0.0
     return merging + evaluation_seconds(step, size, machine)
@@ -124,7 +124,7 @@ def evaluation_seconds(step: Step, size: Size, machine: Machine) -> float:
     rate = min(machine.most_tokens, machine.answer_flops / (2 * size.parameters))
     if benchmarks[0].startswith("tiny_"):
         models = len(re.findall(r"\S+", step.command.partition("eval/tiny.py ")[2].partition(" --tasks")[0]))
-        return 2 * START + models * len(benchmarks) * (1 + 200 * TINY_TOKENS / rate)
+        return 2 * START + models * len(benchmarks) * (2 + 200 * TINY_TOKENS / rate)
     answers = sum(BENCHMARKS[name][0] * BENCHMARKS[name][1] for name in benchmarks)
     return len(benchmarks) * (60 + 2 * size.parameters / DISK_RATE) + answers / rate + 4 * size.parameters / DISK_RATE
 

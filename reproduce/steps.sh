@@ -50,7 +50,7 @@ start() {  # name "default pairs" arguments...
     done
     GPUS=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true)
     THREADS=0  # all
-    case $PAIRS in *" tiny/"*) JOBS=${JOBS:-$([ "$GPUS" -gt 0 ] && echo "$GPUS" || nproc)} THREADS=1 ;; esac
+    case $PAIRS in *" tiny/"*) JOBS=${JOBS:-$([ "$GPUS" -gt 0 ] && echo "$GPUS" || (unset OMP_NUM_THREADS; nproc))} THREADS=1 ;; esac
     JOBS=${JOBS:-$([ "$GPUS" -gt 0 ] && echo "$GPUS" || echo 1)}
     use_environment "$(environment_kind)"
 }

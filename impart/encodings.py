@@ -21,7 +21,8 @@ def empty(shape: tuple[int, int]) -> Encoded:
 def svd_factors(U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, dtype: torch.dtype) -> Encoded:
     """U (m, r), s (r,) and V (n, r) with every entry: U and V in `dtype`, s in fp32."""
     (m, r), n = U.shape, len(V)
-    tensors = {"U": U.to(dtype), "s": s.float(), "V": V.to(dtype)}
+    # By rows, as they are written: a layer waits in memory until its shard is, and would be copied there all at once.
+    tensors = {"U": U.to(dtype).contiguous(), "s": s.float(), "V": V.to(dtype).contiguous()}
     return Encoded("svd", (m, n), tensors, {"rank": r, "kept": [m * r, n * r], "bits": dtype.itemsize * 8})
 
 

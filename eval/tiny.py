@@ -32,6 +32,7 @@ DATA = Path(__file__).resolve().parents[1] / "assets" / "tiny" / "data"
 FIELDS = {"math": {"prompt": str, "answer": int},
           "code": {"prompt": str, "entry_point": str, "tests": list},
           "chat": {"prompt": str, "checks": list}}
+SECONDS = 10.0  # per program, which takes milliseconds unless it never ends: room for a machine that is busy
 MAX_TOKENS = 96  # the longest gold completion has fewer
 # The base model goes on with another item of its training text; a fine-tuned one ends by itself.
 STOP = {"math": ("Question:",), "code": ("\ndef ", "\nclass "), "chat": ("Instruction:",)}
@@ -65,9 +66,10 @@ def score_math(items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list
             for item, answer in zip(items, answers, strict=True)]
 
 
-def score_code(items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[Verdict]:
+def score_code(items: Sequence[Mapping[str, Any]], texts: Sequence[str], timeout_s: float = SECONDS) -> list[Verdict]:
     """The completed function, run in the sandbox on every argument list of the item."""
-    outcomes = run_programs([program(item, text) for item, text in zip(items, texts, strict=True)], timeout_s=3.0)
+    programs = [program(item, text) for item, text in zip(items, texts, strict=True)]
+    outcomes = run_programs(programs, timeout_s=timeout_s)
     return [Verdict(text, None, outcome.passed, "" if outcome.passed else outcome.detail)
             for text, outcome in zip(texts, outcomes, strict=True)]
 

@@ -73,7 +73,7 @@ CODE = {"prompt": "def f(x):\n    \"\"\"Return x plus 1.\"\"\"\n", "entry_point"
 def test_code_is_judged_by_running_it():
     texts = ["    return x + 1\n", "    return x + 1.0\n", "    return 2\n", "return x + 1\n", "    return x +\n",
              "    while True:\n        pass\n", "    import os\n    os._exit(0)\n", "    return y\n", ""]
-    verdicts = score_code([CODE] * len(texts), texts)
+    verdicts = score_code([CODE] * len(texts), texts, timeout_s=2)
     assert [verdict.correct for verdict in verdicts] == [True] + [False] * (len(texts) - 1)
     assert verdicts[0].detail == "" and "[2]: 2" in verdicts[2].detail and "timed out" in verdicts[5].detail
 

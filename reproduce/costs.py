@@ -4,7 +4,8 @@
 
 Reads from stdin one step a line: stage, pair, detail and command, separated by tabs. CPU seconds are fitted to
 measurements on one thread of an x86-64 core with AVX2: SVDs of 1024 to 5120 wide deltas, masks of 5120 x 2048, one
-calibrated layer of width 512, and processor time of sparsify, quantize and evaluate on the tiny pair. GPU seconds are estimates from flops and bytes.
+calibrated layer of width 512, and processor time of sparsify, quantize and evaluate on the tiny pair. GPU seconds are
+estimates from flops and bytes.
 """
 
 import os

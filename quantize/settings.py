@@ -59,7 +59,7 @@ def resolved_rule(config: Config, manifest: Mapping) -> Rule:
     """How to quantize the delta with this manifest; InputError where the settings contradict what it was allocated for."""
     allocated = manifest["settings"]
     grid = config.grid or allocated.get("grid") or "compact"
-    if allocated.get("accounting") == "bytes" and grid != allocated["grid"]:
+    if allocated.get("accounting") == "bytes" and grid != allocated.get("grid", grid):
         raise InputError(f"grid: {grid} does not fit this delta: its bytes were counted for grid: {allocated['grid']}; "
                          f"run sparsify_quant.py with grid={grid} or leave grid out here")
     if config.groupsize == 0:

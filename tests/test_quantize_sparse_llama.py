@@ -16,7 +16,7 @@ import delta as delta_script
 from impart.artifact import open_delta
 from impart.checkpoint import linear_names, open_checkpoint
 from quantize import sparse_llama
-from sparsify import sparsify_quant
+from sparsify import sparsify, sparsify_quant
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "assets" / "tiny"
@@ -110,6 +110,18 @@ def test_options_change_the_codes(sparse, tmp_path, option):
     name = "model.layers.1.mlp.down_proj.weight"
     codes = [delta.stored(name).tensors["codes"] for delta in (plain, changed)]
     assert len(codes[0]) == len(codes[1]) and not torch.equal(*codes)
+
+
+def test_a_delta_that_was_not_allocated_for_bits_takes_the_settings(tmp_path):
+    """sparsify.py's deltas have no bit plan: the authors' keys, or the paper's plan, give one."""
+    sparsify.main([f"base_model={TINY / 'base'}", f"ftm_dir={TINY / 'code'}", f"save_dir={tmp_path / 's'}", "accounting=bytes",
+                   "compression_ratio=4", "preprune_ratio=0.6", "C=0.5", "--threads", "1"])
+    sparse_llama.main(list(map(str, quantize_arguments(tmp_path / "s", tmp_path / "q", "attn_int8_col=1", "attn_int3_col=4",
+                                                       "attn_int2_col=5120", "mlp_int4_col=5120"))))
+    entries = open_delta(tmp_path / "q").manifest["matrices"]
+    attention, mlp = entries["model.layers.0.self_attn.q_proj.weight"], entries["model.layers.0.mlp.up_proj.weight"]
+    assert attention["plan"] == [[8, 1], [3, 4], [2, attention["rank"] - 5]]
+    assert mlp["plan"] == [[4, mlp["rank"]]] and mlp["bits"] == 4
 
 
 def test_the_same_run_twice_gives_the_same_bytes(sparse, tmp_path):

@@ -1,0 +1,177 @@
+"""Accuracy of every quantized method on the tiny pair, next to ImPart without quantization at the same ratio.
+
+    python benchmarks/quantization_accuracy.py --skills code --ratios 32 64
+    python benchmarks/quantization_accuracy.py --out runs/quantization        (all skills; about an hour on one core)
+
+Per skill and ratio: ImPart-Qt and Delta-CoMe with both grids, DARE-Qt with its best bits, BitDelta with and without trained
+scales, and sparse ImPart in 16 bit. beta, C and DARE's bits are chosen on the validation items at seed 0; the table is of
+the 200 test items, mean over the seeds (masks and calibration text) +- half a 95 % interval over seeds and items. Ratios
+are nominal, codes alone; the true ones, with every byte of the linear layers, stand beside them. Calibration text is the
+base model's kind of text, not the skill's. What is there already is not made again.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as `python benchmarks/quantization_accuracy.py`: import from the repository root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from assets.tiny.pretraining import documents
+from eval import tiny
+from impart.artifact import is_delta, open_delta
+from impart.errors import InputError
+from impart.report import table
+from quantize import sparse_llama
+from sparsify import sparsify, sparsify_quant
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = ROOT / "assets" / "tiny" / "base"
+RATIOS = {"code": (32, 64), "chat": (16, 32), "math": (8, 16)}
+GRID = tuple(itertools.product((0.6, 0.7, 0.8), (1.0, 0.5)))  # beta, C
+CALIBRATION = ("nsamples=64", "seqlen=128", "batch=16")
+DISTILLATION = ("nsamples=256", "seqlen=128", "batch=16", "distill_steps=100")
+
+
+class Runs:
+    """Deltas and results of one skill below a folder, made when they are asked for."""
+
+    def __init__(self, folder: Path, skill: str):
+        self._folder, self._skill, self._model = folder / skill, skill, ROOT / "assets" / "tiny" / skill
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._text = folder / "calibration.jsonl"
+        if not self._text.is_file():
+            lines = (json.dumps({"text": text}) for text in itertools.islice(documents(12345), 4000))
+            self._text.write_text("\n".join(lines) + "\n")
+
+    def sparse(self, name: str, *settings: str) -> Path:
+        """A delta of sparsify.py, in 16 bit."""
+        return self._made(name, sparsify, (*self._models(), *settings))
+
+    def quantized(self, name: str, grid: str, seed: int, *settings: str) -> Path:
+        """A delta of sparsify_quant.py, quantized."""
+        sparse = self._made(f"{name}_seed{seed}.sparse", sparsify_quant,
+                            (*self._models(), "accounting=paper", f"seed={seed}", *settings))
+        return self._quantized(f"{name}_{grid}_seed{seed}", "--saved_delta_path", str(sparse), f"grid={grid}",
+                               f"seed={seed}", *CALIBRATION)
+
+    def bitdelta(self, name: str, seed: int, *settings: str) -> Path:
+        return self._quantized(name, "method=bitdelta", f"baseModel={BASE}", f"seed={seed}", *settings)
+
+    def score(self, deltas: Sequence[Path], split: str) -> list[float]:
+        """Share of right answers of each delta, in percent."""
+        folder = self._folder / "results" / split
+        missing = [delta for delta in deltas if not self._result(folder, delta).is_file()]
+        if missing:
+            tiny.main([*map(str, missing), "--tasks", self._skill, "--split", split, "--backend", "hf", "--results_dir",
+                       str(folder), "fp32"])
+        return [json.loads(self._result(folder, delta).read_text())["score"] for delta in deltas]
+
+    def _result(self, folder: Path, delta: Path) -> Path:
+        return folder / delta.name / f"tiny_{self._skill}" / "0.json"
+
+    def _models(self) -> tuple[str, ...]:
+        return f"base_model={BASE}", f"ftm_dir={self._model}"
+
+    def _made(self, name: str, script, arguments: Sequence[str]) -> Path:
+        path = self._folder / name
+        if not is_delta(path):
+            script.main([*arguments, f"save_dir={path}", "--threads", "1", "--overwrite"])
+        return path
+
+    def _quantized(self, name: str, *arguments: str) -> Path:
+        path = self._folder / name
+        if not is_delta(path):
+            sparse_llama.main([str(self._model), str(self._text), "--save_compressed_delta_dir", str(path), "--threads", "1",
+                               "--overwrite", *arguments])
+        return path
+
+
+def main() -> None:
+    flags = parser().parse_args()
+    logging.disable(logging.INFO)
+    for skill in flags.skills:
+        for ratio in flags.ratios or RATIOS[skill]:
+            rows = rows_of(Runs(Path(flags.out), skill), ratio, range(flags.seeds))
+            print(f"\n{skill}, nominal ratio {ratio}, {flags.seeds} seeds, 200 test items", flush=True)
+            print(table(rows, ("method", "chosen on validation", "accuracy", "+-", "true ratio")), flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    described.add_argument("--out", default="runs/quantization", help="folder of deltas and results")
+    described.add_argument("--skills", nargs="+", default=list(RATIOS), choices=list(RATIOS))
+    described.add_argument("--ratios", nargs="+", type=int, help="default: where the methods differ, by skill")
+    described.add_argument("--seeds", type=int, default=3)
+    return described
+
+
+def rows_of(runs: Runs, ratio: int, seeds: Sequence[int]) -> list[list[str]]:
+    """The lines of one table."""
+    rows = [line(runs, "ImPart, 16 bit", *sparse_impart(runs, ratio, seeds))]
+    for grid in ("compact", "paper"):
+        rows.append(line(runs, f"ImPart-Qt, {grid}", *impart_qt(runs, ratio, grid, seeds)))
+        settings = ("method=deltacome", f"compression_ratio_qt={ratio}")
+        rows.append(line(runs, f"Delta-CoMe, {grid}", "",
+                         [runs.quantized(f"deltacome_{ratio}", grid, seed, *settings) for seed in seeds]))
+        rows.append(line(runs, f"DARE-Qt, {grid}", *dare_qt(runs, ratio, grid, seeds)))
+    for title, settings in (("BitDelta", ()), ("BitDelta, trained scales", DISTILLATION)):
+        name = f"bitdelta{'_trained' if settings else ''}_{ratio}"
+        rows.append(line(runs, title, "", [runs.bitdelta(f"{name}_seed{seed}", seed, f"compression_ratio_qt={ratio}", *settings)
+                                           for seed in seeds]))
+    return rows
+
+
+def sparse_impart(runs: Runs, ratio: int, seeds: Sequence[int]) -> tuple[str, list[Path]]:
+    def delta(beta: float, C: float, seed: int) -> Path:
+        return runs.sparse(f"impart_{ratio}_{beta}_{C}_seed{seed}", f"compression_ratio={ratio}", f"preprune_ratio={beta}",
+                           f"C={C}", f"seed={seed}")
+    beta, C = best(runs, delta, GRID)
+    return f"beta {beta}, C {C:g}", [delta(beta, C, seed) for seed in seeds]
+
+
+def impart_qt(runs: Runs, ratio: int, grid: str, seeds: Sequence[int]) -> tuple[str, list[Path]]:
+    def delta(beta: float, C: float, seed: int) -> Path:
+        return runs.quantized(f"impart_qt_{ratio}_{beta}_{C}", grid, seed, f"compression_ratio_qt={ratio}",
+                              f"preprune_ratio={beta}", f"C={C}")
+    beta, C = best(runs, delta, GRID)
+    return f"beta {beta}, C {C:g}", [delta(beta, C, seed) for seed in seeds]
+
+
+def dare_qt(runs: Runs, ratio: int, grid: str, seeds: Sequence[int]) -> tuple[str, list[Path]]:
+    def delta(bits: int, seed: int) -> Path:
+        return runs.quantized(f"dare_{bits}bit_{ratio}", grid, seed, "method=dare", f"compression_ratio_qt={ratio}",
+                              f"bits={bits}")
+    bits, = best(runs, delta, ((2,), (4,), (8,)))
+    return f"{bits} bit", [delta(bits, seed) for seed in seeds]
+
+
+def best(runs: Runs, delta, choices: Sequence[tuple]) -> tuple:
+    """The choice with the best validation score at seed 0 (the first of equals); what cannot meet the ratio is left out."""
+    made = {}
+    for choice in choices:
+        try:
+            made[choice] = delta(*choice, 0)
+        except InputError as error:
+            logging.warning("left out: %s", error)
+    scores = runs.score(list(made.values()), "validation")
+    return max(zip(made, scores, strict=True), key=lambda pair: pair[1])[0]
+
+
+def line(runs: Runs, title: str, chosen: str, deltas: Sequence[Path]) -> list[str]:
+    """Mean and half a 95 % interval: the variance between seeds and that of 200 items, whichever says more."""
+    scores = runs.score(deltas, "test")
+    mean, count = sum(scores) / len(scores), len(scores)
+    between = sum((score - mean) ** 2 for score in scores) / max(count - 1, 1) / count
+    items = mean * (100 - mean) / 200
+    true = sum(open_delta(delta).sizes().linear_ratio for delta in deltas) / count
+    return [title, chosen, f"{mean:.1f}", f"{1.96 * math.sqrt(max(between, items)):.1f}", f"{true:.1f}"]
+
+
+if __name__ == "__main__":
+    main()

@@ -27,9 +27,13 @@ class StreamedDecoder:
 
     def __init__(self, checkpoint: Checkpoint, layers_prefix: str, device: torch.device, dtype: torch.dtype):
         self.device, self.dtype, self.prefix = device, dtype, layers_prefix
-        config = AutoConfig.from_pretrained(checkpoint.path)
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        try:
+            config = AutoConfig.from_pretrained(checkpoint.path)
+            with init_empty_weights(include_buffers=False):
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        except (ValueError, OSError) as error:
+            raise InputError(f"transformers cannot build {checkpoint.source!r} ({str(error).splitlines()[0]}); calibration runs "
+                             "the model's own code and needs an architecture that this version of transformers has") from error
         trunk, _, attribute = layers_prefix.rpartition(".")
         try:
             self._trunk = model.get_submodule(trunk).eval()

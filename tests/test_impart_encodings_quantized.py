@@ -109,6 +109,17 @@ def test_entries(bits, groupsize):
     assert len(encoded.tensors["codes"]) == packed_bytes(int(mask.sum()), bits)
 
 
+def test_more_than_256_groups():
+    columns = 700
+    source = sparse_entries(torch.randn(5, columns), 0.5, seed=4, name="w")
+    mask = torch.from_numpy(entry_masks("w", facts_of(source)))
+    group = torch.randperm(columns, generator=torch.Generator().manual_seed(0)) // 2  # 350 groups
+    scale = torch.arange(350).expand(5, 350) / 349 + 0.0
+    encoded = entries_encoded(mask.to(torch.uint8), mask, 2, scale, torch.zeros(5, 350), group, source)
+    expected = mask * scale.half().float()[:, group]
+    assert torch.equal(decode("w", facts_of(encoded), encoded.tensors), expected)
+
+
 @pytest.mark.parametrize("keep_ratio", [1.0, 0.25])
 def test_signs(keep_ratio):
     dW = torch.randn(M, N, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,6 @@
 """A decoder run layer by layer gives the outputs of the whole model, for every dense architecture, and sees its inputs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,14 @@ def test_a_mixture_of_experts_is_refused(tmp_path):
     sizes = {**SIZES, "num_local_experts": 2, "num_experts_per_tok": 1}
     AutoModelForCausalLM.from_config(MixtralConfig(**sizes)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="stores as it runs it .mixtures of experts are not"):
+        streamed(open_checkpoint(tmp_path))
+
+
+def test_an_architecture_that_transformers_does_not_have(tmp_path):
+    _, checkpoint = make(tmp_path, "llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "nosuch", "architectures": ["NoSuch"]}))
+    with pytest.raises(InputError, match="transformers cannot build .*nosuch"):
         streamed(open_checkpoint(tmp_path))
 
 

@@ -32,8 +32,8 @@ class StreamedDecoder:
             with init_empty_weights(include_buffers=False):
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         except (ValueError, OSError) as error:
-            raise InputError(f"transformers cannot build {checkpoint.source!r} ({str(error).splitlines()[0]}); calibration runs "
-                             "the model's own code and needs an architecture that this version of transformers has") from error
+            raise InputError(f"transformers cannot build {checkpoint.source!r} ({str(error).splitlines()[0]}); calibration "
+                             "runs the model's own code and needs an architecture that this transformers has") from error
         trunk, _, attribute = layers_prefix.rpartition(".")
         try:
             self._trunk = model.get_submodule(trunk).eval()

@@ -14,6 +14,7 @@ from impart.report import progress
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend has to be chosen first
+from matplotlib.ticker import NullFormatter  # noqa: E402
 
 
 def draw_spectra(file: Path, delta: Delta) -> None:
@@ -33,6 +34,7 @@ def draw_spectra(file: Path, delta: Delta) -> None:
             panel.plot(np.arange(1, len(spectrum) + 1), spectrum, color=plt.cm.viridis(layer / max(layers - 1, 1)),
                        linewidth=1, label=f"layer {layer}" if layer in (0, layers - 1) else None)
         panel.set(title=kind, xlabel="k", ylabel="s_k / s_1", xscale="log", ylim=(0, 1.05))
+        panel.xaxis.set_minor_formatter(NullFormatter())  # the labels of short axes would overlap
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
     for panel in axes.flat[len(by_type):]:

@@ -58,6 +58,7 @@ def run_programs(programs: Sequence[str], *, timeout_s: float = 3.0, memory_mb: 
                  preload: Sequence[str] = (), layers: Layers | None = None) -> list[Outcome]:
     """Runs each program to its last line, or its end, its time or its memory; passed = it came to its last line.
 
+    `timeout_s` is processor time of a program that computes and time by the clock of one that waits.
     `preload` names modules that every program needs and that cost time to import: they are imported once per worker.
     `layers` asks for exactly these protections (RuntimeError if the system lacks one); None takes the strongest there is.
     """

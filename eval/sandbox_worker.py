@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import resource
-import secrets
 import select
 import shutil
 import signal
@@ -31,6 +30,7 @@ PRELOADED = ("array", "bisect", "cmath", "collections", "copy", "dataclasses", "
 FILE_MEGABYTES = 16    # largest file, and the most a program may print
 KEPT_OUTPUT = 4096     # bytes of what it printed that are kept
 OPEN_FILES, THREADS = 64, 64
+IDLE, PATIENCE = 0.01, 20  # share of a processor below which a program waits; longest time by the clock, in timeouts
 _REFUSED = b" refused: "  # a protection could not be put up, so the program was not run
 
 
@@ -92,13 +92,15 @@ def _watch(request: dict, settings: dict, caller: int) -> dict:
     if settings["namespaces"]:
         sandbox_kernel.own_process_tree()
         sandbox_kernel.private_tmp(FILE_MEGABYTES * 4)
-    folder = tempfile.mkdtemp(prefix="program-", dir="/tmp")
-    token = secrets.token_hex(16).encode()
+        folder = "/tmp"
+    else:
+        folder = tempfile.mkdtemp(prefix="program-")
+    token = os.urandom(16).hex().encode()
     verdict_read, verdict_write = os.pipe()
     output_read, output_write = os.pipe()
-    if settings["uid"] is not None:
+    if settings["uid"] is not None and not settings["namespaces"]:  # the private /tmp is open to all that is in it
         os.chown(folder, settings["uid"], settings["uid"])
-    deadline = time.monotonic() + request["timeout_s"]
+    started = time.monotonic()
     program = os.fork()
     if program == 0:
         try:
@@ -108,7 +110,8 @@ def _watch(request: dict, settings: dict, caller: int) -> dict:
     os.close(verdict_write)
     os.close(output_write)
     try:
-        verdict, output, stopped = _listen(verdict_read, output_read, caller, deadline)
+        verdict, output, stopped = _listen(verdict_read, output_read, caller,
+                                           lambda: _time_left(program, started, request["timeout_s"]))
     finally:
         status = _end(program)
         if not settings["namespaces"]:  # with namespaces it goes with the program
@@ -116,27 +119,57 @@ def _watch(request: dict, settings: dict, caller: int) -> dict:
     return _judged(verdict, token, output, stopped or _ending(status), request["timeout_s"])
 
 
-def _listen(verdict_read: int, output_read: int, caller: int, deadline: float) -> tuple[bytes, bytes, str]:
+def _listen(verdict_read: int, output_read: int, caller: int, time_left: Callable[[], float]) -> tuple[bytes, bytes, str]:
     """(verdict, first bytes of the output, why it was stopped or "") as soon as one of the four ends comes."""
     verdict, output, printed, waiting = b"", b"", 0, [verdict_read, output_read, caller]
     while True:
-        ready, _, _ = select.select(waiting, [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        left = time_left()
+        ready, _, _ = select.select(waiting, [], [], left)
+        if verdict_read in ready:
+            piece = os.read(verdict_read, 4096)
+            verdict += piece
+            if not piece or verdict.endswith(b"\n") or len(verdict) > 4096:
+                return verdict, output + _at_hand(output_read, KEPT_OUTPUT - len(output)), ""
+        elif left <= 0:  # looked at after the verdict, which may have come while this process had to wait
             return b"", output, "timed out"
-        if output_read in ready:
+        elif output_read in ready:
             piece = os.read(output_read, 65536)
             output, printed = output + piece[:KEPT_OUTPUT - len(output)], printed + len(piece)
             if not piece:
                 waiting.remove(output_read)
             if printed > FILE_MEGABYTES << 20:
                 return b"", output, f"printed more than {FILE_MEGABYTES} MiB"
-        elif verdict_read in ready:
-            piece = os.read(verdict_read, 4096)
-            verdict += piece
-            if not piece or verdict.endswith(b"\n") or len(verdict) > 4096:
-                return verdict, output, ""
         elif caller in ready:  # nothing is ever sent during a program, so this is the end of the input
             return b"", output, "interrupted"
+
+
+def _at_hand(descriptor: int, most: int) -> bytes:
+    """What can be read without waiting, up to `most` bytes."""
+    found = b""
+    while len(found) < most and select.select([descriptor], [], [], 0)[0]:
+        piece = os.read(descriptor, most - len(found))
+        if not piece:
+            break
+        found += piece
+    return found
+
+
+def _time_left(program: int, started: float, timeout_s: float) -> float:
+    """Seconds until to look again; 0 when the time is over.
+
+    What counts is processor time, so that a verdict does not depend on what else the machine does; a program that waits
+    instead of computing has the same time by the clock, and none has more than PATIENCE times that.
+    """
+    waited = time.monotonic() - started
+    if waited < timeout_s:
+        return timeout_s - waited
+    try:
+        used = time.clock_gettime(~program << 3 | 2)  # Linux: the processor clock of another process
+    except (AttributeError, OSError):
+        return 0.0
+    if used >= timeout_s or used < IDLE * waited or waited >= PATIENCE * timeout_s:
+        return 0.0
+    return max(0.05, min(timeout_s - used, PATIENCE * timeout_s - waited))
 
 
 def _end(program: int) -> int:

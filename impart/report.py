@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -68,6 +69,9 @@ def git_commit() -> str | None:
 
 def peak_memory_mib() -> float:
     """Largest resident memory of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux' ru_maxrss would start from the size of the process that made this one
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 

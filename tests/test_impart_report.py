@@ -96,3 +96,10 @@ def test_logging_goes_to_stderr_libraries_are_quiet_and_memory_is_counted_in_mib
                "print(250 < peak_memory_mib() - before < 350)")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("True\n", "hello\n")
+
+
+def test_peak_memory_is_of_this_process_not_of_the_one_that_made_it():
+    parent = ("import subprocess, sys; held = b'x' * (700 * 2**20); subprocess.run([sys.executable, '-c', "
+              "'from impart.report import peak_memory_mib; print(peak_memory_mib() < 600)'])")
+    done = subprocess.run([sys.executable, "-c", parent], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True\n"

@@ -27,7 +27,7 @@ from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmark
 from eval.benchmark_data import Items, Source, find_file, load_items
 from eval.judge import LENGTH_CONTROLLED, PLAIN, Judge, check_judge, chosen_metric, compare, is_official
 from eval.models import model_name
-from eval.options import Options, benchmark_parser, options_from, parse
+from eval.options import Options, benchmark_parser, only_one_scoring, options_from, parse
 from eval.results import Verdict
 from impart.config import Parser
 from impart.errors import InputError, run
@@ -70,13 +70,14 @@ class Comparison:
 
 def reference_answers(options: Options) -> tuple[Items, bool]:
     """The chosen instructions with GPT-4 Turbo's answers, and whether they are the first of the official 805."""
-    path = find_file(SOURCE, options.data) or _from_hub()
+    local = find_file(SOURCE, options.data)
+    path = local or _from_hub()
     everything = load_items(SOURCE, path)
     items = load_items(SOURCE, path, options.limit, options.subset)
     if len({item["instruction"] for item in everything.items}) < len(everything.items):
         raise InputError(f"{path}: an instruction occurs twice; alpaca_eval tells answers apart by their instruction")
     prefix = [item["id"] for item in items.items] == [item["id"] for item in everything.items[:len(items.items)]]
-    return items, prefix and is_official([item["instruction"] for item in everything.items])
+    return items, prefix and (local is None or is_official([item["instruction"] for item in everything.items]))
 
 
 def _from_hub() -> Path:
@@ -92,6 +93,7 @@ def _from_hub() -> Path:
 
 def alpacaeval(options: Options, judge: Judge, metric: str, gamed: Path | None) -> Benchmark:
     """The benchmark as the paper ran it. The judge and its data are checked before anything is generated."""
+    only_one_scoring(options, "AlpacaEval")
     items, official = reference_answers(options)
     metric = chosen_metric(metric, official, gamed)
     benchmark = "alpacaeval" if metric == LENGTH_CONTROLLED else "alpacaeval_plain"

@@ -27,7 +27,7 @@ if not __package__:  # run as `python eval/ifeval.py`: import from the repositor
 
 from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmark
 from eval.benchmark_data import Items, Source, load_items
-from eval.options import Options, benchmark_parser, options_from, parse
+from eval.options import Options, benchmark_parser, only_one_scoring, options_from, parse
 from eval.results import Verdict, mean_score
 from impart.errors import InputError, run
 
@@ -48,6 +48,7 @@ def needs_punkt(item: Mapping[str, Any]) -> bool:
 
 def ifeval(options: Options, without_punkt: bool) -> Benchmark:
     """The benchmark as the paper ran it: bare prompts, the harness' settings. Everything is checked before it is asked."""
+    only_one_scoring(options, "IFEval")
     items = load_items(SOURCE, options.data, None if without_punkt else options.limit, options.subset)
     if without_punkt:
         items = replace(items, items=[item for item in items.items if not needs_punkt(item)][:options.limit])

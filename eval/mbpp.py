@@ -24,7 +24,7 @@ if not __package__:  # run as `python eval/mbpp.py`: import from the repository 
 from eval.benchmark import Benchmark, print_result, run_benchmark
 from eval.benchmark_data import Items, Source, load_items, read_records
 from eval.models import ModelSource
-from eval.options import Options, benchmark_parser, read_options
+from eval.options import Options, benchmark_parser, only_one_scoring, read_options
 from eval.results import Verdict
 from eval.sandbox import run_programs
 from impart.errors import InputError, run
@@ -114,6 +114,7 @@ def mbpp(options: Options) -> Benchmark:
         from eval.mbpp_programs import MAX_TOKENS, asked, public_prompt, stops
     except ImportError as error:
         raise InputError(f"MBPP needs the package evalplus ({error}): pip install evalplus") from error
+    only_one_scoring(options, "MBPP")
     source, path = chosen_file(options)
     tokenizer = chat_tokenizer(options)
     settings = {"template": "none" if tokenizer is None else "evalplus chat", "tests": "base"}

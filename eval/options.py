@@ -110,3 +110,10 @@ def options_from(given: argparse.Namespace) -> Options:
         raise InputError(f"--rescore {rescore_file}: no such file; without FILE, write --rescore after MODEL")
     values = {key: value for key, value in vars(given).items() if key in Options.__dataclass_fields__}
     return Options(**{**values, "rescore": given.rescore is not None, "rescore_file": rescore_file})
+
+
+def only_one_scoring(options: Options, benchmark: str) -> None:
+    """For the benchmarks that a package scores: there is no rule of the release's own to choose."""
+    if options.scoring != "paper":
+        raise InputError(f"--scoring {options.scoring}: the release scores {benchmark} by the same package as the paper; leave "
+                         "the flag out")

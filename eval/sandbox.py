@@ -107,7 +107,7 @@ def strongest_layers() -> Layers:
                                     "by an audit hook and resource limits only; prefer Linux for untrusted code")
                     return layers
         except RuntimeError as error:
-            log.debug("sandbox without %s: %s", layers, error)
+            log.debug("not to be had here (%s): %s", error, layers)
     raise RuntimeError("no program can be run in the sandbox; run with --debug to see why")
 
 

@@ -47,18 +47,19 @@ def workers_alive(monkeypatch) -> Callable[[], set[int]]:
     """Process ids of this test's sandbox interpreters and of all they forked (a fork keeps the command line)."""
     mark = uuid.uuid4().hex
     monkeypatch.setattr(sandbox, "_START", f"{sandbox._START}  # {mark}")
+    return lambda: marked(mark)
 
-    def alive() -> set[int]:
-        found = set()
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if mark.encode() in (folder / "cmdline").read_bytes():
-                    found.add(int(folder.name))
-            except OSError:
-                continue
-        return found
 
-    return alive
+def marked(mark: str) -> set[int]:
+    """Process ids whose command line holds `mark`."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+        except OSError:
+            continue
+    return found
 
 
 def test_good_programs_pass_and_keep_their_order(layers):
@@ -330,6 +331,27 @@ def test_a_lost_worker_costs_nobody_else(workers_alive):
     thread.join()
     assert [outcome.passed for outcome in outcomes] == [True] * 4
     assert not workers_alive()
+
+
+def test_nothing_outlives_a_killed_caller():
+    mark = uuid.uuid4().hex
+    caller = subprocess.Popen([sys.executable, "-c", f"from eval import sandbox; sandbox._START += '  # {mark}'\n"
+                               "sandbox.run_programs(['import time; time.sleep(300)'], timeout_s=300)"],
+                              cwd=Path(sandbox.__file__).parents[1])
+    seen: set[int] = set()
+    try:
+        while len(seen) < 3:  # worker, supervisor, program
+            seen = marked(mark) - {caller.pid}
+            assert caller.poll() is None
+            time.sleep(0.05)
+    finally:
+        caller.kill()
+        caller.wait()
+    for _ in range(600):
+        if not marked(mark):
+            return
+        time.sleep(0.1)
+    pytest.fail("processes of a killed run live on")
 
 
 def test_the_log_says_what_is_active(caplog):

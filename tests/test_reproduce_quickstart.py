@@ -19,7 +19,8 @@ def test_quickstart_prints_a_table_and_reuses_what_is_there(tmp_path):
                  "requirements-core.txt", "requirements-cpu.txt", "requirements.txt", "sparsify"):
         (checkout / part).symlink_to(ROOT / part)
     environment = Path(sys.prefix)
-    variables = os.environ | {"VIRTUAL_ENV": str(environment), "RATIOS": "8", "SEEDS": "0", "IMPART_CACHE": str(tmp_path / "cache")}
+    variables = os.environ | {"VIRTUAL_ENV": str(environment), "RATIOS": "8", "SEEDS": "0",
+                              "IMPART_CACHE": str(tmp_path / "cache")}
     command = ["bash", str(checkout / "reproduce" / "quickstart.sh"), "code"]
     first = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr

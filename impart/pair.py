@@ -54,6 +54,17 @@ def check_pair(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str])
         raise InputError(f"base and fine-tuned differ in shape: {listed}{more}; a delta needs equal shapes")
 
 
+def _same(base: Checkpoint, finetuned: Checkpoint, name: str) -> bool:
+    """Whether the parameter is in both, bit for bit; every value of either is looked at, and NaN is an error."""
+    if name not in base or base.spec(name) != finetuned.spec(name):
+        for model in (finetuned, base):
+            for _ in model.blocks(name) if name in model else ():
+                pass
+        return False
+    pairs = itertools.zip_longest(base.blocks(name), finetuned.blocks(name))
+    return all([ours is not None and tuned is not None and torch.equal(ours, tuned) for ours, tuned in pairs])
+
+
 def _and_more(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
@@ -94,12 +105,7 @@ def scan_pair(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) 
     check_pair(base, finetuned, matrices)
     chosen, unchanged, extras = set(matrices), set(), []
     for name in progress(finetuned.names(), what="checking weights", unit="tensor"):
-        tuned = finetuned.finite_tensor(name)
-        same = False
-        if name in base:
-            ours = base.finite_tensor(name)
-            same = ours.dtype == tuned.dtype and torch.equal(ours, tuned)
-        if same:
+        if _same(base, finetuned, name):
             unchanged.add(name)
         elif name not in chosen:
             extras.append(name)

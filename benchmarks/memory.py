@@ -59,6 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--layers", type=int, default=10, help="depth of the first pair (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=1024, help="width of the models (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, 0 for all cores (default: %(default)s)")
     parser.add_argument("--folder", help="where the temporary models are made (default: the system's)")
     flags = parser.parse_args(arguments)
     if flags.layers < 1 or flags.hidden < 16:
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
     size = sum(spec.nbytes for spec in parameters(flags.layers, flags.hidden))
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
         free_space(Path(folder), DISK_PER_MODEL * size, "the benchmark")
-        here, plain, deeper = measured(Path(folder), flags.layers, flags.hidden)
+        here, plain, deeper = measured(Path(folder), flags.layers, flags.hidden, flags.threads)
     rows = [(step, *cells(plain[step]), *cells(here[step]), f"{plain[step].net / here[step].net:.1f}x",
              *cells(deeper[step]), f"{deeper[step].net - here[step].net:+.0f}") for step in here]
     print(f"{cpu_name()}; two bf16 models of {size / 2**20:.0f} MiB, {flags.layers} layers, hidden {flags.hidden}; peak "
@@ -78,43 +79,43 @@ def cells(peak: Peak) -> tuple[str, str]:
     return f"{peak.total:.0f}", f"{peak.net:.0f}"
 
 
-def measured(folder: Path, layers: int, hidden: int) -> tuple[dict[str, Peak], ...]:
+def measured(folder: Path, layers: int, hidden: int, threads: int) -> tuple[dict[str, Peak], ...]:
     """Peaks by step: here, in the way of two models, and here at double depth."""
     write_pair(folder / "models", layers, hidden)
-    here, plain = streamed_steps(folder), two_models_steps(folder)
+    here, plain = streamed_steps(folder, threads), two_models_steps(folder, threads)
     shutil.rmtree(folder / "models")
     write_pair(folder / "models", 2 * layers, hidden)
-    return here, plain, streamed_steps(folder)
+    return here, plain, streamed_steps(folder, threads)
 
 
-def streamed_steps(folder: Path) -> dict[str, Peak]:
+def streamed_steps(folder: Path, threads: int) -> dict[str, Peak]:
     """The steps as a user runs them."""
     base, tuned = f"{folder}/models/base", f"{folder}/models/tuned"
     svd, sparse, model = (str(folder / name) for name in ("svd", "sparse", "model"))
     delta_imports, sparsify_imports = peak_of(DELTA, "--help"), peak_of(SPARSIFY, "--help")
+    run_flags = ("--device", "cpu", "--threads", str(threads))
     peaks = {
         "svd": Peak(peak_of(DELTA, "--svd", "--base_model", base, "--finetuned_model", tuned, "--save_path", svd,
-                            "--device", "cpu"), delta_imports),
-        "sparsify": Peak(peak_of(SPARSIFY, "--device", "cpu", f"base_model={base}", f"ftm_dir={tuned}",
-                                 f"save_dir={sparse}", "compression_ratio=32", "preprune_ratio=0.6", "C=1",
-                                 "save_model=true"), sparsify_imports),
+                            *run_flags), delta_imports),
+        "sparsify": Peak(peak_of(SPARSIFY, *run_flags, f"base_model={base}", f"ftm_dir={tuned}", f"save_dir={sparse}",
+                                 "compression_ratio=32", "preprune_ratio=0.6", "C=1", "save_model=true"),
+                         sparsify_imports),
         "merge": Peak(peak_of(DELTA, "--merge", "--base_model", base, "--delta_path", svd, "--save_path", model,
-                              "--device", "cpu"), delta_imports)}
+                              *run_flags), delta_imports)}
     for result in (svd, sparse, f"{sparse}_model", model):
         shutil.rmtree(result)
     return peaks
 
 
-def two_models_steps(folder: Path) -> dict[str, Peak]:
+def two_models_steps(folder: Path, threads: int) -> dict[str, Peak]:
     """The same in the authors' way."""
     base, tuned, factors = f"{folder}/models/base", f"{folder}/models/tuned", str(folder / "factors.pt")
     sparse, model = str(folder / "plain_sparse"), str(folder / "plain.safetensors")
-    imports = peak_of(TWO_MODELS, "--help")
+    imports, given = peak_of(TWO_MODELS, "--help"), ("--finetuned", tuned, "--threads", str(threads))
     peaks = {
-        "svd": Peak(peak_of(TWO_MODELS, "svd", "--base", base, "--finetuned", tuned, "--out", factors), imports),
-        "sparsify": Peak(peak_of(TWO_MODELS, "sparsify", "--factors", factors, "--finetuned", tuned, "--out", sparse),
-                         imports),
-        "merge": Peak(peak_of(TWO_MODELS, "merge", "--factors", factors, "--finetuned", tuned, "--out", model), imports)}
+        "svd": Peak(peak_of(TWO_MODELS, "svd", *given, "--base", base, "--out", factors), imports),
+        "sparsify": Peak(peak_of(TWO_MODELS, "sparsify", *given, "--factors", factors, "--out", sparse), imports),
+        "merge": Peak(peak_of(TWO_MODELS, "merge", *given, "--factors", factors, "--out", model), imports)}
     shutil.rmtree(sparse)
     for file in (factors, model):
         Path(file).unlink()

@@ -31,8 +31,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("step", choices=("svd", "sparsify", "merge"))
     for flag in ("--base", "--finetuned", "--factors", "--out"):
         parser.add_argument(flag, type=Path)
+    parser.add_argument("--threads", type=int, default=1)
     flags = parser.parse_args(arguments)
-    use_device("cpu")
+    use_device("cpu", flags.threads)
     if flags.step == "svd":
         torch.save(all_factors(whole_model(flags.base), whole_model(flags.finetuned)), flags.out)
         return

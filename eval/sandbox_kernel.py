@@ -98,9 +98,15 @@ def own_process_tree() -> None:
     _call("unshare", CLONE_NEWPID)
 
 
-def private_tmp(megabytes: int) -> None:
-    """An empty memory file system on /tmp, for this process and its children, gone with them."""
+def own_mounts() -> None:
+    """What is mounted from here on is gone with this process and its children."""
     _call("unshare", CLONE_NEWNS)
+
+
+def empty_tmp(megabytes: int) -> None:
+    """A new memory file system on /tmp, in place of the one that an earlier call has put there."""
+    if os.path.ismount("/tmp"):
+        _call("umount2", b"/tmp", MNT_DETACH)
     _mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={megabytes}m,nr_inodes=4096")
 
 
@@ -153,6 +159,7 @@ _CHANGES_FILES = {
 _ARGUED = {"clone": (56, 220), "clone3": (435, 435), "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261),
            "sched_setaffinity": (203, 122), "open": (2, None), "openat": (257, 56)}
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+_OWN_PID = 0x7EADBEEF  # stands for the number of the process that the filter is for; no process can have it
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # classic BPF operations
 _ALLOW, _DENY, _NO_SUCH_CALL, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 0x80000000
 
@@ -162,16 +169,16 @@ def filter_system_calls(read_only: bool) -> None:
 
     With `read_only` it cannot change the file system either. Threads inherit the filter; nothing can take it off.
     """
-    code = filter_code(os.getpid(), read_only)
+    code = filter_code(read_only).replace(struct.pack("I", _OWN_PID), struct.pack("I", os.getpid()))
     buffer = ctypes.create_string_buffer(code)
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer)))
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _call("prctl", PR_SET_SECCOMP, 2, ctypes.c_void_p(ctypes.addressof(header)), 0, 0)
 
 
-@functools.cache  # in a pid namespace every program is process 1, so the worker can compile this before it forks
-def filter_code(own_pid: int, read_only: bool) -> bytes:
-    """The filter as the kernel's array of (operation, jump if true, jump if false, operand)."""
+@functools.cache  # so that the worker can compile it before it forks
+def filter_code(read_only: bool) -> bytes:
+    """The filter as the kernel's array of (operation, jump if true, jump if false, operand); _OWN_PID is to be filled in."""
     machine = platform.machine()
     if machine not in _ARCHITECTURES or sys.platform != "linux":
         raise OSError(38, f"no system-call filter is written for {sys.platform} on {machine}")
@@ -185,9 +192,9 @@ def filter_code(own_pid: int, read_only: bool) -> bytes:
             code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _DENY)]
     code += [(_EQUAL, 0, 1, number["clone3"]), (_RETURN, 0, 0, _NO_SUCH_CALL)]  # its flags are out of sight; glibc
     code += _unless(number["clone"], 0, _ANY_BIT, [CLONE_THREAD])               # then uses clone: threads only
-    code += _unless(number["kill"], 0, _EQUAL, [own_pid]) + _unless(number["tgkill"], 0, _EQUAL, [own_pid])
-    code += _unless(number["prlimit64"], 0, _EQUAL, [0, own_pid])
-    code += _unless(number["sched_setaffinity"], 0, _EQUAL, [0, own_pid])
+    code += _unless(number["kill"], 0, _EQUAL, [_OWN_PID]) + _unless(number["tgkill"], 0, _EQUAL, [_OWN_PID])
+    code += _unless(number["prlimit64"], 0, _EQUAL, [0, _OWN_PID])
+    code += _unless(number["sched_setaffinity"], 0, _EQUAL, [0, _OWN_PID])
     if read_only:
         changing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
         for name, argument in (("open", 1), ("openat", 2)):

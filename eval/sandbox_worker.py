@@ -4,7 +4,9 @@ Started by `eval/sandbox.py` with an empty environment; reads one JSON object a 
 protections to put up, then one program each) and answers each with one line. Standard library only. It is forked for
 every program, so a program finds a warm interpreter and leaves nothing behind:
 
-    worker --fork--> supervisor (one per program: new pid namespace, private /tmp, clock) --fork--> the program
+    worker (namespaces, /tmp, clock) --fork--> the program (unprivileged, limits, filter)
+
+Without the filter a program could fork; then a supervisor with a pid namespace of its own stands between the two.
 """
 
 import gc
@@ -27,6 +29,7 @@ from eval import sandbox_audit, sandbox_kernel
 PRELOADED = ("array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
              "functools", "hashlib", "heapq", "io", "itertools", "json", "math", "numbers", "operator", "random", "re",
              "statistics", "string", "typing")
+TMP_MEGABYTES = 64     # all that a program may leave in its folder
 FILE_MEGABYTES = 16    # largest file, and the most a program may print
 KEPT_OUTPUT = 4096     # bytes of what it printed that are kept
 OPEN_FILES, THREADS = 64, 64
@@ -43,7 +46,7 @@ def main() -> None:
     os.dup2(devnull, 1)  # so that a module that prints when it is imported does not speak to the caller
     try:
         if settings["namespaces"]:
-            sandbox_kernel.enter_namespaces(Path(settings["root"]), [Path(path) for path in settings["visible"]])
+            _go_inside(settings)
         sys.path[:] = settings["path"]
         for name in (*PRELOADED, *settings["preload"]):
             __import__(name)
@@ -52,13 +55,27 @@ def main() -> None:
         answer = {"ready": False, "detail": str(error)}
     for name in [name for name in sys.modules if name == "eval" or name.startswith("eval.")]:
         del sys.modules[name]  # the program must not find this package where it looks for its own
-    if settings["namespaces"] and settings["filter"]:
-        sandbox_kernel.filter_code(1, False)
+    if settings["filter"]:
+        sandbox_kernel.filter_code(read_only=not settings["namespaces"])
     gc.collect()
     gc.freeze()  # what is loaded now is shared by all forks; a collection would copy it page by page
     _send(replies, answer)
+    # Under the filter a program is one process and cannot leave any; otherwise a pid namespace of its own ends them all.
+    serve = _answer if settings["filter"] else _supervised
     while answer["ready"] and (line := requests.readline()):
-        _send(replies, _supervised(json.loads(line), settings, requests, replies))
+        _send(replies, serve(json.loads(line), settings, requests.fileno()))
+
+
+def _go_inside(settings: dict) -> None:
+    """Into the namespaces, as process 1 of a new tree; the process that was started only waits for it."""
+    sandbox_kernel.enter_namespaces(Path(settings["root"]), [Path(path) for path in settings["visible"]])
+    sandbox_kernel.empty_tmp(TMP_MEGABYTES)
+    sandbox_kernel.own_process_tree()
+    inside = os.fork()
+    if inside:
+        os.waitpid(inside, 0)
+        os._exit(0)
+    _with_parent()
 
 
 def _send(replies, answer: dict) -> None:
@@ -66,16 +83,17 @@ def _send(replies, answer: dict) -> None:
     replies.flush()
 
 
-def _supervised(request: dict, settings: dict, requests, replies) -> dict:
-    """Forks the supervisor of one program and returns its answer; the worker itself never changes."""
+def _supervised(request: dict, settings: dict, caller: int) -> dict:
+    """The answer of a supervisor, forked for this program alone so that its namespaces end with it."""
     read_end, write_end = os.pipe()
     supervisor = os.fork()
     if supervisor == 0:
         os.close(read_end)
-        try:
-            answer = _watch(request, settings, requests.fileno())
-        except Exception as error:  # whatever it is, this process must not run on as a second worker
-            answer = {"refused": f"{type(error).__name__}: {error}"}
+        _with_parent()
+        if settings["namespaces"]:
+            sandbox_kernel.own_mounts()
+            sandbox_kernel.own_process_tree()
+        answer = _answer(request, settings, caller)
         with os.fdopen(write_end, "wb") as pipe:
             pipe.write(json.dumps(answer).encode())
         os._exit(0)
@@ -86,20 +104,19 @@ def _supervised(request: dict, settings: dict, requests, replies) -> dict:
     return json.loads(text) if text else {"lost": "its supervisor was killed"}
 
 
+def _answer(request: dict, settings: dict, caller: int) -> dict:
+    """What became of one program; whatever fails here is the sandbox's fault and no verdict."""
+    try:
+        return _watch(request, settings, caller)
+    except Exception as error:
+        return {"refused": f"{type(error).__name__}: {error}"}
+
+
 def _watch(request: dict, settings: dict, caller: int) -> dict:
     """Runs one program, waits for its verdict, its end, its time or too much output, and ends all it started."""
-    _with_parent()
-    if settings["namespaces"]:
-        sandbox_kernel.own_process_tree()
-        sandbox_kernel.private_tmp(FILE_MEGABYTES * 4)
-        folder = "/tmp"
-    else:
-        folder = tempfile.mkdtemp(prefix="program-")
+    folder = _empty_folder(settings)
     token = os.urandom(16).hex().encode()
-    verdict_read, verdict_write = os.pipe()
-    output_read, output_write = os.pipe()
-    if settings["uid"] is not None and not settings["namespaces"]:  # the private /tmp is open to all that is in it
-        os.chown(folder, settings["uid"], settings["uid"])
+    (verdict_read, verdict_write), (output_read, output_write) = os.pipe(), os.pipe()
     started = time.monotonic()
     program = os.fork()
     if program == 0:
@@ -114,9 +131,23 @@ def _watch(request: dict, settings: dict, caller: int) -> dict:
                                            lambda: _time_left(program, started, request["timeout_s"]))
     finally:
         status = _end(program)
-        if not settings["namespaces"]:  # with namespaces it goes with the program
+        os.close(verdict_read)
+        os.close(output_read)
+        if not settings["namespaces"]:
             shutil.rmtree(folder, ignore_errors=True)
     return _judged(verdict, token, output, stopped or _ending(status), request["timeout_s"])
+
+
+def _empty_folder(settings: dict) -> str:
+    """The program's own folder: in the namespaces all of /tmp, which is replaced where the last one left something."""
+    if settings["namespaces"]:
+        if os.listdir("/tmp") or os.stat("/tmp").st_mode & 0o7777 != 0o1777:
+            sandbox_kernel.empty_tmp(TMP_MEGABYTES)
+        return "/tmp"
+    folder = tempfile.mkdtemp(prefix="program-")
+    if settings["uid"] is not None:
+        os.chown(folder, settings["uid"], settings["uid"])
+    return folder
 
 
 def _listen(verdict_read: int, output_read: int, caller: int, time_left: Callable[[], float]) -> tuple[bytes, bytes, str]:

@@ -24,6 +24,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgp
 LINEAR = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?(?:self_attn|mlp|block_sparse_moe)\.(?:.+)\.weight$")
 # A mixture's router picks experts by comparing near-equal scores; it is tiny, and stays exact.
 ROUTER = re.compile(r"\.(?:gate|router|shared_expert_gate)\.weight$")
+PIECE_BYTES = 1 << 23  # of a tensor that is read or looked through
 
 
 class Checkpoint:
@@ -59,27 +60,36 @@ class Checkpoint:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor as stored, on the CPU, in memory of its own: no file stays mapped behind it."""
-        file = self._files[name]
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as shard:  # a mapping kept open would count every page ever read
-                return shard.get_tensor(name).clone()
-        return load_bin(file)[name].detach().clone()
+        whole, start = torch.empty(self.shape(name), dtype=self.dtype(name)), 0
+        flat = whole.view(-1)
+        for piece in self._pieces(name):
+            flat[start:start + piece.numel()] = piece.reshape(-1)
+            start += piece.numel()
+        return whole
 
     def finite_tensor(self, name: str) -> torch.Tensor:
         """The tensor; InputError when it holds NaN or Inf."""
         return self._finite(name, self.tensor(name))
 
-    def blocks(self, name: str, block_bytes: int = 1 << 24) -> Iterator[torch.Tensor]:
-        """The tensor's rows in pieces of about `block_bytes`, each checked: InputError when it holds NaN or Inf."""
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """The tensor's rows, some megabytes at a time, each checked: InputError when it holds NaN or Inf."""
+        for piece in self._pieces(name):
+            yield self._finite(name, piece)
+
+    def _pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """Successive rows as they lie in the file, which is mapped anew for each: a mapping counts every page read."""
         shape, file, size = self.shape(name), self._files[name], self.spec(name).nbytes
-        if file.suffix != ".safetensors" or len(shape) < 2 or size <= block_bytes:
-            yield self._finite(name, self.tensor(name))
-            return
-        rows = max(1, shape[0] * block_bytes // size)
-        for start in range(0, shape[0], rows):
+        rows = max(1, shape[0] * PIECE_BYTES // size) if shape and size else 1
+        if file.suffix != ".safetensors":
+            whole = load_bin(file)[name].detach()
+            yield from whole.split(rows) if shape else (whole,)
+        elif size <= PIECE_BYTES:
             with safe_open(file, "pt") as shard:
-                block = shard.get_slice(name)[start:start + rows].clone()
-            yield self._finite(name, block)
+                yield shard.get_tensor(name)
+        else:
+            for start in range(0, shape[0], rows):
+                with safe_open(file, "pt") as shard:
+                    yield shard.get_slice(name)[start:start + rows]
 
     def _finite(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         exact = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # isfinite lacks the 8-bit floats

@@ -31,12 +31,16 @@ def reconstructed(delta: Delta, base: Checkpoint, finetuned: Checkpoint | None =
     matrices, extras = set(delta.names()), set(delta.extras())
     for spec in progress(planned_tensors(delta, base, finetuned), what="rebuilding the model", unit="tensor"):
         if spec.name in matrices:
-            weight = base.tensor(spec.name).to(device).float()
-            yield spec.name, weight.add_(delta.reconstruct(spec.name, device=device)).to(spec.dtype).cpu()
+            yield spec.name, _rebuilt(delta, base, spec, device)
         elif finetuned is not None:
             yield spec.name, finetuned.tensor(spec.name)
         else:
             yield spec.name, delta.extra(spec.name) if spec.name in extras else base.tensor(spec.name)
+
+
+def _rebuilt(delta: Delta, base: Checkpoint, spec: TensorSpec, device: torch.device | str) -> torch.Tensor:
+    weight = base.tensor(spec.name).to(device).float()
+    return weight.add_(delta.reconstruct(spec.name, device=device)).to(spec.dtype).cpu()
 
 
 def write_model(delta: Delta, base: Checkpoint, path: str | Path, *, finetuned: Checkpoint | None = None,
@@ -48,4 +52,5 @@ def write_model(delta: Delta, base: Checkpoint, path: str | Path, *, finetuned: 
     writer = CheckpointWriter(path, planned_tensors(delta, base, finetuned), overwrite=overwrite)
     for name, tensor in reconstructed(delta, base, finetuned, device):
         writer.add(name, tensor)
+        del tensor  # or it would still be held while the next one is made
     writer.finish(finetuned.companions() if finetuned is not None else delta.companions())

@@ -1,5 +1,6 @@
 """Whole runs as the tests need them: compared file by file, killed, and started in several processes."""
 
+import os
 import random
 import signal
 import subprocess
@@ -41,7 +42,10 @@ def stopped_at_random(command, folder: Path, environment, kills: int, generator:
     partial, done, landed = folder.with_name(folder.name + ".partial"), 0, 0
 
     def records():
-        return len(list((partial / ".progress").glob("*.safetensors.json"))) if partial.is_dir() else 0
+        try:
+            return sum(name.endswith(".safetensors.json") for name in os.listdir(partial / ".progress"))
+        except FileNotFoundError:  # not yet made, or just renamed
+            return 0
 
     for _ in range(kills):
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -51,11 +55,11 @@ def stopped_at_random(command, folder: Path, environment, kills: int, generator:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             landed += 1
-        process.communicate()
+        _, said = process.communicate()
         done = records()
         if folder.exists():
             break
-        assert process.returncode == -signal.SIGKILL
+        assert process.returncode == -signal.SIGKILL, said.decode()
     if not folder.exists():
         ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr

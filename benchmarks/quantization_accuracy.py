@@ -32,7 +32,7 @@ from sparsify import sparsify, sparsify_quant
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "assets" / "tiny" / "base"
-RATIOS = {"code": (32, 64), "chat": (16, 32), "math": (8, 16)}
+RATIOS = {"chat": (32,), "math": (32,), "code": (64,)}  # where the methods differ
 GRID = tuple(itertools.product((0.6, 0.7, 0.8), (1.0, 0.5)))  # beta, C
 CALIBRATION = ("nsamples=64", "seqlen=128", "batch=16")
 DISTILLATION = ("nsamples=256", "seqlen=128", "batch=16", "distill_steps=100")

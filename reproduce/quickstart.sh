@@ -12,8 +12,7 @@ cd "$ROOT"
 skill=${1:-chat}
 case $skill in
     code) ratios=${RATIOS:-8 16 32} ;;
-    chat) ratios=${RATIOS:-4 8 16} ;;
-    math) ratios=${RATIOS:-2 4 8} ;;
+    math | chat) ratios=${RATIOS:-4 8 16} ;;
     *) echo "error: the tiny pair has the models math, code and chat, not '$skill'" >&2; exit 2 ;;
 esac
 seeds=${SEEDS:-0 1 2}

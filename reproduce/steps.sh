@@ -52,6 +52,7 @@ start() {  # name "default pairs" arguments...
     THREADS=0  # all
     case $PAIRS in *" tiny/"*) JOBS=${JOBS:-$([ "$GPUS" -gt 0 ] && echo "$GPUS" || (unset OMP_NUM_THREADS; nproc))} THREADS=1 ;; esac
     JOBS=${JOBS:-$([ "$GPUS" -gt 0 ] && echo "$GPUS" || echo 1)}
+    [ "$DRY" = yes ] || hold_pairs
     use_environment "$(environment_kind)"
 }
 
@@ -61,6 +62,16 @@ environment_kind() {  # the tiny pair does without vLLM and the harnesses
         case $pair in tiny/*) ;; *) [ "$DRY" = yes ] || { echo full; return; } ;; esac
     done
     echo core
+}
+
+hold_pairs() {  # locks the folder of every pair until this script and its steps have ended; tidies after killed ones
+    local pair lock
+    for pair in $PAIRS; do
+        mkdir -p "$RUNS/$pair"
+        exec {lock}>> "$RUNS/$pair/.lock"
+        flock --nonblock "$lock" || fail "another script is at work in $RUNS/$pair; wait for it, or set RUNS to another folder"
+        rm -rf "$RUNS/$pair"/cache/step-*
+    done
 }
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -221,18 +232,19 @@ plan_evaluations() {  # the models to evaluate -> steps; the tiny pair's go into
     done
 }
 
-run_step() {  # one line of STEPS, in a process of its own, on the GPU and with the cache of its slot
-    local stage pair detail command log=$RUNS/logs/step-$$.log started=$SECONDS
+run_step() {  # one line of STEPS, in a process of its own, on the GPU of its slot
+    local stage pair detail command log=$RUNS/logs/step-$$.log started=$SECONDS own
     IFS=$'\t' read -r stage pair detail command <<< "$1"
     if [ "$GPUS" -gt 0 ]; then export CUDA_VISIBLE_DEVICES=$((SLOT % GPUS)); fi
     if [ "$THREADS" = 1 ]; then export OMP_NUM_THREADS=1; fi
-    mkdir -p "$RUNS/logs" "$RUNS/cache"
-    export IMPART_CACHE=$(cd "$RUNS/cache" && pwd)/$SLOT  # where evaluation rebuilds dense models
+    own=$RUNS/$pair/cache/$([ "$KEEP" = yes ] && echo kept || echo "step-$$")
+    mkdir -p "$RUNS/logs" "$own"
+    export IMPART_CACHE=$(cd "$own" && pwd)  # where evaluation rebuilds dense models
     if ! bash -c "$command" > "$log" 2>&1; then
         { echo "error: this step failed; its last lines, of $log:"; tail -n 15 "$log"; echo "command: $command"; } >&2
         exit 255  # xargs then starts no more steps
     fi
-    if [ "$KEEP" = no ]; then rm -rf "$IMPART_CACHE"; fi
+    if [ "$KEEP" = no ]; then rm -rf "$own"; fi
     rm -f "$log"
     echo "$stage $pair ($detail): $((SECONDS - started)) s"
 }

@@ -1,5 +1,6 @@
 """The scripts of reproduce/: what they plan for every table, what they refuse, and one small table end to end."""
 
+import fcntl
 import os
 import re
 import signal
@@ -130,6 +131,15 @@ def test_wrong_arguments_are_one_error_line(arguments, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error:") and len(done.stderr.splitlines()) == 1
 
 
+def test_two_scripts_do_not_work_on_one_pair_at_once(tmp_path):
+    (tmp_path / "tiny" / "code").mkdir(parents=True)
+    with (tmp_path / "tiny" / "code" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = planned("table1", tmp_path, "--pairs", "tiny/code")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: another script is at work in") and "RUNS" in done.stderr
+
+
 def test_help_is_the_head_of_the_script(tmp_path):
     done = planned("table1", tmp_path, "--help")
     assert done.returncode == 0 and done.stdout.startswith("Table 1:") and "PAIR=tiny" in done.stdout
@@ -158,7 +168,7 @@ def test_a_killed_table_continues_and_a_finished_one_does_nothing(tmp_path):
     assert second.returncode == 0, second.stderr
     assert first.stat().st_mtime_ns == made_before
     assert "tiny_code, tiny/code, CR 16" in second.stdout and "not run" not in second.stdout
-    assert not list((tmp_path / "cache").iterdir())  # the rebuilt dense models are gone
+    assert not list((tmp_path / "tiny" / "code" / "cache").iterdir())  # the rebuilt dense models are gone, the killed step's too
     files = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in tmp_path.rglob("*") if file.is_file()}
     third = planned("table1", tmp_path, *command[2:])
     assert third.returncode == 0 and third.stdout == second.stdout and "==" not in third.stderr

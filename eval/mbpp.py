@@ -9,6 +9,7 @@ download. The public file (974 items, of which the test split 11-510 is scored; 
 scored in the same way with its own assertions, and its results carry another name, because it is another set.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -86,7 +87,8 @@ def evalplus_items(path: Path | None, options: Options) -> tuple[Items, dict[str
         path = evalplus_cache()
         if not path.is_file():
             try:
-                data.get_mbpp_plus()  # downloads into that place
+                with contextlib.redirect_stdout(sys.stderr):
+                    data.get_mbpp_plus()  # downloads into that place
             except OSError as error:
                 raise InputError(f"EvalPlus' MBPP file cannot be downloaded ({error}); give it as --data MbppPlus.jsonl or "
                                  "MBPP_OVERRIDE_PATH, or score the public set with --data mbpp.jsonl") from error

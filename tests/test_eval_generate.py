@@ -141,6 +141,9 @@ def test_folders_that_are_no_models(tmp_path):
     (without / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="config or tokenizer cannot be loaded"):
         Engine(without, HF)
+    (without / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="config or tokenizer cannot be loaded"):
+        Engine(without, HF)
     unknown = shutil.copytree(TINY / "base", tmp_path / "unknown")
     (unknown / "config.json").write_text('{"model_type": "nothing"}')
     with pytest.raises(InputError, match="config or tokenizer cannot be loaded"):

@@ -25,6 +25,7 @@ from eval.memory import (
     refuse_for_vllm,
     weight_bytes,
 )
+from eval.prompts import one_line, tokenizer_of
 from eval.results import Completion
 from impart.errors import InputError
 
@@ -60,7 +61,7 @@ class Engine:
     def __init__(self, model: str | Path, settings: EngineSettings, weights: Callable[[], Path] | None = None):
         self.settings, self.weights = settings, weights or (lambda: Path(model))
         self.backend = chosen_backend(settings.backend)
-        self.config, self.tokenizer = _config_and_tokenizer(str(model))
+        self.config, self.tokenizer = _config_of(model), tokenizer_of(model)
         self.max_model_len = longest_sequence(self.config, settings.max_model_len)
         self._loaded: VllmModel | HfModel | None = None
 
@@ -232,14 +233,13 @@ def longest_sequence(config: Any, wanted: int | None) -> int:
     return wanted or min(positions, LONGEST)
 
 
-def _config_and_tokenizer(model: str):
-    from transformers import AutoConfig, AutoTokenizer  # seconds of import, not needed by --rescore
+def _config_of(folder: str | Path) -> Any:
+    from transformers import AutoConfig  # seconds of import, not needed by --rescore
 
     try:
-        return AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # a broken file makes them raise many kinds; whatever it is, it is the folder's fault
-        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
-        raise InputError(f"model {model!r}: its config or tokenizer cannot be loaded ({reason})") from error
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # as with the tokenizer
+        raise InputError(f"model {str(folder)!r}: its config cannot be loaded ({one_line(error)})") from error
 
 
 def _started(start):

@@ -26,6 +26,7 @@ from eval.benchmark import Benchmark, print_result, run_benchmark
 from eval.benchmark_data import Items, Source, load_items, read_records
 from eval.models import ModelSource
 from eval.options import Options, benchmark_parser, only_one_scoring, read_options
+from eval.prompts import tokenizer_of
 from eval.results import Verdict
 from eval.sandbox import run_programs
 from impart.errors import InputError, run
@@ -139,9 +140,7 @@ def chat_tokenizer(options: Options) -> Any | None:
                          "one) and none")
     if options.chat_template == "none" or options.model is None:
         return None
-    from transformers import AutoTokenizer  # seconds of import
-
-    tokenizer = AutoTokenizer.from_pretrained(ModelSource(options.model, options.base_model).tokenizer_folder)
+    tokenizer = tokenizer_of(ModelSource(options.model, options.base_model).tokenizer_folder)
     return tokenizer if tokenizer.chat_template else None
 
 

@@ -173,8 +173,9 @@ _ARGUED = {"clone": (56, 220), "clone3": (435, 435), "kill": (62, 129), "tgkill"
 # Of the calls with many purposes only these: fcntl and ioctl could also have a signal sent to another process (F_SETOWN),
 # lease the files of others or type into a terminal, prctl make the process outlive its parent.
 _FCNTL = (*range(8), 36, 37, 38, 1030, 1032)  # descriptors, flags, locks; F_DUPFD_CLOEXEC, F_GETPIPE_SZ
-_IOCTL = (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x40049409)  # is it a terminal, what size has it,
-_PRCTL = (15, 16, 0x53564D41)  # name of a thread or mapping           # bytes at hand, (non)blocking, on exec, copy
+_IOCTL = (0x5401, 0x802C542A, 0x5413,                  # whether it is a terminal (two forms) and of what size
+          0x541B, 0x5421, 0x5450, 0x5451, 0x40049409)  # bytes at hand, blocking or not, kept on exec or not, FICLONE
+_PRCTL = (15, 16, 0x53564D41)                          # the name of a thread or of a mapping
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _OWN_PID = 0x7EADBEEF  # stands for the number of the process that the filter is for; no process can have it
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # classic BPF operations

@@ -364,6 +364,16 @@ def test_the_library_and_installed_packages_are_importable(layers):
         assert outcome.passed, outcome
 
 
+def test_plain_work_with_descriptors_is_allowed():
+    if not STRONGEST.namespaces:
+        pytest.skip("without namespaces nothing may be written at all")
+    outcome = one("import fcntl, os, shutil\nassert fcntl.fcntl(1, fcntl.F_GETFL) == os.O_WRONLY and not os.isatty(1)\n"
+                  "os.set_blocking(1, True); os.set_inheritable(os.dup(1), True)\n"
+                  "open('a', 'w').write('x'); shutil.copy('a', 'b'); assert open('b').read() == 'x'\n"
+                  "fcntl.lockf(open('a', 'w'), fcntl.LOCK_EX); fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 10)")
+    assert outcome.passed, outcome
+
+
 def test_modules_can_be_loaded_before_the_fork():
     assert one("import sys; assert 'sqlite3' not in sys.modules").passed
     [outcome] = run_programs(["import sys; assert 'sqlite3' in sys.modules"], preload=["sqlite3"])

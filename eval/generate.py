@@ -176,7 +176,8 @@ def vllm_problem() -> str | None:
     """Why vLLM cannot run here; None when it can."""
     if importlib.util.find_spec("vllm") is None:
         return "the package vllm is not installed"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level.upper())  # for what it says before its own log is set up, with its first engine
     try:
         from vllm.platforms import current_platform
     except ImportError as error:

@@ -120,7 +120,8 @@ def mbpp(options: Options) -> Benchmark:
     only_one_scoring(options, "MBPP")
     source, path = chosen_file(options)
     tokenizer = chat_tokenizer(options)
-    settings = {"template": "none" if tokenizer is None else "evalplus chat", "tests": "base"}
+    settings = {"template": "none" if tokenizer is None else "evalplus chat",
+                "tests": "base" if source is EVALPLUS else "test_list"}
     if source is EVALPLUS:
         items, problems = evalplus_items(path, options)
         prompts = [item["prompt"] for item in items.items]

@@ -105,9 +105,9 @@ def counts_processes_by_namespace() -> bool:
     return [int(number) for number in re.findall(r"\d+", platform.release())[:2]] >= [5, 14]
 
 
-def own_mounts() -> None:
-    """What is mounted from here on is gone with this process and its children."""
-    _call("unshare", CLONE_NEWNS)
+def own_mounts_and_ipc() -> None:
+    """What is mounted from here on, and shared memory and the like, is gone with this process and its children."""
+    _call("unshare", CLONE_NEWNS | CLONE_NEWIPC)
 
 
 def empty_tmp(megabytes: int) -> None:

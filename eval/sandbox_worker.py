@@ -110,10 +110,10 @@ def _answer(watch: Callable[[dict, dict, int], dict], request: dict, settings: d
 
 
 def _watch_apart(request: dict, settings: dict, caller: int) -> dict:
-    """`_watch` with a process tree and a /tmp that end with this process."""
+    """`_watch` with a process tree, a /tmp and shared memory that end with this process."""
     _with_parent()
     if settings["namespaces"]:
-        sandbox_kernel.own_mounts()
+        sandbox_kernel.own_mounts_and_ipc()
         sandbox_kernel.own_process_tree()
     return _watch(request, settings, caller)
 

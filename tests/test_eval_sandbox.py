@@ -301,12 +301,13 @@ LEFT = {  # what a program does -> what the next one must find, in the same work
 }
 
 
-@pytest.mark.parametrize("user", [True, False])
-def test_one_program_leaves_nothing_for_the_next(user, workers_alive):
-    if not (STRONGEST.namespaces and STRONGEST.filter):
-        pytest.skip("no namespaces or no system-call filter on this system: what is left is seen to be others' by the rest")
+@pytest.mark.parametrize(("filter", "user"), [(True, True), (True, False), (False, True)])
+def test_one_program_leaves_nothing_for_the_next(filter, user, workers_alive):
+    layers = Layers(True, filter, user and STRONGEST.user)
+    if not offered(layers):
+        pytest.skip(f"this system does not offer: {layers}")
     programs = [program for pair in LEFT.items() for program in pair]
-    outcomes = run_programs(programs, workers=1, timeout_s=2.0, layers=Layers(True, True, user and STRONGEST.user))
+    outcomes = run_programs(programs, workers=1, timeout_s=2.0, layers=layers)
     found = dict(zip(LEFT.values(), outcomes[1::2], strict=True))
     assert not {program: outcome for program, outcome in found.items() if not outcome.passed}
     assert not any(outcome.detail.startswith("lost") for outcome in outcomes)
@@ -465,7 +466,7 @@ def test_a_protection_that_cannot_be_put_up_is_an_error_and_not_a_score(monkeypa
     if STRONGEST.namespaces:
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="nothing was run.*not this time"):
             patch.setattr(sandbox, "_START", "import sys; sys.path.insert(0, {root!r}); from eval import sandbox_kernel\n"
-                          "def refuse(): raise OSError('not this time')\nsandbox_kernel.own_mounts = refuse\n"
+                          "def refuse(): raise OSError('not this time')\nsandbox_kernel.own_mounts_and_ipc = refuse\n"
                           "from eval.sandbox_worker import main; main()")
             run_programs(["pass"], layers=Layers(True, False, STRONGEST.user))
         visible = [*sandbox._visible(), "/nowhere/to/be/found"]

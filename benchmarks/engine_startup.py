@@ -3,8 +3,9 @@
     python benchmarks/engine_startup.py                       # on the tiny pair's base model
     python benchmarks/engine_startup.py --model PATH --engines vllm,hf
 
-Every row is a fresh Python. "imports" ends when the engine's packages are imported, "first answer" when one prompt of
-a model is answered, "next model" is the same again for a second engine in the same process, "64 answers" are 32 tokens each.
+Every row is a fresh Python. "imports" is from its start until the engine's packages are imported, "first answer" from
+there until one prompt of a model is answered, "next model" the same for a second engine in the same process, "64 answers"
+are 32 tokens each.
 """
 
 import json
@@ -20,7 +21,6 @@ if not __package__:  # run as `python benchmarks/engine_startup.py`: import from
 
 from impart.config import Parser
 from impart.errors import InputError, run
-from impart.report import table
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = {  # name -> (backend, what is set in the environment)
@@ -31,9 +31,8 @@ ENGINES = {  # name -> (backend, what is set in the environment)
 STAGES = ("imports", "first answer", "next model", "64 answers")
 
 
-def measured(backend: str, model: str) -> dict[str, float]:
-    """Seconds of each stage, in this process."""
-    started = time.monotonic()
+def measured(backend: str, model: str, since: float) -> dict[str, float]:
+    """Seconds of each stage, in this process, which was started at the time `since`."""
     from eval.generate import Engine, EngineSettings
 
     if backend == "vllm":
@@ -41,7 +40,7 @@ def measured(backend: str, model: str) -> dict[str, float]:
         from vllm import LLM  # noqa: F401
     else:
         import eval.generate_hf  # noqa: F401
-    seconds = {"imports": time.monotonic() - started}
+    seconds = {"imports": time.time() - since}
     settings = EngineSettings(backend=backend, dtype="fp32")
     prompt = "The answer is"
     for stage in ("first answer", "next model"):
@@ -58,7 +57,8 @@ def measured(backend: str, model: str) -> dict[str, float]:
 def in_fresh_python(name: str, model: str) -> dict[str, float]:
     """`measured` in a process of its own."""
     backend, environment = ENGINES[name]
-    command = [sys.executable, str(Path(__file__).resolve()), "--measure", backend, "--model", model]
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure", backend, "--model", model,
+               "--since", str(time.time())]
     ended = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment, cwd=ROOT, capture_output=True,
                            text=True)
     if ended.returncode:
@@ -71,13 +71,18 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--model", default=str(ROOT / "assets" / "tiny" / "base"), help="checkpoint folder")
     parser.add_argument("--engines", default=",".join(ENGINES), help=f"comma-separated (default: {','.join(ENGINES)})")
     parser.add_argument("--measure", choices=("vllm", "hf"), help="one row, in this process, as JSON")
+    parser.add_argument("--since", type=float, default=time.time(), help="with --measure: when this process was started")
     given = parser.parse_args(arguments)
     if given.measure:
-        print(json.dumps(measured(given.measure, given.model)))
+        print(json.dumps(measured(given.measure, given.model, given.since)))
         return
+    from benchmarks.side_by_side import cpu_name  # these import torch, which the measured process has to import by itself
+    from impart.report import table
+
     unknown = [name for name in given.engines.split(",") if name not in ENGINES]
     if unknown:
         raise InputError(f"--engines: {unknown[0]!r} is none of {', '.join(ENGINES)}")
+    print(f"{cpu_name()}, {len(os.sched_getaffinity(0))} processors; model {Path(given.model).name}")
     rows = []
     for name in given.engines.split(","):
         seconds = in_fresh_python(name, given.model)

@@ -21,6 +21,7 @@ if not __package__:  # run as `python benchmarks/sandbox_throughput.py`: import 
 
 import numpy as np
 
+from benchmarks.side_by_side import cpu_name
 from eval.benchmark_data import load_items
 from eval.humaneval import SECONDS, SOURCE, program
 from eval.sandbox import Layers, available_cpus, run_programs, strongest_layers
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str]) -> None:
             seconds[name].append(time.perf_counter() - started)
     rows = [(name, str(programs), f"{np.median(seconds[name]):.2f}", f"{programs / np.median(seconds[name]):.0f}")
             for name, (programs, _) in ways.items()]
-    print(f"{flags.workers} workers on {len(os.sched_getaffinity(0))} processors; median of {flags.rounds} rounds")
+    print(f"{cpu_name()}, {flags.workers} workers on {len(os.sched_getaffinity(0))} processors; "
+          f"median of {flags.rounds} rounds")
     print(table(rows, ("way", "programs", "seconds", "programs per second")))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -53,7 +54,8 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], options: Options) -> list[di
 
         def engine() -> Engine:
             if not engines:
-                engines.append(stack.enter_context(Engine(stack.enter_context(source.folder()), settings)))
+                weights = functools.partial(stack.enter_context, source.folder())
+                engines.append(stack.enter_context(Engine(source.tokenizer_folder, settings, weights)))
             return engines[0]
 
         return [evaluate(benchmark, options, engine, source, settings) for benchmark in benchmarks]

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from eval.memory import (
     refuse_for_vllm,
     weight_bytes,
 )
+from eval.prompts import one_line, tokenizer_of
 from eval.results import Completion
 from impart.errors import InputError
 
@@ -51,12 +52,16 @@ class EngineSettings:
 
 
 class Engine:
-    """A model that completes prompts greedily, loaded when the first prompts come. A context manager."""
+    """A model that completes prompts greedily, loaded when the first prompts come. A context manager.
 
-    def __init__(self, model: str | Path, settings: EngineSettings):
-        self.model, self.settings = str(model), settings
+    `model` is a folder with config and tokenizer; the weights lie there too, unless `weights` gives the whole folder,
+    which it may first have to make: it is asked when everything has been checked that can be without them.
+    """
+
+    def __init__(self, model: str | Path, settings: EngineSettings, weights: Callable[[], Path] | None = None):
+        self.settings, self.weights = settings, weights or (lambda: Path(model))
         self.backend = chosen_backend(settings.backend)
-        self.config, self.tokenizer = _config_and_tokenizer(self.model)
+        self.config, self.tokenizer = _config_of(model), tokenizer_of(model)
         self.max_model_len = longest_sequence(self.config, settings.max_model_len)
         self._loaded: VllmModel | HfModel | None = None
 
@@ -80,14 +85,17 @@ class Engine:
         return self._loaded.stream(ids, max_tokens=max_tokens, stop=tuple(stop))
 
     def _load(self) -> "VllmModel | HfModel":
-        if self.backend == "vllm":
-            return VllmModel(self.model, self.config, self.max_model_len, self.settings)
-        from eval.generate_hf import HfModel  # imports the model classes of transformers
+        import torch  # seconds of import, not needed by --rescore
 
         dtype, longest = self.settings.dtype, self.max_model_len
-        refuse_for_hf(weight_bytes(self.model, dtype), cache_bytes(self.config, longest, dtype), free_memory(), longest)
-        return HfModel(self.model, self.tokenizer, dtype=dtype, max_model_len=longest,
-                       batch_size=self.settings.batch_size)
+        if self.backend == "vllm":
+            ranks = tensor_parallel(self.config, self.settings.tensor_parallel, torch.cuda.device_count())
+            return VllmModel(str(self.weights()), self.config, longest, ranks, self.settings)
+        from eval.generate_hf import HfModel  # imports the model classes of transformers
+
+        folder = str(self.weights())
+        refuse_for_hf(weight_bytes(folder, dtype), cache_bytes(self.config, longest, dtype), free_memory(), longest)
+        return HfModel(folder, self.tokenizer, dtype=dtype, max_model_len=longest, batch_size=self.settings.batch_size)
 
     def close(self) -> None:
         """Frees the model's memory; the engine is of no use afterwards."""
@@ -106,11 +114,10 @@ class Engine:
 class VllmModel:
     """The vLLM backend: batching, paging and splitting over GPUs are vLLM's."""
 
-    def __init__(self, path: str, config, max_model_len: int, settings: EngineSettings):
+    def __init__(self, path: str, config, max_model_len: int, ranks: int, settings: EngineSettings):
         import torch
 
         gpus = torch.cuda.device_count()
-        ranks = tensor_parallel(config, settings.tensor_parallel, gpus)
         weights, cache = weight_bytes(path, settings.dtype), cache_bytes(config, max_model_len, settings.dtype)
         if gpus:
             refuse_for_vllm(weights, cache, gpu_memory(), ranks, settings.gpu_memory, max_model_len)
@@ -169,7 +176,8 @@ def vllm_problem() -> str | None:
     """Why vLLM cannot run here; None when it can."""
     if importlib.util.find_spec("vllm") is None:
         return "the package vllm is not installed"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level.upper())  # for what it says before its own log is set up, with its first engine
     try:
         from vllm.platforms import current_platform
     except ImportError as error:
@@ -226,14 +234,13 @@ def longest_sequence(config: Any, wanted: int | None) -> int:
     return wanted or min(positions, LONGEST)
 
 
-def _config_and_tokenizer(model: str):
-    from transformers import AutoConfig, AutoTokenizer  # seconds of import, not needed by --rescore
+def _config_of(folder: str | Path) -> Any:
+    from transformers import AutoConfig  # seconds of import, not needed by --rescore
 
     try:
-        return AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise InputError(f"model {model!r}: its config or tokenizer cannot be loaded ({reason})") from error
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # as with the tokenizer
+        raise InputError(f"model {str(folder)!r}: its config cannot be loaded ({one_line(error)})") from error
 
 
 def _started(start):

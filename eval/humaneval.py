@@ -92,6 +92,8 @@ def rescore_samples(benchmark: Benchmark, options: Options) -> dict:
     items, prompts, completions = [], [], []
     for where, record in read_records(file):
         task = record.get("task_id", record.get("id"))
+        if not isinstance(task, str):
+            raise InputError(f"{file}, {where}: field 'task_id' is missing or no text")
         if task not in known:
             raise InputError(f"{file}, {where}: task_id {task!r} is none of the {len(known)} problems "
                              f"(the first is {next(iter(known))!r})")

@@ -66,10 +66,12 @@ def ifeval(options: Options, without_punkt: bool) -> Benchmark:
 def check_harness() -> None:
     """The harness is installed."""
     try:
+        # nltk keeps the stream that it finds here for what it says of failed downloads, which `check_punkt` says better.
+        with contextlib.redirect_stderr(io.StringIO()):
+            import nltk  # noqa: F401
         import immutabledict  # noqa: F401
         import langdetect  # noqa: F401
         import lm_eval  # noqa: F401
-        import nltk  # noqa: F401
     except ImportError as error:
         raise InputError(f"IFEval needs lm-evaluation-harness ({error}): pip install 'lm_eval[ifeval]'") from error
 
@@ -78,6 +80,9 @@ def check_punkt(items: Sequence[Mapping[str, Any]]) -> None:
     """nltk's punkt_tab is there, or can be fetched, or none of the items needs it. Else InputError, before generating."""
     import nltk
 
+    needing = [item for item in items if needs_punkt(item)]
+    if not needing:
+        return
     with contextlib.suppress(LookupError):
         nltk.data.find("tokenizers/punkt_tab")
         return
@@ -85,12 +90,10 @@ def check_punkt(items: Sequence[Mapping[str, Any]]) -> None:
     with contextlib.suppress(LookupError):
         nltk.data.find("tokenizers/punkt_tab")
         return
-    needing = [item for item in items if needs_punkt(item)]
-    if needing:
-        raise InputError(f"{len(needing)} of the {len(items)} prompts (the first has key {needing[0]['key']}) count sentences "
-                         "or capital words with nltk's punkt_tab, which is not here and cannot be downloaded; run `python "
-                         "-m nltk.downloader punkt_tab` where there is a network and set NLTK_DATA to the folder that holds "
-                         "tokenizers/punkt_tab, or leave these prompts out with --without_punkt")
+    raise InputError(f"{len(needing)} of the {len(items)} prompts (the first has key {needing[0]['key']}) count sentences "
+                     "or capital words with nltk's punkt_tab, which is not here and cannot be downloaded; run `python "
+                     "-m nltk.downloader punkt_tab` where there is a network and set NLTK_DATA to the folder that holds "
+                     "tokenizers/punkt_tab, or leave these prompts out with --without_punkt")
 
 
 @functools.cache

@@ -9,6 +9,7 @@ download. The public file (974 items, of which the test split 11-510 is scored; 
 scored in the same way with its own assertions, and its results carry another name, because it is another set.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -25,6 +26,7 @@ from eval.benchmark import Benchmark, print_result, run_benchmark
 from eval.benchmark_data import Items, Source, load_items, read_records
 from eval.models import ModelSource
 from eval.options import Options, benchmark_parser, only_one_scoring, read_options
+from eval.prompts import tokenizer_of
 from eval.results import Verdict
 from eval.sandbox import run_programs
 from impart.errors import InputError, run
@@ -86,7 +88,8 @@ def evalplus_items(path: Path | None, options: Options) -> tuple[Items, dict[str
         path = evalplus_cache()
         if not path.is_file():
             try:
-                data.get_mbpp_plus()  # downloads into that place
+                with contextlib.redirect_stdout(sys.stderr):
+                    data.get_mbpp_plus()  # downloads into that place
             except OSError as error:
                 raise InputError(f"EvalPlus' MBPP file cannot be downloaded ({error}); give it as --data MbppPlus.jsonl or "
                                  "MBPP_OVERRIDE_PATH, or score the public set with --data mbpp.jsonl") from error
@@ -117,7 +120,8 @@ def mbpp(options: Options) -> Benchmark:
     only_one_scoring(options, "MBPP")
     source, path = chosen_file(options)
     tokenizer = chat_tokenizer(options)
-    settings = {"template": "none" if tokenizer is None else "evalplus chat", "tests": "base"}
+    settings = {"template": "none" if tokenizer is None else "evalplus chat",
+                "tests": "base" if source is EVALPLUS else "test_list"}
     if source is EVALPLUS:
         items, problems = evalplus_items(path, options)
         prompts = [item["prompt"] for item in items.items]
@@ -137,9 +141,7 @@ def chat_tokenizer(options: Options) -> Any | None:
                          "one) and none")
     if options.chat_template == "none" or options.model is None:
         return None
-    from transformers import AutoTokenizer  # seconds of import
-
-    tokenizer = AutoTokenizer.from_pretrained(ModelSource(options.model, options.base_model).tokenizer_folder)
+    tokenizer = tokenizer_of(ModelSource(options.model, options.base_model).tokenizer_folder)
     return tokenizer if tokenizer.chat_template else None
 
 

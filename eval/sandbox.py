@@ -12,6 +12,7 @@ What it does not do: the tests run in the program's own process, so a program wr
 its own success, as with every harness of this kind. It cannot touch another sample, a file or a process.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +83,13 @@ def run_programs(programs: Sequence[str], *, timeout_s: float = 3.0, memory_mb: 
                 outcomes[index] = worker.run(programs[index], timeout_s)
 
     with ThreadPoolExecutor(workers) as pool:
-        for finished in [pool.submit(serve, slot) for slot in range(workers)]:
-            finished.result()
+        try:
+            for finished in as_completed([pool.submit(serve, slot) for slot in range(workers)]):
+                finished.result()
+        finally:  # after an error or Ctrl-C no other program is begun
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    waiting.get_nowait()
     return outcomes
 
 
@@ -176,7 +182,8 @@ class _Worker:
             raise RuntimeError(answer.get("detail") or answer["lost"])
 
     def _stop(self) -> None:
-        self._process.stdin.close()  # its sign to leave, also in the middle of a program
+        with contextlib.suppress(BrokenPipeError):  # what it could not be sent any more is still in the buffer
+            self._process.stdin.close()  # its sign to leave, also in the middle of a program
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import os
 import platform
+import re
 import struct
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_THREAD = 0x10000000, 0x20000000, 0x40000000, 0x00010000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
-MNT_DETACH, PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 2, 1, 22, 38
+MNT_DETACH, PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 2, 1, 4, 22, 38
 
 
 @functools.cache
@@ -69,7 +70,10 @@ def enter_namespaces(root: Path, visible: Sequence[Path]) -> None:
 
 
 def _show(path: Path, root: Path) -> None:
-    """The file or folder `path` at the same place below `root`, read-only with all that is mounted in it."""
+    """The file or folder `path` at the same place below `root`, read-only with all that is mounted in it.
+
+    A device can be written to all the same, but its mode and times are the machine's and cannot be changed.
+    """
     target = root / path.relative_to("/")
     if path.is_dir():
         target.mkdir(parents=True, exist_ok=True)
@@ -77,14 +81,12 @@ def _show(path: Path, root: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.touch()
     _mount(str(path), target, None, MS_BIND | MS_REC)
-    if path.is_char_device():  # /dev/null must stay writable; only the few devices that are named are shown
-        return
-    _make_read_only(target)
+    _make_read_only(target, MS_NOSUID if path.is_char_device() else MS_NOSUID | MS_NODEV)
 
 
-def _make_read_only(target: Path) -> None:
+def _make_read_only(target: Path, flags: int) -> None:
     """mount_setattr covers submounts (Linux 5.12); before that the top mount alone, keeping its locked flags."""
-    attributes = struct.pack("QQQQ", MS_RDONLY | MS_NOSUID | MS_NODEV, 0, 0, 0)  # the MOUNT_ATTR_ values are the same
+    attributes = struct.pack("QQQQ", MS_RDONLY | flags, 0, 0, 0)  # the MOUNT_ATTR_ values are the same
     try:
         _call("syscall", ctypes.c_long(442), ctypes.c_int(-100), os.fsencode(target), ctypes.c_uint(0x8000), attributes,
               ctypes.c_size_t(len(attributes)))
@@ -98,9 +100,14 @@ def own_process_tree() -> None:
     _call("unshare", CLONE_NEWPID)
 
 
-def own_mounts() -> None:
-    """What is mounted from here on is gone with this process and its children."""
-    _call("unshare", CLONE_NEWNS)
+def counts_processes_by_namespace() -> bool:
+    """Whether a user's processes in a user namespace are counted apart from all others of his (Linux 5.14)."""
+    return [int(number) for number in re.findall(r"\d+", platform.release())[:2]] >= [5, 14]
+
+
+def own_mounts_and_ipc() -> None:
+    """What is mounted from here on, and shared memory and the like, is gone with this process and its children."""
+    _call("unshare", CLONE_NEWNS | CLONE_NEWIPC)
 
 
 def empty_tmp(megabytes: int) -> None:
@@ -111,10 +118,14 @@ def empty_tmp(megabytes: int) -> None:
 
 
 def drop_capabilities() -> None:
-    """No privilege is left and none can come back, whatever is executed (no_new_privs)."""
+    """No privilege is left and none can come back, whatever is executed (no_new_privs).
+
+    Nor is a crash given to a program of the system that collects core dumps, which RLIMIT_CORE does not keep it from.
+    """
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
     _call("capset", header, nothing)
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 # (x86-64, aarch64) numbers; None where an architecture lacks the call. Denied for everybody: a function under test
@@ -157,7 +168,14 @@ _CHANGES_FILES = {
     "removexattrat": (466, 466), "fallocate": (285, 47),
 }
 _ARGUED = {"clone": (56, 220), "clone3": (435, 435), "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261),
-           "sched_setaffinity": (203, 122), "open": (2, None), "openat": (257, 56)}
+           "sched_setaffinity": (203, 122), "open": (2, None), "openat": (257, 56), "fcntl": (72, 25),
+           "ioctl": (16, 29), "prctl": (157, 167)}
+# Of the calls with many purposes only these: fcntl and ioctl could also have a signal sent to another process (F_SETOWN),
+# lease the files of others or type into a terminal, prctl make the process outlive its parent.
+_FCNTL = (*range(8), 36, 37, 38, 1030, 1032)  # descriptors, flags, locks; F_DUPFD_CLOEXEC, F_GETPIPE_SZ
+_IOCTL = (0x5401, 0x802C542A, 0x5413,                  # whether it is a terminal (two forms) and of what size
+          0x541B, 0x5421, 0x5450, 0x5451, 0x40049409)  # bytes at hand, blocking or not, kept on exec or not, FICLONE
+_PRCTL = (15, 16, 0x53564D41)                          # the name of a thread or of a mapping
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _OWN_PID = 0x7EADBEEF  # stands for the number of the process that the filter is for; no process can have it
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # classic BPF operations
@@ -195,6 +213,8 @@ def filter_code(read_only: bool) -> bytes:
     code += _unless(number["kill"], 0, _EQUAL, [_OWN_PID]) + _unless(number["tgkill"], 0, _EQUAL, [_OWN_PID])
     code += _unless(number["prlimit64"], 0, _EQUAL, [0, _OWN_PID])
     code += _unless(number["sched_setaffinity"], 0, _EQUAL, [0, _OWN_PID])
+    code += _unless(number["fcntl"], 1, _EQUAL, _FCNTL) + _unless(number["ioctl"], 1, _EQUAL, _IOCTL)
+    code += _unless(number["prctl"], 0, _EQUAL, _PRCTL)
     if read_only:
         changing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
         for name, argument in (("open", 1), ("openat", 2)):

@@ -9,6 +9,7 @@ every program, so a program finds a warm interpreter and leaves nothing behind:
 Without the filter a program could fork; then a supervisor with a pid namespace of its own stands between the two.
 """
 
+import functools
 import gc
 import json
 import os
@@ -61,7 +62,7 @@ def main() -> None:
     gc.freeze()  # what is loaded now is shared by all forks; a collection would copy it page by page
     _send(replies, answer)
     # Under the filter a program is one process and cannot leave any; otherwise a pid namespace of its own ends them all.
-    serve = _answer if settings["filter"] else _supervised
+    serve = functools.partial(_answer, _watch) if settings["filter"] else _supervised
     while answer["ready"] and (line := requests.readline()):
         _send(replies, serve(json.loads(line), settings, requests.fileno()))
 
@@ -89,11 +90,7 @@ def _supervised(request: dict, settings: dict, caller: int) -> dict:
     supervisor = os.fork()
     if supervisor == 0:
         os.close(read_end)
-        _with_parent()
-        if settings["namespaces"]:
-            sandbox_kernel.own_mounts()
-            sandbox_kernel.own_process_tree()
-        answer = _answer(request, settings, caller)
+        answer = _answer(_watch_apart, request, settings, caller)
         with os.fdopen(write_end, "wb") as pipe:
             pipe.write(json.dumps(answer).encode())
         os._exit(0)
@@ -104,12 +101,21 @@ def _supervised(request: dict, settings: dict, caller: int) -> dict:
     return json.loads(text) if text else {"lost": "its supervisor was killed"}
 
 
-def _answer(request: dict, settings: dict, caller: int) -> dict:
+def _answer(watch: Callable[[dict, dict, int], dict], request: dict, settings: dict, caller: int) -> dict:
     """What became of one program; whatever fails here is the sandbox's fault and no verdict."""
     try:
-        return _watch(request, settings, caller)
+        return watch(request, settings, caller)
     except Exception as error:
         return {"refused": f"{type(error).__name__}: {error}"}
+
+
+def _watch_apart(request: dict, settings: dict, caller: int) -> dict:
+    """`_watch` with a process tree, a /tmp and shared memory that end with this process."""
+    _with_parent()
+    if settings["namespaces"]:
+        sandbox_kernel.own_mounts_and_ipc()
+        sandbox_kernel.own_process_tree()
+    return _watch(request, settings, caller)
 
 
 def _watch(request: dict, settings: dict, caller: int) -> dict:
@@ -259,7 +265,7 @@ def _become_the_program(request: dict, settings: dict, folder: str, token: bytes
             os.setresgid(settings["uid"], settings["uid"], settings["uid"])
             os.setresuid(settings["uid"], settings["uid"], settings["uid"])
         _with_parent()
-        if settings["namespaces"]:
+        if settings["namespaces"] or settings["filter"]:
             sandbox_kernel.drop_capabilities()
         if settings["filter"]:
             sandbox_kernel.filter_system_calls(read_only=not settings["namespaces"])
@@ -281,7 +287,9 @@ def _set_limits(request: dict, settings: dict) -> None:
     limits = {"RLIMIT_AS": request["memory_mb"] * bytes_of, "RLIMIT_FSIZE": FILE_MEGABYTES * bytes_of, "RLIMIT_CORE": 0,
               "RLIMIT_NOFILE": OPEN_FILES, "RLIMIT_CPU": seconds, "RLIMIT_MEMLOCK": 0, "RLIMIT_MSGQUEUE": 0,
               "RLIMIT_SIGPENDING": 64}
-    if settings["uid"] is not None or not settings["filter"]:  # counted per user: elsewhere the filter allows threads only
+    # Counted per user; where that is the caller with all his processes, the filter has to do, which allows threads only.
+    own_count = settings["uid"] is not None or settings["namespaces"] and sandbox_kernel.counts_processes_by_namespace()
+    if own_count or not settings["filter"]:
         limits["RLIMIT_NPROC"] = THREADS
     for name, limit in limits.items():
         if hasattr(resource, name):

@@ -27,7 +27,7 @@ PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 def start_logging() -> None:
     """Plain messages on stderr, which keeps stdout for results."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "huggingface_hub", "filelock"):
+    for noisy in ("httpx", "httpx2", "huggingface_hub", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -135,15 +135,18 @@ def test_a_prompt_longer_than_the_positions_is_refused_before_loading():
 
 
 def test_folders_that_are_no_models(tmp_path):
-    with pytest.raises(InputError, match="config or tokenizer cannot be loaded"):
+    with pytest.raises(InputError, match="config cannot be loaded"):
         Engine(tmp_path / "nothing", HF)
     without = shutil.copytree(TINY / "base", tmp_path / "without")
     (without / "tokenizer.json").unlink()
-    with pytest.raises(InputError, match="config or tokenizer cannot be loaded"):
+    with pytest.raises(InputError, match="tokenizer cannot be loaded"):
+        Engine(without, HF)
+    (without / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="tokenizer cannot be loaded"):
         Engine(without, HF)
     unknown = shutil.copytree(TINY / "base", tmp_path / "unknown")
     (unknown / "config.json").write_text('{"model_type": "nothing"}')
-    with pytest.raises(InputError, match="config or tokenizer cannot be loaded"):
+    with pytest.raises(InputError, match="config cannot be loaded"):
         Engine(unknown, HF)
 
 

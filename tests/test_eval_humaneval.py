@@ -115,6 +115,8 @@ def test_rescore_several_completions_of_a_task(tmp_path):
 @pytest.mark.parametrize(("samples", "message"), [
     ([{"task_id": "HumanEval/9999", "completion": ""}], "none of the 164 problems"),
     ([{"task_id": "HumanEval/0"}], "line 1: field 'completion' is missing"),
+    ([{"completion": "pass"}], "line 1: field 'task_id' is missing"),
+    ([{"task_id": ["HumanEval/0"], "completion": "pass"}], "line 1: field 'task_id' is missing or no text"),
     ([], "holds no completions"),
 ])
 def test_bad_files_are_named(samples, message, tmp_path):

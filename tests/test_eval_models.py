@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import eval.models as models
+from eval import gsm8k
 from eval.models import ModelSource, cache_folder, make_room, model_name
 from impart.checkpoint import open_checkpoint
 from impart.errors import InputError
@@ -53,6 +54,19 @@ def test_a_delta_is_rebuilt_once(pair, svd_delta, cache):
     with ModelSource(str(svd_delta)).folder() as again:
         assert again == folder and (again / "config.json").stat().st_mtime_ns == written
     assert [path.name for path in cache_folder().iterdir() if path.is_dir()] == [folder.name]
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--max_model_len", 2), "the prompt of item 0 has"), (("--max_model_len", 10**6), "the model has only")])
+def test_what_can_be_wrong_is_said_before_a_delta_is_rebuilt(called, svd_delta, cache, tmp_path, flags, message):
+    data = tmp_path / "items.jsonl"
+    data.write_text(json.dumps({"question": "Seven and seven?", "answer": "#### 14"}) + "\n")
+    delta = shutil.copytree(svd_delta, tmp_path / "delta")  # with a tokenizer that works
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(__file__).parents[1] / "assets" / "tiny" / "base" / file, delta / "model" / file)
+    ended = called(gsm8k.main, delta, "fp32", "--backend", "hf", "--data", data, "--results_dir", tmp_path, *flags)
+    assert ended.code == 2 and message in ended.err, ended.err
+    assert not cache.exists()
 
 
 def test_another_delta_is_another_model(svd_delta, tmp_path):

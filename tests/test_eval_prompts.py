@@ -84,3 +84,8 @@ def test_auto_without_a_template_or_a_model(tokenizer_folder):
         rendered("auto", ["hi"], tokenizer_folder)
     with pytest.raises(InputError, match="auto needs MODEL"):
         rendered("auto", ["hi"])
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(InputError, match="its tokenizer cannot be loaded"):
+        rendered("auto", ["x"], tmp_path)

@@ -162,6 +162,7 @@ ATTACKS = [
     "import pathlib; [p.unlink() for p in pathlib.Path({folder!r}).iterdir()]",
     "import pathlib; pathlib.Path({folder!r}, 'new').mkdir()",
     "import os, importlib; importlib.reload(os); os.unlink({file!r})",
+    "import sqlite3; sqlite3.connect({folder!r} + '/new').execute('create table x (y)')",
     "import shutil, os; shutil.rmtree(os.path.expanduser('~'))\nshutil.rmtree({folder!r})",
 ]
 
@@ -253,6 +254,66 @@ def test_the_parent_and_others_cannot_be_killed(layers):
         bystander.wait()
 
 
+def test_no_signal_by_a_detour(layers):
+    """The kernel sends one by itself when a pipe has data (F_SETOWN, F_SETSIG): to anybody of the same user."""
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    sender = "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, {target})\n" \
+             "fcntl.fcntl(r, 10, {signal})\nfcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')"
+    try:
+        for target in (str(bystander.pid), "os.getppid()"):
+            for signal in (2, 9):
+                one(sender.format(target=target, signal=signal), layers)
+        time.sleep(0.1)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+@pytest.mark.parametrize("user", [True, False])
+def test_devices_of_the_machine_cannot_be_changed(user):
+    if not STRONGEST.namespaces:
+        pytest.skip("no namespaces on this system")
+    layers = Layers(True, STRONGEST.filter, user and STRONGEST.user)
+    before = os.stat("/dev/null")
+    for change in ("os.utime('/dev/null')", f"os.chmod('/dev/null', {before.st_mode & 0o7777})"):
+        assert "Read-only file system" in one(f"import os; {change}", layers).detail
+    assert os.stat("/dev/null").st_mtime == before.st_mtime
+    assert one("assert open('/dev/null', 'w').write('x') == 1 and open('/dev/zero', 'rb').read(1) == bytes(1)", layers).passed
+
+
+LEFT = {  # what a program does -> what the next one must find, in the same worker
+    "import os\nfor i in range(10**6): os.mkdir(f'{i}')": "import os; os.mkdir('1')",
+    "for i in range(9): open(f'{i}', 'wb').write(bytes(10 << 20))": "open('1', 'wb').write(bytes(10 << 20))",
+    "import fcntl, os; fcntl.flock(open(os.__file__), fcntl.LOCK_EX)":
+        "import fcntl, os; fcntl.flock(open(os.__file__), fcntl.LOCK_EX | fcntl.LOCK_NB)",
+    "import os, builtins; os._exit = os.write = builtins.compile = print\nraise ValueError": "import os; os.fstat(3)",
+    "class M(type):\n    __name__ = property(lambda _: 1 / 0)\nclass E(Exception, metaclass=M): pass\n"
+    "import os; os._exit = print\nraise E": "import os; os.fstat(3)",
+    "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)": "import signal; assert not signal.sigpending()",
+    "import os\nwhile True: os.dup(3)": "import os; os.dup(3)",
+    "import os; os.closerange(0, 64)\nwhile True: pass": "print(1)",
+    "import threading\ndef spin():\n    while True: pass\nfor _ in range(8): threading.Thread(target=spin).start()":
+        "import threading; assert threading.active_count() == 1",
+    "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))": "import os; os.pipe()",
+    "import ctypes; assert ctypes.CDLL(None).shmget(7, 4096, 0o1666) >= 0":
+        "import ctypes; assert ctypes.CDLL(None).shmget(7, 0, 0) == -1",
+}
+
+
+@pytest.mark.parametrize(("filter", "user"), [(True, True), (True, False), (False, True)])
+def test_one_program_leaves_nothing_for_the_next(filter, user, workers_alive):
+    layers = Layers(True, filter, user and STRONGEST.user)
+    if not offered(layers):
+        pytest.skip(f"this system does not offer: {layers}")
+    programs = [program for pair in LEFT.items() for program in pair]
+    outcomes = run_programs(programs, workers=1, timeout_s=2.0, layers=layers)
+    found = dict(zip(LEFT.values(), outcomes[1::2], strict=True))
+    assert not {program: outcome for program, outcome in found.items() if not outcome.passed}
+    assert not any(outcome.detail.startswith("lost") for outcome in outcomes)
+    assert not workers_alive()
+
+
 def test_fork_bomb_and_daemons_leave_nothing(layers, workers_alive):
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(300)\n    os._exit(0)"
@@ -304,6 +365,16 @@ def test_the_library_and_installed_packages_are_importable(layers):
         assert outcome.passed, outcome
 
 
+def test_plain_work_with_descriptors_is_allowed():
+    if not STRONGEST.namespaces:
+        pytest.skip("without namespaces nothing may be written at all")
+    outcome = one("import fcntl, os, shutil\nassert fcntl.fcntl(1, fcntl.F_GETFL) == os.O_WRONLY and not os.isatty(1)\n"
+                  "os.set_blocking(1, True); os.set_inheritable(os.dup(1), True)\n"
+                  "open('a', 'w').write('x'); shutil.copy('a', 'b'); assert open('b').read() == 'x'\n"
+                  "fcntl.lockf(open('a', 'w'), fcntl.LOCK_EX); fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 10)")
+    assert outcome.passed, outcome
+
+
 def test_modules_can_be_loaded_before_the_fork():
     assert one("import sys; assert 'sqlite3' not in sys.modules").passed
     [outcome] = run_programs(["import sys; assert 'sqlite3' in sys.modules"], preload=["sqlite3"])
@@ -333,6 +404,31 @@ def test_a_lost_worker_costs_nobody_else(workers_alive):
     thread.join()
     assert [outcome.passed for outcome in outcomes] == [True] * 4
     assert not workers_alive()
+
+
+def test_a_worker_lost_between_two_programs_is_replaced(workers_alive):
+    with sandbox._Worker(STRONGEST, 0, 1024) as worker:
+        assert worker.run("pass", 5.0).passed
+        for process in workers_alive():
+            os.kill(process, 9)
+        while workers_alive():
+            time.sleep(0.01)
+        assert worker.run("pass", 5.0).passed
+
+
+def test_after_an_error_no_other_program_is_begun(monkeypatch):
+    begun, real = [], sandbox._Worker.run
+
+    def run(worker, program, timeout_s):
+        begun.append(program)
+        if program == "refused":
+            raise RuntimeError("no protection")
+        return real(worker, program, timeout_s)
+
+    monkeypatch.setattr(sandbox._Worker, "run", run)
+    with pytest.raises(RuntimeError, match="no protection"):
+        run_programs(["import time; time.sleep(0.5)", "refused", *["import time; time.sleep(0.5)"] * 30], workers=2)
+    assert len(begun) < 10
 
 
 def test_nothing_outlives_a_killed_caller():
@@ -368,6 +464,11 @@ def test_a_protection_that_cannot_be_put_up_is_an_error_and_not_a_score(monkeypa
             patch.setattr(sandbox, "FIRST_USER_ID", 65000.5)
             run_programs(["pass"], layers=STRONGEST)
     if STRONGEST.namespaces:
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="nothing was run.*not this time"):
+            patch.setattr(sandbox, "_START", "import sys; sys.path.insert(0, {root!r}); from eval import sandbox_kernel\n"
+                          "def refuse(): raise OSError('not this time')\nsandbox_kernel.own_mounts_and_ipc = refuse\n"
+                          "from eval.sandbox_worker import main; main()")
+            run_programs(["pass"], layers=Layers(True, False, STRONGEST.user))
         visible = [*sandbox._visible(), "/nowhere/to/be/found"]
         monkeypatch.setattr(sandbox, "_visible", lambda: visible)
         with pytest.raises(RuntimeError, match="No such file"):

@@ -20,10 +20,12 @@ from torch import Tensor
 from impart.artifact import Delta, is_delta, open_delta
 from impart.checkpoint import DTYPES, Checkpoint, linear_names, open_checkpoint, tensor_bytes
 from impart.errors import InputError
+from impart.weight_files import load_bin
 from merge.settings import ModelEntry
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"  # ends of their names
 BUFFERS = "rotary_emb.inv_freq"  # computed at load; only old checkpoints store it
+MAPPED_BYTES = 1 << 25
 Rows = slice | Tensor  # of the first dimension
 
 
@@ -36,22 +38,22 @@ class Parameter:
 
 
 class CheckpointRows:
-    """Reads rows of a checkpoint's tensors; nothing of the file stays mapped after it."""
+    """Reads rows of a checkpoint's tensors. A mapping counts every page read, so none lives longer than MAPPED_BYTES."""
 
     def __init__(self, checkpoint: Checkpoint):
         self._checkpoint = checkpoint
-        index, single = (checkpoint.path / file for file in ("model.safetensors.index.json", "model.safetensors"))
-        if index.is_file():
-            shards = json.loads(index.read_text())["weight_map"]
-            self._files = {name: checkpoint.path / shards[name] for name in checkpoint.names()}
-        else:
-            self._files = dict.fromkeys(checkpoint.names(), single) if single.is_file() else {}
+        self._mapped, self._tensor, self._read_bytes = "", torch.empty(0), 0  # of a .bin file
 
     def read(self, name: str, rows: Rows) -> Tensor:
-        if name not in self._files:  # .bin: the tensor is mapped by torch.load and read whole
-            return self._checkpoint.tensor(name)[rows]
-        with safe_open(self._files[name], "pt") as shard:
-            return shard.get_tensor(name)[rows].clone()
+        file = self._checkpoint.file(name)
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as shard:
+                return shard.get_tensor(name)[rows].clone()
+        if self._mapped != name or self._read_bytes > MAPPED_BYTES:  # opening a .bin file takes as long as some megabytes
+            self._mapped, self._tensor, self._read_bytes = name, load_bin(file)[name].detach(), 0
+        found = self._tensor[rows].clone()
+        self._read_bytes += found.nbytes
+        return found
 
 
 class Scratch:

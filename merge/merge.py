@@ -137,7 +137,7 @@ def summary(method: Method, entries: Sequence[ModelEntry], tallies: Mapping[str,
                       f"{zeros:.1%}", f"{row['sign_conflicts']:.1%}"])
     header = ["norms of the deltas", "entries", *(entry.name for entry in entries), "merged", "zeros", "conflicts"]
     return "\n".join([f"{method} of {', '.join(map(with_settings, entries))}", table(lines, header),
-                      "zeros: of the deltas as they were merged, mean over models; conflicts: entries where their signs differ"])
+                      "zeros: of the deltas as they were merged, mean over models; conflicts: entries where signs differ"])
 
 
 def with_settings(entry: ModelEntry) -> str:

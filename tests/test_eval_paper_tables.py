@@ -156,7 +156,8 @@ def test_the_best_point_of_a_grid_names_its_rivals():
 
 def test_a_grid_over_several_benchmarks_is_decided_by_their_average_and_every_group_is_a_search():
     C, D = Column("m", "gsm8k", ""), Column("m", "ifeval", "")
-    plan = {(row, column): [] for row in ("ta: lambda 1", "ta: lambda 2", "ties: lambda 1", "ties: lambda 2") for column in (C, D)}
+    rows = ("ta: lambda 1", "ta: lambda 2", "ties: lambda 1", "ties: lambda 2")
+    plan = {(row, column): [] for row in rows for column in (C, D)}
     cells = {("ta: lambda 1", C): cell(90, 2), ("ta: lambda 1", D): cell(10, 2), ("ta: lambda 2", C): cell(55, 2),
              ("ta: lambda 2", D): cell(65, 2), ("ties: lambda 1", C): cell(99, 2), ("ties: lambda 2", C): cell(1, 2),
              ("ties: lambda 2", D): cell(2, 2)}

@@ -225,7 +225,8 @@ def test_the_authors_command_as_a_user_runs_it(script, zoo, tmp_path):
 
 def test_what_is_printed_names_weights_and_masks(called, zoo, tmp_path):
     ended = called(merge.main, "--merge_method", "ties_0.5_1", "--ptm_pth", zoo / "base", "--math_pth", zoo / "math",
-                   "--model", f"law={zoo / 'code'}:0.5", "models.law.mask=dare", "models.law.sparsity=0.75", "--save_pth", tmp_path / "out")
+                   "--model", f"law={zoo / 'code'}:0.5", "models.law.mask=dare", "models.law.sparsity=0.75",
+                   "--save_pth", tmp_path / "out")
     assert ended.code == 0, ended.err
     assert ended.out.startswith("ties_0.5_1 of law x 0.5 (dare, CR 4), math\n")
 

@@ -25,7 +25,7 @@ from merge.settings import ModelEntry
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"  # ends of their names
 BUFFERS = "rotary_emb.inv_freq"  # computed at load; only old checkpoints store it
-MAPPED_BYTES = 1 << 25
+MAPPED_BYTES = 1 << 22  # of each model
 Rows = slice | Tensor  # of the first dimension
 
 
@@ -38,22 +38,28 @@ class Parameter:
 
 
 class CheckpointRows:
-    """Reads rows of a checkpoint's tensors. A mapping counts every page read, so none lives longer than MAPPED_BYTES."""
+    """Reads rows of a checkpoint's tensors, one tensor after the other.
+
+    Opening a file takes as long as some blocks, and a mapping counts every page read as memory: it is renewed now and then.
+    """
 
     def __init__(self, checkpoint: Checkpoint):
         self._checkpoint = checkpoint
-        self._mapped, self._tensor, self._read_bytes = "", torch.empty(0), 0  # of a .bin file
+        self._name, self._mapped, self._read_bytes = "", torch.empty(0), 0
 
     def read(self, name: str, rows: Rows) -> Tensor:
-        file = self._checkpoint.file(name)
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as shard:
-                return shard.get_tensor(name)[rows].clone()
-        if self._mapped != name or self._read_bytes > MAPPED_BYTES:  # opening a .bin file takes as long as some megabytes
-            self._mapped, self._tensor, self._read_bytes = name, load_bin(file)[name].detach(), 0
-        found = self._tensor[rows].clone()
+        if self._name != name or self._read_bytes > MAPPED_BYTES:
+            self._name, self._mapped, self._read_bytes = name, self._map(name), 0
+        found = self._mapped[rows].clone()
         self._read_bytes += found.nbytes
         return found
+
+    def _map(self, name: str) -> Tensor:
+        file = self._checkpoint.file(name)
+        if file.suffix != ".safetensors":
+            return load_bin(file)[name].detach()
+        with safe_open(file, "pt") as shard:
+            return shard.get_tensor(name)
 
 
 class Scratch:

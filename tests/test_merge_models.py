@@ -7,7 +7,6 @@ from checkpoints import llama_shapes, random_weights, tuned_weights, write_check
 from impart.artifact import open_delta
 from impart.checkpoint import open_checkpoint
 from impart.errors import InputError
-from impart.weight_files import load_bin
 from merge import models
 from merge.models import CheckpointModel, CheckpointRows, DeltaModel, Scratch, open_models
 from merge.premask import PreMask
@@ -33,11 +32,11 @@ def test_rows_of_every_kind_of_checkpoint(tmp_path, form, shards):
         assert torch.equal(rows.read(name, picked), weights[name][picked])
 
 
-def test_a_bin_file_is_opened_now_and_then_and_not_for_every_block(tmp_path, monkeypatch):
-    weights = random_weights(llama_shapes())
-    rows = CheckpointRows(open_checkpoint(write_checkpoint(tmp_path / "model", weights, form="bin")))
-    opened = []
-    monkeypatch.setattr(models, "load_bin", lambda file: opened.append(file) or load_bin(file))
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_file_is_opened_now_and_then_and_not_for_every_block(tmp_path, monkeypatch, form):
+    weights, opened, mapped = random_weights(llama_shapes()), [], CheckpointRows._map
+    rows = CheckpointRows(open_checkpoint(write_checkpoint(tmp_path / "model", weights, form=form)))
+    monkeypatch.setattr(CheckpointRows, "_map", lambda self, name: opened.append(name) or mapped(self, name))
     monkeypatch.setattr(models, "MAPPED_BYTES", 20 * weights[EMBEDDING][:1].nbytes)
     blocks = [rows.read(EMBEDDING, slice(start, start + 2)) for start in range(0, 64, 2)]
     assert torch.equal(torch.cat(blocks), weights[EMBEDDING][:64]) and len(opened) == 3  # after 22 rows each

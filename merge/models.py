@@ -25,7 +25,7 @@ from merge.settings import ModelEntry
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"  # ends of their names
 BUFFERS = "rotary_emb.inv_freq"  # computed at load; only old checkpoints store it
-MAPPED_BYTES = 1 << 22  # of each model
+MAPPED_BYTES, PAGES = 1 << 22, 1 << 16  # of each model; what the system maps around a byte that is read
 Rows = slice | Tensor  # of the first dimension
 
 
@@ -51,7 +51,7 @@ class CheckpointRows:
         if self._name != name or self._read_bytes > MAPPED_BYTES:
             self._name, self._mapped, self._read_bytes = name, self._map(name), 0
         found = self._mapped[rows].clone()
-        self._read_bytes += found.nbytes
+        self._read_bytes += max(found.nbytes, PAGES)
         return found
 
     def _map(self, name: str) -> Tensor:

@@ -38,6 +38,7 @@ def test_a_file_is_opened_now_and_then_and_not_for_every_block(tmp_path, monkeyp
     rows = CheckpointRows(open_checkpoint(write_checkpoint(tmp_path / "model", weights, form=form)))
     monkeypatch.setattr(CheckpointRows, "_map", lambda self, name: opened.append(name) or mapped(self, name))
     monkeypatch.setattr(models, "MAPPED_BYTES", 20 * weights[EMBEDDING][:1].nbytes)
+    monkeypatch.setattr(models, "PAGES", 1)
     blocks = [rows.read(EMBEDDING, slice(start, start + 2)) for start in range(0, 64, 2)]
     assert torch.equal(torch.cat(blocks), weights[EMBEDDING][:64]) and len(opened) == 3  # after 22 rows each
     assert torch.equal(rows.read(QUERY, slice(0, 4)), weights[QUERY][:4])

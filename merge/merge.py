@@ -141,8 +141,8 @@ def summary(method: Method, entries: Sequence[ModelEntry], tallies: Mapping[str,
 
 
 def with_settings(entry: ModelEntry) -> str:
-    """`math x 0.7 (dare, CR 10)`: a model with its weight and mask."""
-    mask = "" if entry.premask is None else f" ({entry.premask.kind}, CR {entry.premask.cr:g})"
+    """`math x 0.7 (dare, sparsity 0.9)`: a model with its weight and mask."""
+    mask = "" if entry.premask is None else f" ({entry.premask.kind}, sparsity {1 - 1 / entry.premask.cr:.3g})"
     return entry.name + ("" if entry.weight == 1 else f" x {entry.weight:g}") + mask
 
 

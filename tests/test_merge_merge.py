@@ -228,7 +228,7 @@ def test_what_is_printed_names_weights_and_masks(called, zoo, tmp_path):
                    "--model", f"law={zoo / 'code'}:0.5", "models.law.mask=dare", "models.law.sparsity=0.75",
                    "--save_pth", tmp_path / "out")
     assert ended.code == 0, ended.err
-    assert ended.out.startswith("ties_0.5_1 of law x 0.5 (dare, CR 4), math\n")
+    assert ended.out.startswith("ties_0.5_1 of law x 0.5 (dare, sparsity 0.75), math\n")
 
 
 def test_help_lists_every_key(script):

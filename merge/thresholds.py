@@ -97,7 +97,7 @@ def _magnitude_bits(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
             raise ValueError(f"thresholds are taken of float32 deltas, not of {block.dtype}")
         for piece in block.reshape(-1).split(GATHERED):
             if buffer is None:
-                buffer = torch.empty(GATHERED, device=piece.device)
+                buffer = torch.empty(GATHERED, dtype=torch.float32, device=piece.device)
             if filled + len(piece) > GATHERED:
                 yield buffer[:filled].view(torch.int32)
                 filled = 0

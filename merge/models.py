@@ -25,7 +25,7 @@ from merge.settings import ModelEntry
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"  # ends of their names
 BUFFERS = "rotary_emb.inv_freq"  # computed at load; only old checkpoints store it
-MAPPED_BYTES, PAGES = 1 << 22, 1 << 16  # of each model; what the system maps around a byte that is read
+MAPPED_BYTES, PAGES = 1 << 20, 1 << 16  # of each model; what the system maps around a byte that is read
 Rows = slice | Tensor  # of the first dimension
 
 

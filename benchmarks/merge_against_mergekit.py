@@ -11,7 +11,6 @@ two trim differently: mergekit keeps int(density * n) entries and lets the posit
 keeps all that tie with the smallest survivor. Where deltas cancel exactly, mergekit elects plus, merge.py nobody.
 """
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -26,34 +25,34 @@ if not __package__:  # run as `python benchmarks/merge_against_mergekit.py`: imp
 import torch
 import yaml
 
+from benchmarks.side_by_side import cpu_name
 from impart.checkpoint import Checkpoint, CheckpointWriter, TensorSpec, open_checkpoint
+from impart.config import Parser
+from impart.errors import InputError, run
 from impart.report import table
 
 ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "assets" / "tiny"
 METHODS = ("ta_0.5", "ta_1.2", "ties_0.5_1.0", "ties_0.8_0.6", "ties_0_1.0")
 
 
-def main() -> None:
-    flags = parser().parse_args()
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--mergekit", default="mergekit-yaml", help="the mergekit-yaml command (default: %(default)s)")
+    parser.add_argument("--base", default=str(TINY / "base"), help="the model to step away from (default: %(default)s)")
+    flags = parser.parse_args(arguments)
     if shutil.which(flags.mergekit) is None:
-        sys.exit(f"{flags.mergekit} is not a command; see --help for how to install mergekit")
+        raise InputError(f"--mergekit {flags.mergekit!r} is not a command; --help says how to install mergekit")
     base = open_checkpoint(flags.base)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         copies = [step(base, work / f"random{seed}", seed) for seed in (1, 2, 3)]
         plain = step(base, work / "base", None)
         rows = compare("random", plain, copies, work, flags.mergekit)
-        skills = [ROOT / "assets" / "tiny" / name for name in ("math", "code", "chat")]
-        if flags.base == parser().get_default("base") and all(path.is_dir() for path in skills):
-            rows += compare("tiny", Path(flags.base), skills, work, flags.mergekit)
+        if Path(flags.base) == TINY / "base":
+            rows += compare("tiny", TINY / "base", [TINY / name for name in ("math", "code", "chat")], work, flags.mergekit)
+    print(cpu_name())
     print(table(rows, ("models, method", "entries", "differ > 1e-6", "largest", "mergekit s", "merge.py s")))
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mergekit", default="mergekit-yaml", help="the mergekit-yaml command")
-    parser.add_argument("--base", default=str(ROOT / "assets" / "tiny" / "base"), help="the model to step away from")
-    return parser
 
 
 def step(base: Checkpoint, path: Path, seed: int | None) -> Path:
@@ -111,4 +110,4 @@ def timed(command: Sequence[str | Path]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -9,14 +9,14 @@ vector flattened and concatenated. Its TIES threshold is taken per tensor here, 
 can be compared.
 """
 
-import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as `python benchmarks/merge_memory.py`: import from the repository root, not from benchmarks/
@@ -25,8 +25,11 @@ if not __package__:  # run as `python benchmarks/merge_memory.py`: import from t
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.side_by_side import cpu_name
 from impart.checkpoint import CheckpointWriter, TensorSpec, open_checkpoint
-from impart.report import table
+from impart.config import Parser
+from impart.errors import run
+from impart.report import peak_memory_mib, table
 from merge.merge import main as merge_main
 from merge.methods import parse_method
 
@@ -34,8 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HIDDEN, INTERMEDIATE, VOCABULARY = 1024, 2816, 32000
 
 
-def main() -> None:
-    flags = parser().parse_args()
+def main(arguments: Sequence[str]) -> None:
+    flags = parser().parse_args(arguments)
     if flags.worker:
         return worker(flags)
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
@@ -44,7 +47,7 @@ def main() -> None:
             write_model(work, name, flags.megabytes)
         measured = {way: measure(way, flags, work) for way in ("imports", "plain", "streamed")}
         same = agreement(work / "plain.safetensors", work / "streamed")
-    print(f"3 models of {flags.megabytes} MB and their base, {flags.method}, {flags.threads} thread(s)")
+    print(f"{cpu_name()}; 3 models of {flags.megabytes} MB and their base, {flags.method}, {flags.threads} thread(s)")
     print(table([[way, f"{seconds:.1f}", f"{peak:.0f}"] for way, (seconds, peak) in measured.items()],
                 ("", "seconds", "peak MiB")))
     plain, streamed = measured["plain"][1], measured["streamed"][1]
@@ -53,14 +56,14 @@ def main() -> None:
         sys.exit("the two ways do not agree")
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=300, help="size of each model")
-    parser.add_argument("--method", default="ties_0.8_1.0", help="ta_<lambda> or ties_<trim>_<lambda>")
-    parser.add_argument("--threads", type=int, default=1)
+def parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--megabytes", type=int, default=300, help="size of each model (default: %(default)s)")
+    parser.add_argument("--method", default="ties_0.8_1.0", help="ta_<lambda> or ties_<trim>_<lambda> (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, 0 for all cores (default: %(default)s)")
     parser.add_argument("--folder", help="where the temporary models are made (default: the system's)")
-    parser.add_argument("--worker", choices=("imports", "plain", "streamed"), help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("imports", "plain", "streamed"), help="what this process does by itself")
+    parser.add_argument("--work", type=Path, help="folder of the models that --worker takes")
     return parser
 
 
@@ -90,7 +93,7 @@ def write_model(work: Path, name: str, megabytes: int) -> None:
     writer.finish([config])
 
 
-def measure(way: str, flags: argparse.Namespace, work: Path) -> tuple[float, float]:
+def measure(way: str, flags: Namespace, work: Path) -> tuple[float, float]:
     """Seconds and peak MiB of one way in a process of its own."""
     command = [sys.executable, __file__, "--worker", way, "--work", str(work), "--method", flags.method, "--threads",
                str(flags.threads)]
@@ -101,7 +104,7 @@ def measure(way: str, flags: argparse.Namespace, work: Path) -> tuple[float, flo
     return seconds, peak
 
 
-def worker(flags: argparse.Namespace) -> None:
+def worker(flags: Namespace) -> None:
     torch.set_num_threads(flags.threads)
     started = time.perf_counter()
     models = [flags.work / name for name in ("math", "code", "chat")]
@@ -111,12 +114,7 @@ def worker(flags: argparse.Namespace) -> None:
         named = [text for path in models for text in ("--model", f"{path.name}={path}")]
         merge_main(["--merge_method", flags.method, "--ptm_pth", str(flags.work / "base"), "--save_pth",
                     str(flags.work / "streamed"), "--threads", str(flags.threads), *named])
-    print(json.dumps([time.perf_counter() - started, peak_mib()]))
-
-
-def peak_mib() -> float:
-    """Of this process alone; getrusage would start from the peak of the one that forked it."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+    print(json.dumps([time.perf_counter() - started, peak_memory_mib()]))
 
 
 def merge_whole_models(base_path: Path, paths: list[Path], method_text: str, out: Path) -> None:
@@ -156,4 +154,4 @@ def agreement(plain: Path, streamed: Path) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,13 +5,12 @@
 
 Three models of one bf16 matrix; the deltas are their float32 differences to a common base. The plain way is that of the
 authors of TIES and of ImPart: kthvalue for the mask, then elect and merge on stacked float32 tensors. Thresholds must
-be equal to the bit; the merged deltas must agree to rounding.
+be equal to the bit; the merged deltas must agree to rounding. Both ways run once per round, in turn.
 """
 
-import argparse
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as `python benchmarks/merge_ties_threshold.py`: import from the repository root
@@ -20,47 +19,45 @@ if not __package__:  # run as `python benchmarks/merge_ties_threshold.py`: impor
 import torch
 from torch import Tensor
 
+from benchmarks.side_by_side import machine, timed
+from impart.config import Parser
 from impart.device import use_device
+from impart.errors import run
 from impart.report import table
 from merge.methods import Method, merged_delta, trim_to
 from merge.thresholds import trim_threshold, trimmed_count
 
 
-def main() -> None:
-    flags = parser().parse_args()
-    device = use_device(flags.device, flags.threads)
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--size", type=int, default=5120, help="rows and columns (default: %(default)s)")
+    parser.add_argument("--models", type=int, default=3, help="deltas to merge (default: %(default)s)")
+    parser.add_argument("--trims", default="0.2,0.4,0.8", help="comma-separated trim ratios (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often every way runs (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, 0 for all cores (default: %(default)s)")
+    flags = parser.parse_args(arguments)
+    device, trims = use_device(flags.device, flags.threads), [float(text) for text in flags.trims.split(",")]
     deltas = make_deltas(flags.size, flags.models, device)
-    trims = [float(text) for text in flags.trims.split(",")]
     rows = []
     for trim in trims:
-        ours, ours_seconds = timed(lambda trim=trim: [trim_threshold(delta, trim) for delta in deltas], flags.repeats)
-        theirs, theirs_seconds = timed(lambda trim=trim: [kth(delta, trim) for delta in deltas], flags.repeats)
-        if ours != theirs:
-            sys.exit(f"trim {trim}: thresholds {ours} differ from kthvalue's {theirs}")
-        rows.append([f"threshold, trim {trim:g}", f"{theirs_seconds:.3f}", f"{ours_seconds:.3f}",
-                     f"{theirs_seconds / ours_seconds:.1f}x"])
-    trim = trims[-1]
-    ours, ours_seconds = timed(lambda: streamed_ties(deltas, trim), flags.repeats)
-    theirs, theirs_seconds = timed(lambda: plain_ties(torch.stack(deltas), trim), flags.repeats)
-    gap = float((ours - theirs).abs().max())
+        plain, ours = partial(kthvalues, deltas, trim), partial(thresholds, deltas, trim)
+        if plain() != ours():
+            sys.exit(f"trim {trim}: thresholds {ours()} differ from kthvalue's {plain()}")
+        rows.append(compared(f"threshold, trim {trim:g}", plain, ours, flags.rounds, device))
+    plain, ours = partial(plain_ties, torch.stack(deltas), trims[-1]), partial(streamed_ties, deltas, trims[-1])
+    gap = float((ours() - plain()).abs().max())
     if gap > 1e-6:
         sys.exit(f"the merged deltas differ by {gap}")
-    rows.append([f"all of TIES, trim {trim:g}", f"{theirs_seconds:.3f}", f"{ours_seconds:.3f}",
-                 f"{theirs_seconds / ours_seconds:.1f}x"])
-    print(f"{flags.models} deltas of {flags.size} x {flags.size}, {device}, {torch.get_num_threads()} threads, seconds "
-          f"(fastest of {flags.repeats})")
+    rows.append(compared(f"all of TIES, trim {trims[-1]:g}", plain, ours, flags.rounds, device))
+    print(f"{machine(device)}; {flags.models} deltas of {flags.size} x {flags.size}, {flags.rounds} rounds, median seconds")
     print(table(rows, ("", "kthvalue", "histograms", "speed-up")))
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=5120)
-    parser.add_argument("--models", type=int, default=3)
-    parser.add_argument("--trims", default="0.2,0.4,0.8")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    return parser
+def compared(what: str, plain: Callable, ours: Callable, rounds: int, device: torch.device) -> tuple[str, ...]:
+    """A line of the table."""
+    timings = timed({"plain": plain, "ours": ours}, rounds, device)
+    return (what, f"{timings['plain'].median:.3f}", f"{timings['ours'].median:.3f}", f"{timings['ours'].speedup:.1f}x")
 
 
 def make_deltas(size: int, models: int, device: torch.device) -> list[Tensor]:
@@ -70,12 +67,16 @@ def make_deltas(size: int, models: int, device: torch.device) -> list[Tensor]:
     return [(model.float() - base).to(device) for model in tuned]
 
 
-def kth(delta: Tensor, trim: float) -> float:
-    return float(delta.abs().flatten().kthvalue(trimmed_count(delta.numel(), trim) + 1).values)
+def kthvalues(deltas: Sequence[Tensor], trim: float) -> list[float]:
+    return [float(delta.abs().flatten().kthvalue(trimmed_count(delta.numel(), trim) + 1).values) for delta in deltas]
 
 
-def streamed_ties(deltas: list[Tensor], trim: float) -> Tensor:
-    trimmed = [trim_to(delta, trim_threshold(delta, trim)) for delta in deltas]
+def thresholds(deltas: Sequence[Tensor], trim: float) -> list[float]:
+    return [trim_threshold(delta, trim) for delta in deltas]
+
+
+def streamed_ties(deltas: Sequence[Tensor], trim: float) -> Tensor:
+    trimmed = [trim_to(delta, threshold) for delta, threshold in zip(deltas, thresholds(deltas, trim), strict=True)]
     return merged_delta(Method("ties", 1.0, trim), trimmed)
 
 
@@ -89,19 +90,5 @@ def plain_ties(stacked: Tensor, trim: float) -> Tensor:
     return mean.view(stacked.shape[1:])
 
 
-def timed(work: Callable, repeats: int) -> tuple[object, float]:
-    """The result and the fastest of `repeats` runs, which other processes disturb least."""
-    best = float("inf")
-    for _ in range(repeats):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        result = work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return result, best
-
-
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,7 +6,7 @@ compression ratio of the column, and the file. A line of the printed table is a 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -115,19 +115,29 @@ def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> lis
 
 
 def best_markdown(plan: Plan, cells: Cells) -> str:
-    """A grid search: a table per column of the plan's settings, and the best with those that its interval covers."""
-    parts = []
-    for column in dict.fromkeys(column for _, column in plan):
-        found = {row: cells[row, at] for row, at in plan if at == column and (row, at) in cells}
-        if not found:
-            parts.append(f"## {column}\n\n{NOT_RUN}\n")
-            continue
-        best = max(found, key=lambda row: found[row].mean)
-        rivals = [row for row, one in found.items() if row != best and one.high >= found[best].low]
-        lines = [["setting", "validation score, % (95 % interval)"], *([row, str(one)] for row, one in found.items())]
-        within = f"; the intervals of {len(rivals)} of the {len(found) - 1} others overlap with it" if rivals else ""
-        parts.append("\n".join([f"## {column}", "", *aligned(lines), "", f"best: {best}, {found[best]}{within}"]) + "\n")
-    return "\n".join(parts)
+    """A grid search: a table for each pair and ratio with a line per setting, and the best one, by the average where there
+    are several benchmarks, with those that its interval covers. Rows "group: setting" are a search for each group."""
+    searches: dict[tuple[str, str, str], list[tuple[str, Column]]] = {}
+    for row, column in plan:
+        searches.setdefault((row.rpartition(": ")[0], column.pair, column.ratio), []).append((row, column))
+    return "\n".join(_search_markdown(group, planned, cells) for (group, *_), planned in searches.items())
+
+
+def _search_markdown(group: str, planned: Sequence[tuple[str, Column]], cells: Cells) -> str:
+    columns = list(dict.fromkeys(column for _, column in planned))
+    names = [BENCHMARK_NAMES.get(column.benchmark, column.benchmark) for column in columns]
+    title = "## " + (f"{group}, " if group else "") + str(replace(columns[0], benchmark=" + ".join(names)))
+    found = {row.rpartition(": ")[2]: [cells[row, column] for column in columns]
+             for row in dict.fromkeys(row for row, _ in planned) if all((row, column) in cells for column in columns)}
+    if not found:
+        return f"{title}\n\n{NOT_RUN}\n"
+    scores = {setting: average(own) if len(own) > 1 else own[0] for setting, own in found.items()}
+    best = max(scores, key=lambda setting: scores[setting].mean)
+    rivals = [setting for setting, one in scores.items() if setting != best and one.high >= scores[best].low]
+    lines = [["setting", *(names if len(names) > 1 else []), "validation score, % (95 % interval)"]]
+    lines += [[setting, *(map(str, own) if len(own) > 1 else []), str(scores[setting])] for setting, own in found.items()]
+    within = f"; the intervals of {len(rivals)} of the {len(found) - 1} others overlap with it" if rivals else ""
+    return "\n".join([title, "", *aligned(lines), "", f"best: {best}, {scores[best]}{within}"]) + "\n"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:

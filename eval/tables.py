@@ -90,7 +90,7 @@ def planned_table(flags: Namespace) -> None:
     cells = {key: cell(found) for key, found in runs.items() if found}
     if flags.best:
         text = best_markdown(plan, cells)
-        name = "grid_search"
+        name = flags.cells.name.partition(".")[0]
     else:
         printed, name = printed_table(flags.table), f"table{flags.table}"
         columns = columns_of(plan, printed)

@@ -58,6 +58,10 @@ class Checkpoint:
     def dtype(self, name: str) -> torch.dtype:
         return self._specs[name].dtype
 
+    def file(self, name: str) -> Path:
+        """The weight file that the tensor stands in."""
+        return self._files[name]
+
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor as stored, on the CPU, in memory of its own: no file stays mapped behind it."""
         whole, start = torch.empty(self.shape(name), dtype=self.dtype(name)), 0

@@ -46,7 +46,6 @@ def main(arguments: Sequence[str]) -> None:
     device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
     out = Path(config.save_pth)
     refuse_existing(out, flags.overwrite)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
     base, models = open_all(config, entries, out.absolute().parent, device)
     check_architectures(base, models)
     check_masks(base, models)
@@ -59,9 +58,10 @@ def main(arguments: Sequence[str]) -> None:
         tallies = {spec.name: merge_parameter(spec, method, base, models, alignment, writer, device)
                    for spec in progress(plan, what=str(method), unit="tensor")}
         write_config(config, plan, base, models, Path(small))
-        print(summary(method, tallies, report))
+        text = summary(method, entries, tallies, report)
         report.write(Path(small) / "report.json")
         writer.finish(sorted(Path(small).iterdir()))
+    print(f"{text}\nmerged model: {out}")
 
 
 def parser() -> Parser:
@@ -104,9 +104,9 @@ def stated(model: CheckpointModel | DeltaModel) -> dict:
 
 def merge_parameter(spec: TensorSpec, method: Method, base: CheckpointModel, models: Models,
                     alignment: Alignment | None, writer: CheckpointWriter, device: torch.device) -> Tally | None:
-    """Merges one parameter and writes it; None for a buffer of whole numbers, which stays the base's."""
+    """Merges one parameter and writes it; None for whole numbers and single ones, which stay the base's."""
     if not spec.dtype.is_floating_point or not spec.shape:
-        writer.add(spec.name, base.checkpoint.tensor(spec.name))
+        writer.add(spec.name, base.checkpoint.tensor(spec.name).to(spec.dtype))
         return None
     maps: Mapping = alignment.maps if alignment is not None and is_vocabulary(spec.name) else {}
     parts = [Part(model.name, model.open(spec.name), maps.get(model.name), model.entry.weight) for model in models]
@@ -120,8 +120,8 @@ def merge_parameter(spec: TensorSpec, method: Method, base: CheckpointModel, mod
     return tally
 
 
-def summary(method: Method, tallies: Mapping[str, Tally | None], report: Report) -> str:
-    """The table by tensor type, which is also left in the report, with one row per parameter."""
+def summary(method: Method, entries: Sequence[ModelEntry], tallies: Mapping[str, Tally | None], report: Report) -> str:
+    """What was merged and a table by tensor type, which is also left in the report, with one row per parameter."""
     kinds: dict[str, list[Tally]] = {}
     for name, tally in tallies.items():
         if tally is not None:
@@ -129,15 +129,21 @@ def summary(method: Method, tallies: Mapping[str, Tally | None], report: Report)
             report.rows.append({"name": name, **tally.rows()})
     by_type = {kind: Tally.combined(group).rows() for kind, group in kinds.items()}
     report.facts["by_type"] = by_type
-    names = next(iter(by_type.values()))["models"] if by_type else {}
     lines = []
     for kind, row in by_type.items():
-        norms = [own["delta_norm"] for own in row["models"].values()]
+        norms = [row["models"][entry.name]["delta_norm"] for entry in entries]
         zeros = statistics.fmean(own["zeros"] for own in row["models"].values())
         lines.append([kind, row["entries"], *(f"{norm:.4g}" for norm in (*norms, row["merged_delta_norm"])),
                       f"{zeros:.1%}", f"{row['sign_conflicts']:.1%}"])
-    header = ["norms of the deltas", "entries", *names, "merged", "zeros", "conflicts"]
-    return f"{method} of {', '.join(names)}\n{table(lines, header)}"
+    header = ["norms of the deltas", "entries", *(entry.name for entry in entries), "merged", "zeros", "conflicts"]
+    return "\n".join([f"{method} of {', '.join(map(with_settings, entries))}", table(lines, header),
+                      "zeros: of the deltas as they were merged, mean over models; conflicts: entries where signs differ"])
+
+
+def with_settings(entry: ModelEntry) -> str:
+    """`math x 0.7 (dare, sparsity 0.9)`: a model with its weight and mask."""
+    mask = "" if entry.premask is None else f" ({entry.premask.kind}, sparsity {1 - 1 / entry.premask.cr:.3g})"
+    return entry.name + ("" if entry.weight == 1 else f" x {entry.weight:g}") + mask
 
 
 if __name__ == "__main__":

@@ -20,10 +20,12 @@ from torch import Tensor
 from impart.artifact import Delta, is_delta, open_delta
 from impart.checkpoint import DTYPES, Checkpoint, linear_names, open_checkpoint, tensor_bytes
 from impart.errors import InputError
+from impart.weight_files import load_bin
 from merge.settings import ModelEntry
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"  # ends of their names
 BUFFERS = "rotary_emb.inv_freq"  # computed at load; only old checkpoints store it
+MAPPED_BYTES, PAGES = 1 << 20, 1 << 16  # of each model; what the system maps around a byte that is read
 Rows = slice | Tensor  # of the first dimension
 
 
@@ -36,22 +38,28 @@ class Parameter:
 
 
 class CheckpointRows:
-    """Reads rows of a checkpoint's tensors; nothing of the file stays mapped after it."""
+    """Reads rows of a checkpoint's tensors, one tensor after the other.
+
+    Opening a file takes as long as some blocks, and a mapping counts every page read as memory: it is renewed now and then.
+    """
 
     def __init__(self, checkpoint: Checkpoint):
         self._checkpoint = checkpoint
-        index, single = (checkpoint.path / file for file in ("model.safetensors.index.json", "model.safetensors"))
-        if index.is_file():
-            shards = json.loads(index.read_text())["weight_map"]
-            self._files = {name: checkpoint.path / shards[name] for name in checkpoint.names()}
-        else:
-            self._files = dict.fromkeys(checkpoint.names(), single) if single.is_file() else {}
+        self._name, self._mapped, self._read_bytes = "", torch.empty(0), 0
 
     def read(self, name: str, rows: Rows) -> Tensor:
-        if name not in self._files:  # .bin: the tensor is mapped by torch.load and read whole
-            return self._checkpoint.tensor(name)[rows]
-        with safe_open(self._files[name], "pt") as shard:
-            return shard.get_tensor(name)[rows].clone()
+        if self._name != name or self._read_bytes > MAPPED_BYTES:
+            self._name, self._mapped, self._read_bytes = name, self._map(name), 0
+        found = self._mapped[rows].clone()
+        self._read_bytes += max(found.nbytes, PAGES)
+        return found
+
+    def _map(self, name: str) -> Tensor:
+        file = self._checkpoint.file(name)
+        if file.suffix != ".safetensors":
+            return load_bin(file)[name].detach()
+        with safe_open(file, "pt") as shard:
+            return shard.get_tensor(name)
 
 
 class Scratch:

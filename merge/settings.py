@@ -74,8 +74,10 @@ def load_config(path: str | None, flags: dict[str, str | None], model_flags: Seq
     config = load(Config, path, given + plain)
     models = {str(name): dict(value) if isinstance(value, dict) else {"path": value}
               for name, value in config.models.items()}
-    for text in model_flags:
-        name, entry = _model_flag(text)
+    from_flags = [_model_flag(text) for text in model_flags]
+    for name, entry in from_flags:
+        if [other for other, _ in from_flags].count(name) > 1:
+            raise InputError(f"--model gives {name!r} twice, and the first one would be lost; take another name")
         models.setdefault(name, {}).update(entry)
     for text in nested:
         key, _, value = text.partition("=")

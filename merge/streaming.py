@@ -12,7 +12,9 @@ from merge.tally import Tally
 from merge.thresholds import SAMPLED, WORTH_A_GUESS, threshold_of_blocks
 from merge.vocabulary import MISSING
 
-BLOCK = {"cpu": 1 << 18, "cuda": 1 << 25}  # entries: 2 MB of temporaries per model, or enough to keep a GPU busy
+# Entries. On a CPU a block of float32 is half the megabyte from which on freed memory goes back to the system (see
+# impart/device.py): fresh memory for every block would double the time. On a GPU enough to keep it busy.
+BLOCK = {"cpu": 1 << 17, "cuda": 1 << 25}
 SAMPLED_ROWS = 128  # for a guess at the threshold
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from impart.checkpoint import linear_names, open_checkpoint
 from impart.config import load
+from merge import merge
 from merge.settings import load_config, resolve
 from quantize.settings import Config as QuantizeConfig
 from sparsify.allocation import check_feasible
@@ -117,6 +118,23 @@ def test_a_merge_loads_with_every_method_and_mask_of_table_8(file):
             sparsity = [] if mask == "none" else [f"sparsity={pair[f'{method}_{mask}_sparsity']}"]
             _, entries = resolve(load_config(str(file), {}, [], [f"merge_method={pair[method]}", f"mask={mask}", *sparsity]))
             assert [entry.name for entry in entries] == ["chat", "code", "math"]
+
+
+def test_the_six_lines_of_table_8_run_and_are_those_of_its_script(called, tmp_path):
+    lines = [line.split()[1:] for line in (CONFIGS / "README.md").read_text().splitlines() if line.startswith("    $merge ")]
+    pair = yaml.safe_load((CONFIGS / "tiny" / "merging" / "pair.yaml").read_text())
+    masked = {(method, mask): [f"mask={mask}", f"sparsity={pair[f'{method}_{mask}_sparsity']}"]
+              for method in ("ta", "ties") for mask in ("dare", "impart")}
+    assert [line[:-1] for line in lines] == [[f"merge_method={pair[method]}", *masked.get((method, mask), [])]
+                                             for method in ("ta", "ties") for mask in ("none", "dare", "impart")]
+    digests = set()
+    for *settings, target in lines:
+        out = tmp_path / Path(target.removeprefix("save_pth=")).name
+        ended = called(merge.main, "--config", CONFIGS / "tiny" / "merging" / "merge.yaml", *settings, f"save_pth={out}",
+                       "--threads", 1)
+        assert ended.code == 0, ended.err
+        digests.add((out / "model.safetensors").read_bytes())
+    assert len(digests) == 6
 
 
 def test_save_folders_are_distinct():

@@ -152,3 +152,16 @@ def test_the_best_point_of_a_grid_names_its_rivals():
     text = best_markdown(plan, {("beta 0.6", A): cell(50, 2), ("beta 0.7", A): cell(53, 2), ("beta 0.8", A): cell(40, 2)})
     assert "best: beta 0.7, 53.0 (51.0-55.0); the intervals of 1 of the 2 others overlap with it" in text
     assert "not run" in best_markdown(plan, {})
+
+
+def test_a_grid_over_several_benchmarks_is_decided_by_their_average_and_every_group_is_a_search():
+    C, D = Column("m", "gsm8k", ""), Column("m", "ifeval", "")
+    rows = ("ta: lambda 1", "ta: lambda 2", "ties: lambda 1", "ties: lambda 2")
+    plan = {(row, column): [] for row in rows for column in (C, D)}
+    cells = {("ta: lambda 1", C): cell(90, 2), ("ta: lambda 1", D): cell(10, 2), ("ta: lambda 2", C): cell(55, 2),
+             ("ta: lambda 2", D): cell(65, 2), ("ties: lambda 1", C): cell(99, 2), ("ties: lambda 2", C): cell(1, 2),
+             ("ties: lambda 2", D): cell(2, 2)}
+    task_arithmetic, ties = best_markdown(plan, cells).split("## ties")
+    assert task_arithmetic.startswith("## ta, GSM8K + IFEval, m\n")
+    assert "best: lambda 2, 60.0 (58.6-61.4)\n" in task_arithmetic
+    assert "best: lambda 2, 1.5 (" in ties and "lambda 1" not in ties  # half of a setting does not count

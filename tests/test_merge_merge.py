@@ -218,8 +218,17 @@ def test_the_authors_command_as_a_user_runs_it(script, zoo, tmp_path):
                    "--code_pth", zoo / "code", "--chat_pth", zoo / "chat", "--save_pth", tmp_path / "merged",
                    cwd=tmp_path)
     assert ended.code == 0, ended.err
-    assert ended.out.startswith("ta_0.5 of ") and "self_attn.q_proj" in ended.out
+    assert ended.out.startswith("ta_0.5 of chat, code, math\n") and "self_attn.q_proj" in ended.out
+    assert ended.out.endswith(f"merged model: {tmp_path / 'merged'}\n")
     assert (tmp_path / "merged" / "config.json").is_file() and (tmp_path / "merged" / "tokenizer.json").is_file()
+
+
+def test_what_is_printed_names_weights_and_masks(called, zoo, tmp_path):
+    ended = called(merge.main, "--merge_method", "ties_0.5_1", "--ptm_pth", zoo / "base", "--math_pth", zoo / "math",
+                   "--model", f"law={zoo / 'code'}:0.5", "models.law.mask=dare", "models.law.sparsity=0.75",
+                   "--save_pth", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("ties_0.5_1 of law x 0.5 (dare, sparsity 0.75), math\n")
 
 
 def test_help_lists_every_key(script):

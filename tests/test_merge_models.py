@@ -7,6 +7,7 @@ from checkpoints import llama_shapes, random_weights, tuned_weights, write_check
 from impart.artifact import open_delta
 from impart.checkpoint import open_checkpoint
 from impart.errors import InputError
+from merge import models
 from merge.models import CheckpointModel, CheckpointRows, DeltaModel, Scratch, open_models
 from merge.premask import PreMask
 from merge.settings import ModelEntry
@@ -29,6 +30,19 @@ def test_rows_of_every_kind_of_checkpoint(tmp_path, form, shards):
         assert torch.equal(rows.read(name, slice(3, 9)), weights[name][3:9])
         picked = torch.tensor([5, 0, 0, 17])
         assert torch.equal(rows.read(name, picked), weights[name][picked])
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_file_is_opened_now_and_then_and_not_for_every_block(tmp_path, monkeypatch, form):
+    weights, opened, mapped = random_weights(llama_shapes()), [], CheckpointRows._map
+    rows = CheckpointRows(open_checkpoint(write_checkpoint(tmp_path / "model", weights, form=form)))
+    monkeypatch.setattr(CheckpointRows, "_map", lambda self, name: opened.append(name) or mapped(self, name))
+    monkeypatch.setattr(models, "MAPPED_BYTES", 20 * weights[EMBEDDING][:1].nbytes)
+    monkeypatch.setattr(models, "PAGES", 1)
+    blocks = [rows.read(EMBEDDING, slice(start, start + 2)) for start in range(0, 64, 2)]
+    assert torch.equal(torch.cat(blocks), weights[EMBEDDING][:64]) and len(opened) == 3  # after 22 rows each
+    assert torch.equal(rows.read(QUERY, slice(0, 4)), weights[QUERY][:4])
+    assert torch.equal(rows.read(EMBEDDING, slice(0, 4)), weights[EMBEDDING][:4])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -74,6 +74,7 @@ def test_every_model_has_masks_of_its_own_and_the_seed_changes_all():
     (("merge_method=ties_0_1",), ("math=M:0",), "must be positive"),
     ((), ("math=M:nan",), "finite"),
     ((), ("math",), "name=path"),
+    ((), ("math=M", "math=N:0.5"), "--model gives 'math' twice"),
     ((), ("base=M",), "cannot be called 'base'"),
     (("tokenizer=chat",), ("math=M",), "neither base nor one of the models: math"),
     (("mask=dare",), ("math=M",), "needs either sparsity"),

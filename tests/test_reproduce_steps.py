@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ["table1", "table3", "table4", "table5", "table6", "table7", "table8", "figure1", "figure4"]
@@ -115,6 +116,26 @@ def test_the_grid_search_is_the_loop_it_says(tmp_path):
     assert len(targets(done, "sparsify.py")) == 8 and sum("delta.py --svd" in line for line in commands(done)) == 1
     assert all("--split validation" in line for line in commands(done) if "eval/tiny.py" in line)
     refused = planned("grid_search", tmp_path, "--dry-run", "--pairs", "wizardmath_13b")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: VALIDATION")
+
+
+@IN_ENVIRONMENT
+def test_the_grid_search_of_a_merge_has_the_papers_grid_and_masks_the_chosen_method(tmp_path):
+    first = planned("grid_search_merge", tmp_path, "--dry-run", PAIR="tiny", MASKS="none")
+    assert first.returncode == 0, first.stderr
+    methods = [re.search(r"merge_method=(\S+) mask=none ", line).group(1) for line in commands(first)[:-1]]
+    lambdas = ("0.4", "0.6", "0.8", "1.0", "1.2")
+    assert sorted(methods) == sorted([f"ta_{lam}" for lam in lambdas] + [
+        f"ties_{trim}_{lam}" for trim in ("0.2", "0.4", "0.6") for lam in lambdas])
+    whole = planned("grid_search_merge", tmp_path, "--dry-run", PAIR="tiny")
+    lines = commands(whole)[:-1]
+    assert len(lines) == len(set(targets(whole, "merge.py"))) == len(methods) + 2 * 2 * 5
+    assert all("--split validation" in line and "seed=0" in line and "&& rm -rf" in line for line in lines)
+    chosen = yaml.safe_load((ROOT / "configs" / "tiny" / "merging" / "pair.yaml").read_text())
+    masked = [line for line in lines if "mask=none" not in line]
+    assert all(f"merge_method={chosen['ta']} " in line or f"merge_method={chosen['ties']} " in line for line in masked)
+    assert "--best" in commands(whole)[-1]
+    refused = planned("grid_search_merge", tmp_path, "--dry-run")
     assert refused.returncode == 2 and refused.stderr.startswith("error: VALIDATION")
 
 

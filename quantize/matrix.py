@@ -104,16 +104,17 @@ def _quantize_groups(name: str, source: Encoded, triplets: tuple[Tensor, Tensor,
 
 def _quantize_entries(name: str, entry: Mapping, source: Encoded, H: Tensor, inverse: Inverse,
                       rule: Rule) -> tuple[Encoded, dict]:
-    W = decode(name, dict(entry), source.tensors)  # (m, n), masked and rescaled
+    W, bits = decode(name, dict(entry), source.tensors), rule.entry_bits  # (m, n), masked and rescaled
     mask = torch.from_numpy(entry_masks(name, dict(entry))).to(W.device)
-    bits = rule.entry_bits
+    unit = float(W.abs().max()) / (2**bits - 1) or 1.0  # scales in fp16 would be too coarse for small deltas
+    W = W / unit
     if rule.grid == "compact":
         found = quantize_vectors(W, mask, inverse, bits, along_rows=True)
         zero, group = zero_byte(found.zero[:, 0], top_codes(bits, W)), None
     else:
         found = quantize_groups(W, mask, inverse, bits, rule.groupsize)
         zero, group = found.zero, found.group
-    encoded = entries_encoded(found.codes, mask, bits, found.scale, zero, group, source)
+    encoded = entries_encoded(found.codes, mask, bits, found.scale, zero, group, unit, source)
     return encoded, {"error": relative_error(found.values() - W, W, H)}
 
 

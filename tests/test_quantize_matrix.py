@@ -128,6 +128,19 @@ def test_more_bits_are_more_exact():
     assert errors[0] > 3 * errors[1] > 9 * errors[2] and errors[3] > 3 * errors[4] > 9 * errors[5]
 
 
+@pytest.mark.parametrize("grid", ["paper", "compact"])
+def test_the_error_of_entries_does_not_depend_on_the_size_of_the_delta(grid):
+    """Grids in fp16 would be too coarse for the steps of 8 bits of a delta of 1e-5."""
+    U, s, V = triplets()
+    H, how, errors = hessian(), rule(grid, entry_bits=8), []
+    for size in (1.0, 1e-5):
+        source = sparse_entries(size * (U * s) @ V.T, 0.4, seed=1, name=NAME)
+        encoded, told = quantize_matrix(NAME, source, H, named_inverse(H, how, [NAME]), how)
+        assert relative_error(value(encoded) - value(source), value(source), H) == pytest.approx(told["error"], rel=0.02)
+        errors.append(told["error"])
+    assert errors[1] == pytest.approx(errors[0], rel=0.1)
+
+
 def test_an_empty_matrix_stays_empty():
     H = hessian()
     encoded, errors = quantize_matrix(NAME, empty((M, N)), H, inverse_of(H), rule("compact"))

@@ -97,7 +97,7 @@ def sparsify_first(flags: Namespace) -> None:
     command = [sys.executable, str(script), "--config", flags.sparsify_config, "--device", flags.device, "--threads",
                str(flags.threads), f"save_dir={flags.saved_delta_path}", *(["--overwrite"] if flags.overwrite else [])]
     if Path(flags.saved_delta_path).exists() and not flags.overwrite:
-        log.info("%s is there and is used as it is", flags.saved_delta_path)
+        log.info("%s is there and is used as it is; --overwrite makes it anew", flags.saved_delta_path)
         return
     code = subprocess.run(command).returncode
     if code:

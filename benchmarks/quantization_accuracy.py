@@ -6,8 +6,9 @@
 Per skill and ratio: ImPart-Qt and Delta-CoMe with both grids, DARE-Qt with its best bits, BitDelta with and without trained
 scales, and sparse ImPart in 16 bit. beta, C and DARE's bits are chosen on the validation items at seed 0; the table is of
 the 200 test items, mean over the seeds (masks and calibration text) +- half a 95 % interval over seeds and items. Ratios
-are nominal, codes alone; the true ones, with every byte of the linear layers, stand beside them. Calibration text is the
-base model's kind of text, not the skill's. What is there already is not made again.
+are nominal, codes alone; the true ones, with every byte of the linear layers, stand beside them. A second table has the
+output error of every matrix of ImPart-Qt with both grids, from the same sparse deltas. Calibration text is the base model's
+kind of text, not the skill's. What is there already is not made again.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if not __package__:  # run as `python benchmarks/quantization_accuracy.py`: import from the repository root
@@ -28,12 +29,13 @@ from impart.artifact import is_delta, open_delta
 from impart.errors import InputError
 from impart.report import table
 from quantize import sparse_llama
+from quantize.settings import GRIDS
 from sparsify import sparsify, sparsify_quant
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "assets" / "tiny" / "base"
 RATIOS = {"chat": (32,), "math": (32,), "code": (64,)}  # where the methods differ
-GRID = tuple(itertools.product((0.6, 0.7, 0.8), (1.0, 0.5)))  # beta, C
+CHOICES = tuple(itertools.product((0.6, 0.7, 0.8), (1.0, 0.5)))  # beta, C
 CALIBRATION = ("nsamples=64", "seqlen=128", "batch=16")
 DISTILLATION = ("nsamples=256", "seqlen=128", "batch=16", "distill_steps=100")
 
@@ -97,9 +99,12 @@ def main() -> None:
     logging.disable(logging.INFO)
     for skill in flags.skills:
         for ratio in flags.ratios or RATIOS[skill]:
-            rows = rows_of(Runs(Path(flags.out), skill), ratio, range(flags.seeds))
+            runs, seeds = Runs(Path(flags.out), skill), range(flags.seeds)
+            rows = rows_of(runs, ratio, seeds)
             print(f"\n{skill}, nominal ratio {ratio}, {flags.seeds} seeds, 200 test items", flush=True)
             print(table(rows, ("method", "chosen on validation", "accuracy", "+-", "true ratio")), flush=True)
+            print(f"\n{skill}, nominal ratio {ratio}: output error of ImPart-Qt against its sparse delta, mean over the seeds")
+            print(table(output_errors(runs, ratio, seeds), ("matrix", *GRIDS)), flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
 def rows_of(runs: Runs, ratio: int, seeds: Sequence[int]) -> list[list[str]]:
     """The lines of one table."""
     rows = [line(runs, "ImPart, 16 bit", *sparse_impart(runs, ratio, seeds))]
-    for grid in ("compact", "paper"):
+    for grid in GRIDS:
         rows.append(line(runs, f"ImPart-Qt, {grid}", *impart_qt(runs, ratio, grid, seeds)))
         settings = ("method=deltacome", f"compression_ratio_qt={ratio}")
         rows.append(line(runs, f"Delta-CoMe, {grid}", "",
@@ -131,16 +136,36 @@ def sparse_impart(runs: Runs, ratio: int, seeds: Sequence[int]) -> tuple[str, li
     def delta(beta: float, C: float, seed: int) -> Path:
         return runs.sparse(f"impart_{ratio}_{beta}_{C}_seed{seed}", f"compression_ratio={ratio}", f"preprune_ratio={beta}",
                            f"C={C}", f"seed={seed}")
-    beta, C = best(runs, delta, GRID)
+    beta, C = best(runs, delta, CHOICES)
     return f"beta {beta}, C {C:g}", [delta(beta, C, seed) for seed in seeds]
 
 
 def impart_qt(runs: Runs, ratio: int, grid: str, seeds: Sequence[int]) -> tuple[str, list[Path]]:
+    delta = impart_qt_deltas(runs, ratio, grid)
+    beta, C = best(runs, delta, CHOICES)
+    return f"beta {beta}, C {C:g}", [delta(beta, C, seed) for seed in seeds]
+
+
+def impart_qt_deltas(runs: Runs, ratio: int, grid: str) -> Callable[[float, float, int], Path]:
+    """(beta, C, seed) -> quantized delta."""
     def delta(beta: float, C: float, seed: int) -> Path:
         return runs.quantized(f"impart_qt_{ratio}_{beta}_{C}", grid, seed, f"compression_ratio_qt={ratio}",
                               f"preprune_ratio={beta}", f"C={C}")
-    beta, C = best(runs, delta, GRID)
-    return f"beta {beta}, C {C:g}", [delta(beta, C, seed) for seed in seeds]
+    return delta
+
+
+def output_errors(runs: Runs, ratio: int, seeds: Sequence[int]) -> list[list[str]]:
+    """A line per matrix, a column per grid; beta and C are those that the compact grid's validation chose."""
+    choice = best(runs, impart_qt_deltas(runs, ratio, "compact"), CHOICES)
+    means: dict[str, list[float]] = {}
+    for grid in GRIDS:
+        delta = impart_qt_deltas(runs, ratio, grid)
+        reports = [json.loads((delta(*choice, seed) / "report.json").read_text())["matrices"] for seed in seeds]
+        for rows in zip(*reports, strict=True):
+            means.setdefault(rows[0]["name"].removesuffix(".weight"), []).append(
+                sum(row["error"] for row in rows) / len(rows))
+    means["mean"] = [sum(column) / len(column) for column in zip(*means.values(), strict=True)]
+    return [[name, *(f"{error:.4f}" for error in errors)] for name, errors in means.items()]
 
 
 def dare_qt(runs: Runs, ratio: int, grid: str, seeds: Sequence[int]) -> tuple[str, list[Path]]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.side_by_side import machine
 from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter
 from impart.bit_plan import PAPER_PLAN, cut_plan, plan_spans
@@ -58,7 +59,7 @@ def main() -> None:
     rows = [inner_loop(device)]
     with tempfile.TemporaryDirectory() as folder:
         rows.append(whole_layer(Path(folder), flags, device))
-    print(f"one thread, {device}, torch {torch.__version__}")
+    print(f"{machine(device)}, torch {torch.__version__}")
     print(table(rows, ("", "plain", "here", "faster", "error plain", "error here")))
 
 

@@ -9,10 +9,9 @@ but the rows with `accounting: bytes` are allocated by their codes alone. Throug
 second, from packed tensors in memory to base + dW in 16 bit, against copying the weights.
 """
 
-import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if not __package__:  # run as `python benchmarks/quantization_bytes.py`: import from the repository root
@@ -24,10 +23,12 @@ from torch import Tensor
 
 from benchmarks.side_by_side import machine
 from impart.bit_plan import PAPER_PLAN, cut_plan, plan_spans
+from impart.config import Parser
 from impart.device import use_device
 from impart.encoded import Encoded
 from impart.encodings import decode
 from impart.encodings_quantized import factor_masks, groups_encoded, signs_encoded, vectors_encoded
+from impart.errors import InputError, run
 from impart.packing import unpack
 from impart.report import table
 from sparsify.costs import Accounting
@@ -35,28 +36,31 @@ from sparsify.methods import impart_rank
 from sparsify.methods_quant import impart_to_size
 
 NAME, PLAN, GROUP = "model.layers.11.self_attn.q_proj.weight", [list(part) for part in PAPER_PLAN], 128
+SMALLEST = 512  # below, a ratio of 128 leaves less than one triplet with its grids
 
 
-def main() -> None:
-    flags = parser().parse_args()
-    device = use_device(flags.device, flags.threads)
-    cases = [(size, beta, C) for size in flags.sizes for beta, C in ((0.6, 1.0), (0.8, 0.5))]
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--sizes", default="1024,2048,4096", help="of the square matrices (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, 0 for all cores (default: %(default)s)")
+    flags = parser.parse_args(arguments)
+    sizes, device = [size_of(text) for text in flags.sizes.split(",")], use_device(flags.device, flags.threads)
+    cases = [(size, beta, C) for size in sizes for beta, C in ((0.6, 1.0), (0.8, 0.5))]
     print(machine(device))
     for cr in (32.0, 128.0):
         columns = [layouts(size, cr, beta, C) for size, beta, C in cases]
         rows = [(layout, *(f"{column[layout]:.2f}" for column in columns)) for layout in columns[0]]
         print(f"\nnominal ratio {cr:g}: 16-bit size over bytes on disk, of n x n at beta, C")
         print(table(rows, ("layout", *(f"{size}: {beta}, {C:g}" for size, beta, C in cases))))
-    print(f"\n{flags.sizes[-1]} x {flags.sizes[-1]}")
-    print(table(throughput(flags.sizes[-1], device), ("", "seconds", "MB/s of 16-bit weights", "of a copy")))
+    print(f"\n{sizes[-1]} x {sizes[-1]}")
+    print(table(throughput(sizes[-1], device), ("", "seconds", "MB/s of 16-bit weights", "of a copy")))
 
 
-def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    described.add_argument("--sizes", nargs="+", type=int, default=[1024, 2048, 4096], help="of the square matrices")
-    described.add_argument("--device", default="cpu")
-    described.add_argument("--threads", type=int, default=1)
-    return described
+def size_of(text: str) -> int:
+    if not text.isdecimal() or int(text) < SMALLEST:
+        raise InputError(f"--sizes: {text!r} is not a whole number of at least {SMALLEST}, like 2048")
+    return int(text)
 
 
 def layouts(size: int, cr: float, beta: float, C: float) -> dict[str, float]:
@@ -148,4 +152,4 @@ def seconds(work: Callable, device: torch.device, repeats: int = 5) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.grid import fitted_grid, minmax_grid, top_codes
+from quantize.grid import fitted_grid, fp16_unit, minmax_grid, top_codes
 
 BLOCK = 128  # columns between two updates of everything to the right (a lazy batch)
 SUB_BLOCK = 32  # columns between two updates of the rest of the block
@@ -56,7 +56,8 @@ def sparse_gptq(W: Tensor, mask: Tensor, H: Tensor, bits: int | Tensor, groupsiz
 
     `bits` is a number or one per row; `groupsize` -1 means one group; `damping` is a share of H's mean diagonal.
     """
-    return quantize_groups(W, mask, inverse_of(H, damping, act_order), bits, groupsize).values()
+    unit = fp16_unit(W)
+    return quantize_groups(W / unit, mask, inverse_of(H, damping, act_order), bits, groupsize).values() * unit
 
 
 def inverse_of(H: Tensor, damping: float = 0.01, act_order: bool = True) -> Inverse:

@@ -7,6 +7,7 @@ import torch
 from impart.encodings import decode, empty, factors, sparse_entries, sparse_factors, svd_factors
 from impart.encodings_quantized import factor_masks
 from impart.errors import InputError
+from quantize.grid import fp16_unit
 from quantize.matrix import Rule, factor_errors, named_inverse, quantize_matrix, rank_hessian, relative_error
 from quantize.sparse_gptq import inverse_of, sparse_gptq
 
@@ -90,9 +91,10 @@ def test_paper_mode_is_algorithm_2_factor_by_factor():
     H_U = rank_hessian(H, Vq, s)
     Uq = torch.cat([sparse_gptq(U[:, a:b], mask_U.T[:, a:b], H_U[a:b, a:b], bits, 16) for bits, a, b in spans], 1)
     stored_U, stored_s, stored_V = factors(NAME, facts_of(encoded), encoded.tensors)
-    assert torch.equal(stored_V, Vq.T)
-    assert torch.equal(stored_U, Uq)
-    assert torch.allclose(stored_s, s, rtol=1e-3)
+    units = fp16_unit(U), fp16_unit(V)  # powers of two that stand in s instead
+    assert torch.equal(stored_V * units[1], Vq.T)
+    assert torch.equal(stored_U * units[0], Uq)
+    assert torch.allclose(stored_s, s * units[0] * units[1], rtol=1e-3)
 
 
 def test_analytic_hessian_of_U_is_the_gathered_one():

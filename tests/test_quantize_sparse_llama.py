@@ -199,6 +199,13 @@ def test_bitdelta(tmp_path, cr, steps, caplog):
         assert told[-1][2] < told[0][2]
 
 
+def test_bitdelta_takes_a_bit_per_entry(tmp_path, called):
+    done = called(sparse_llama.main, TINY / "code", TEXT, "--save_compressed_delta_dir", tmp_path / "q", "method=bitdelta",
+                  f"baseModel={TINY / 'base'}", "compression_ratio_qt=8")
+    assert done.code == 2 and "compression_ratio_qt=8: BitDelta takes one bit" in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_info_counts_the_bytes(sparse, tmp_path, called):
     sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / "q"))))
     done = called(delta_script.main, "--info", tmp_path / "q")

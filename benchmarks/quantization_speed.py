@@ -42,7 +42,7 @@ from quantize.activations import Activations
 from quantize.driver import Weights, quantize_layers
 from quantize.grid import minmax_grid
 from quantize.matrix import Rule, relative_error
-from quantize.sparse_gptq import inverse_of, quantize_groups
+from quantize.sparse_gptq import RETURNED_BLOCK, inverse_of, quantize_groups
 from quantize.streamed import StreamedDecoder
 from sparsify.compress import compress
 from sparsify.costs import Accounting
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"--hidden {flags.hidden} must be a multiple of {HEAD}, the size of a head")
     if flags.sequences < 1:
         raise InputError(f"--sequences {flags.sequences} must be at least 1")
-    device = use_device(flags.device, flags.threads)
+    device = use_device(flags.device, flags.threads, RETURNED_BLOCK)  # as sparse_llama.py does
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:

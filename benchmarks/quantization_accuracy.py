@@ -1,7 +1,7 @@
 """Accuracy of every quantized method on the tiny pair, next to ImPart without quantization at the same ratio.
 
     python benchmarks/quantization_accuracy.py --skills code --ratios 32 64
-    python benchmarks/quantization_accuracy.py --out runs/quantization        (all skills; about an hour on one core)
+    python benchmarks/quantization_accuracy.py --out runs/quantization        (all skills; about half an hour on one core)
 
 Per skill and ratio: ImPart-Qt and Delta-CoMe with both grids, DARE-Qt with its best bits, BitDelta with and without trained
 scales, and sparse ImPart in 16 bit. beta, C and DARE's bits are chosen on the validation items at seed 0; the table is of

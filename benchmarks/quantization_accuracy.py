@@ -1,22 +1,23 @@
 """Accuracy of every quantized method on the tiny pair, next to ImPart without quantization at the same ratio.
 
     python benchmarks/quantization_accuracy.py --skills code --ratios 32 64
-    python benchmarks/quantization_accuracy.py --out runs/quantization        (all skills; about an hour on one core)
+    python benchmarks/quantization_accuracy.py --out runs/quantization        (all skills; about half an hour on one core)
 
 Per skill and ratio: ImPart-Qt and Delta-CoMe with both grids, DARE-Qt with its best bits, BitDelta with and without trained
 scales, and sparse ImPart in 16 bit. beta, C and DARE's bits are chosen on the validation items at seed 0; the table is of
 the 200 test items, mean over the seeds (masks and calibration text) +- half a 95 % interval over seeds and items. Ratios
-are nominal, codes alone; the true ones, with every byte of the linear layers, stand beside them. Calibration text is the
-base model's kind of text, not the skill's. What is there already is not made again.
+are nominal, codes alone; the true ones, with every byte of the linear layers, stand beside them, and one line has the
+compact grid with as many bytes as the paper's takes. A second table has the output error of every matrix of ImPart-Qt with
+both grids, from the same sparse deltas. Calibration text is the base model's kind of text, not the skill's. What is there
+already is not made again.
 """
 
-import argparse
 import itertools
 import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if not __package__:  # run as `python benchmarks/quantization_accuracy.py`: import from the repository root
@@ -25,15 +26,18 @@ if not __package__:  # run as `python benchmarks/quantization_accuracy.py`: impo
 from assets.tiny.pretraining import documents
 from eval import tiny
 from impart.artifact import is_delta, open_delta
-from impart.errors import InputError
+from impart.config import Parser
+from impart.errors import InputError, run
 from impart.report import table
 from quantize import sparse_llama
+from quantize.settings import GRIDS
 from sparsify import sparsify, sparsify_quant
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "assets" / "tiny" / "base"
 RATIOS = {"chat": (32,), "math": (32,), "code": (64,)}  # where the methods differ
-GRID = tuple(itertools.product((0.6, 0.7, 0.8), (1.0, 0.5)))  # beta, C
+ITEMS = 200  # of each split of a skill
+CHOICES = tuple(itertools.product((0.6, 0.7, 0.8), (1.0, 0.5)))  # beta, C
 CALIBRATION = ("nsamples=64", "seqlen=128", "batch=16")
 DISTILLATION = ("nsamples=256", "seqlen=128", "batch=16", "distill_steps=100")
 
@@ -92,30 +96,34 @@ class Runs:
         return path
 
 
-def main() -> None:
-    flags = parser().parse_args()
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--out", default="runs/quantization", help="folder of deltas and results")
+    parser.add_argument("--skills", nargs="+", default=list(RATIOS), choices=list(RATIOS))
+    parser.add_argument("--ratios", nargs="+", type=int, help="default: where the methods differ, by skill")
+    parser.add_argument("--seeds", type=int, default=3, help="number of them (default: %(default)s)")
+    flags = parser.parse_args(arguments)
+    if flags.seeds < 1:
+        raise InputError(f"--seeds {flags.seeds} must be at least 1")
     logging.disable(logging.INFO)
     for skill in flags.skills:
         for ratio in flags.ratios or RATIOS[skill]:
-            rows = rows_of(Runs(Path(flags.out), skill), ratio, range(flags.seeds))
-            print(f"\n{skill}, nominal ratio {ratio}, {flags.seeds} seeds, 200 test items", flush=True)
+            runs, seeds = Runs(Path(flags.out), skill), range(flags.seeds)
+            rows = rows_of(runs, ratio, seeds)
+            print(f"\n{skill}, nominal ratio {ratio}, {flags.seeds} seeds, {ITEMS} test items", flush=True)
             print(table(rows, ("method", "chosen on validation", "accuracy", "+-", "true ratio")), flush=True)
-
-
-def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    described.add_argument("--out", default="runs/quantization", help="folder of deltas and results")
-    described.add_argument("--skills", nargs="+", default=list(RATIOS), choices=list(RATIOS))
-    described.add_argument("--ratios", nargs="+", type=int, help="default: where the methods differ, by skill")
-    described.add_argument("--seeds", type=int, default=3)
-    return described
+            print(f"\n{skill}, nominal ratio {ratio}: output error of ImPart-Qt against its sparse delta, mean over the seeds")
+            print(table(output_errors(runs, ratio, seeds), ("matrix", *GRIDS)), flush=True)
 
 
 def rows_of(runs: Runs, ratio: int, seeds: Sequence[int]) -> list[list[str]]:
     """The lines of one table."""
-    rows = [line(runs, "ImPart, 16 bit", *sparse_impart(runs, ratio, seeds))]
-    for grid in ("compact", "paper"):
-        rows.append(line(runs, f"ImPart-Qt, {grid}", *impart_qt(runs, ratio, grid, seeds)))
+    paper = impart_qt(runs, ratio, "paper", seeds)
+    rows = [line(runs, "ImPart, 16 bit", *sparse_impart(runs, ratio, seeds)), line(runs, "ImPart-Qt, paper", *paper),
+            line(runs, "ImPart-Qt, compact", *impart_qt(runs, ratio, "compact", seeds)),
+            line(runs, "ImPart-Qt, compact, as large as paper",
+                 *impart_qt(runs, round(true_ratio(paper[1]), 1), "compact", seeds, "bytes"))]
+    for grid in GRIDS:
         settings = ("method=deltacome", f"compression_ratio_qt={ratio}")
         rows.append(line(runs, f"Delta-CoMe, {grid}", "",
                          [runs.quantized(f"deltacome_{ratio}", grid, seed, *settings) for seed in seeds]))
@@ -131,16 +139,36 @@ def sparse_impart(runs: Runs, ratio: int, seeds: Sequence[int]) -> tuple[str, li
     def delta(beta: float, C: float, seed: int) -> Path:
         return runs.sparse(f"impart_{ratio}_{beta}_{C}_seed{seed}", f"compression_ratio={ratio}", f"preprune_ratio={beta}",
                            f"C={C}", f"seed={seed}")
-    beta, C = best(runs, delta, GRID)
+    beta, C = best(runs, delta, CHOICES)
     return f"beta {beta}, C {C:g}", [delta(beta, C, seed) for seed in seeds]
 
 
-def impart_qt(runs: Runs, ratio: int, grid: str, seeds: Sequence[int]) -> tuple[str, list[Path]]:
+def impart_qt(runs: Runs, ratio: float, grid: str, seeds: Sequence[int], accounting: str = "paper") -> tuple[str, list[Path]]:
+    delta = impart_qt_deltas(runs, ratio, grid, accounting)
+    beta, C = best(runs, delta, CHOICES)
+    return f"beta {beta}, C {C:g}", [delta(beta, C, seed) for seed in seeds]
+
+
+def impart_qt_deltas(runs: Runs, ratio: float, grid: str, accounting: str = "paper") -> Callable[[float, float, int], Path]:
+    """(beta, C, seed) -> quantized delta."""
     def delta(beta: float, C: float, seed: int) -> Path:
         return runs.quantized(f"impart_qt_{ratio}_{beta}_{C}", grid, seed, f"compression_ratio_qt={ratio}",
-                              f"preprune_ratio={beta}", f"C={C}")
-    beta, C = best(runs, delta, GRID)
-    return f"beta {beta}, C {C:g}", [delta(beta, C, seed) for seed in seeds]
+                              f"accounting={accounting}", f"preprune_ratio={beta}", f"C={C}")
+    return delta
+
+
+def output_errors(runs: Runs, ratio: int, seeds: Sequence[int]) -> list[list[str]]:
+    """A line per matrix, a column per grid; beta and C are those that the compact grid's validation chose."""
+    choice = best(runs, impart_qt_deltas(runs, ratio, "compact"), CHOICES)
+    means: dict[str, list[float]] = {}
+    for grid in GRIDS:
+        delta = impart_qt_deltas(runs, ratio, grid)
+        reports = [json.loads((delta(*choice, seed) / "report.json").read_text())["matrices"] for seed in seeds]
+        for rows in zip(*reports, strict=True):
+            means.setdefault(rows[0]["name"].removesuffix(".weight"), []).append(
+                sum(row["error"] for row in rows) / len(rows))
+    means["mean"] = [sum(column) / len(column) for column in zip(*means.values(), strict=True)]
+    return [[name, *(f"{error:.4f}" for error in errors)] for name, errors in means.items()]
 
 
 def dare_qt(runs: Runs, ratio: int, grid: str, seeds: Sequence[int]) -> tuple[str, list[Path]]:
@@ -164,14 +192,19 @@ def best(runs: Runs, delta, choices: Sequence[tuple]) -> tuple:
 
 
 def line(runs: Runs, title: str, chosen: str, deltas: Sequence[Path]) -> list[str]:
-    """Mean and half a 95 % interval: the variance between seeds and that of 200 items, whichever says more."""
+    """Mean and half a 95 % interval: the variance between seeds and that between items, whichever is larger."""
     scores = runs.score(deltas, "test")
     mean, count = sum(scores) / len(scores), len(scores)
     between = sum((score - mean) ** 2 for score in scores) / max(count - 1, 1) / count
-    items = mean * (100 - mean) / 200
-    true = sum(open_delta(delta).sizes().linear_ratio for delta in deltas) / count
-    return [title, chosen, f"{mean:.1f}", f"{1.96 * math.sqrt(max(between, items)):.1f}", f"{true:.1f}"]
+    share = (mean / 100 * ITEMS + 2) / (ITEMS + 4)  # Agresti and Coull: no item right of 200 is not certainly none
+    items = 1e4 * share * (1 - share) / (ITEMS + 4)
+    return [title, chosen, f"{mean:.1f}", f"{1.96 * math.sqrt(max(between, items)):.1f}", f"{true_ratio(deltas):.1f}"]
+
+
+def true_ratio(deltas: Sequence[Path]) -> float:
+    """Mean ratio of the linear layers, every byte counted."""
+    return sum(open_delta(delta).sizes().linear_ratio for delta in deltas) / len(deltas)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,17 +1,17 @@
 """Bytes on disk of one quantized matrix in every layout, and how fast it is unpacked and added to its base weight.
 
     python benchmarks/quantization_bytes.py
-    python benchmarks/quantization_bytes.py --size 5120 --device cuda
+    python benchmarks/quantization_bytes.py --sizes 5120 --device cuda
 
 Ratios are of the 16-bit size of dW over what one safetensors file of the matrix holds, header included; the first two rows are
-what the authors' groups of 128 cost with the precision that their code keeps in memory and with the least that would do.
-Throughput is 16-bit weights per second, from packed tensors in memory to base + dW in 16 bit, against copying the weights.
+what the authors' groups of 128 cost with the precision that their code keeps in memory and with the least that would do. All
+but the rows with `accounting: bytes` are allocated by their codes alone. Throughput is 16-bit weights of the last size per
+second, from packed tensors in memory to base + dW in 16 bit, against copying the weights.
 """
 
-import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if not __package__:  # run as `python benchmarks/quantization_bytes.py`: import from the repository root
@@ -21,11 +21,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from benchmarks.side_by_side import machine
 from impart.bit_plan import PAPER_PLAN, cut_plan, plan_spans
+from impart.config import Parser
 from impart.device import use_device
 from impart.encoded import Encoded
 from impart.encodings import decode
 from impart.encodings_quantized import factor_masks, groups_encoded, signs_encoded, vectors_encoded
+from impart.errors import InputError, run
 from impart.packing import unpack
 from impart.report import table
 from sparsify.costs import Accounting
@@ -33,42 +36,49 @@ from sparsify.methods import impart_rank
 from sparsify.methods_quant import impart_to_size
 
 NAME, PLAN, GROUP = "model.layers.11.self_attn.q_proj.weight", [list(part) for part in PAPER_PLAN], 128
+SMALLEST = 512  # below, a ratio of 128 leaves less than one triplet with its grids
 
 
-def main() -> None:
-    flags = parser().parse_args()
-    device, size = use_device(flags.device, flags.threads), flags.size
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--sizes", default="1024,2048,4096", help="of the square matrices (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, 0 for all cores (default: %(default)s)")
+    flags = parser.parse_args(arguments)
+    sizes, device = [size_of(text) for text in flags.sizes.split(",")], use_device(flags.device, flags.threads)
+    cases = [(size, beta, C) for size in sizes for beta, C in ((0.6, 1.0), (0.8, 0.5))]
+    print(machine(device))
     for cr in (32.0, 128.0):
-        rows = [layouts(size, cr, beta, C) for beta, C in ((0.6, 1.0), (0.8, 0.5))]
-        print(f"\n{size} x {size}, nominal ratio {cr:g}: 16-bit size over bytes on disk")
-        print(table(zip(rows[0], rows[0].values(), rows[1].values(), strict=False),
-                    ("layout", "beta 0.6, C 1", "beta 0.8, C 0.5")))
-    print(f"\n{device}, {torch.get_num_threads()} threads")
-    print(table(throughput(size, device), ("", "seconds", "MB/s of 16-bit weights")))
+        columns = [layouts(size, cr, beta, C) for size, beta, C in cases]
+        rows = [(layout, *(f"{column[layout]:.2f}" for column in columns)) for layout in columns[0]]
+        print(f"\nnominal ratio {cr:g}: 16-bit size over bytes on disk, of n x n at beta, C")
+        print(table(rows, ("layout", *(f"{size}: {beta}, {C:g}" for size, beta, C in cases))))
+    print(f"\n{sizes[-1]} x {sizes[-1]}")
+    print(table(throughput(sizes[-1], device), ("", "seconds", "MB/s of 16-bit weights", "of a copy")))
 
 
-def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    described.add_argument("--size", type=int, default=2048, help="of the square matrix (default 2048)")
-    described.add_argument("--device", default="cpu")
-    described.add_argument("--threads", type=int, default=1)
-    return described
+def size_of(text: str) -> int:
+    if not text.isdecimal() or int(text) < SMALLEST:
+        raise InputError(f"--sizes: {text!r} is not a whole number of at least {SMALLEST}, like 2048")
+    return int(text)
 
 
-def layouts(size: int, cr: float, beta: float, C: float) -> dict[str, str]:
+def layouts(size: int, cr: float, beta: float, C: float) -> dict[str, float]:
     """Layout -> true ratio of a matrix that is allocated for the nominal one."""
     source = sparse_matrix(size, cr, beta, C, Accounting(PLAN, "paper"))
     paper, compact = quantized(source, "paper"), quantized(source, "compact")
-    by_bytes = quantized(sparse_matrix(size, cr, beta, C, Accounting(PLAN, "bytes")), "compact")
-    dense = 2 * size * size
+    by_bytes = {grid: quantized(sparse_matrix(size, cr, beta, C, Accounting(PLAN, "bytes", grid)), grid)
+                for grid in ("paper", "compact")}
     grids = paper.tensors["scales"].numel()
     in_memory = disk_bytes(paper) + grids * (4 + 4 - 2) - paper.tensors["zeros"].nbytes + (2 * size - 1) * 4
     bitmap = disk_bytes(compact) + 2 * size * source.facts["rank"] // 8
-    return {"groups of 128, fp32 scale, zero and index": f"{dense / in_memory:.2f}",
-            "groups of 128, fp16 scale, packed zero (grid: paper)": f"{dense / disk_bytes(paper):.2f}",
-            "one grid per vector, a bitmap for the masks": f"{dense / bitmap:.2f}",
-            "one grid per vector, a seed (grid: compact)": f"{dense / disk_bytes(compact):.2f}",
-            "the same with accounting: bytes": f"{dense / disk_bytes(by_bytes):.2f}"}
+    stored = {"groups of 128, fp32 scale, zero and index": in_memory,
+              "groups of 128, fp16 scale, packed zero (grid: paper)": disk_bytes(paper),
+              "grid: paper with accounting: bytes": disk_bytes(by_bytes["paper"]),
+              "one grid per vector, a bitmap for the masks": bitmap,
+              "one grid per vector, a seed (grid: compact)": disk_bytes(compact),
+              "grid: compact with accounting: bytes": disk_bytes(by_bytes["compact"])}
+    return {layout: 2 * size * size / count for layout, count in stored.items()}
 
 
 def sparse_matrix(size: int, cr: float, beta: float, C: float, accounting: Accounting) -> Encoded:
@@ -121,7 +131,7 @@ def throughput(size: int, device: torch.device) -> list[list[str]]:
     for title, encoded in cases.items():
         tensors = {key: tensor.to(device) for key, tensor in encoded.tensors.items()}
         rows.append((f"unpack + merge, {title}", seconds(lambda e=encoded, t=tensors: merged(base, e, t), device)))
-    return [[title, f"{spent:.4f}", f"{megabytes / spent:,.0f}"] for title, spent in rows]
+    return [[title, f"{spent:.4f}", f"{megabytes / spent:,.0f}", f"{rows[0][1] / spent:.3f}"] for title, spent in rows]
 
 
 def merged(base: Tensor, encoded: Encoded, tensors: dict[str, Tensor]) -> Tensor:
@@ -142,4 +152,4 @@ def seconds(work: Callable, device: torch.device, repeats: int = 5) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,15 +5,16 @@
 
 `plain` is how the authors of ImPart publish it: for every matrix and bit group, V and then U, the layer runs over all
 sequences again to gather one more Hessian, which is inverted again, and columns are quantized one by one. `here` is what
-quantize/sparse_llama.py does, its files included. Both use grid: paper and the same calibration tokens. CPU seconds of one
-thread, so that other work on the machine does not count.
+quantize/sparse_llama.py does, its files included. Both use grid: paper and the same calibration tokens; the last line is
+grid: compact. Errors are of the outputs, against the sparse delta, mean over the matrices. CPU seconds of one thread, so
+that other work on the machine does not count.
 """
 
-import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if not __package__:  # run as `python benchmarks/quantization_speed.py`: import from the repository root
@@ -24,21 +25,24 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.side_by_side import machine
 from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter
 from impart.bit_plan import PAPER_PLAN, cut_plan, plan_spans
 from impart.checkpoint import Checkpoint, linear_names, open_checkpoint
+from impart.config import Parser
 from impart.device import use_device
 from impart.encoded import Encoded
 from impart.encodings import factors
 from impart.encodings_quantized import factor_masks
+from impart.errors import InputError, run
 from impart.pair import Pair
 from impart.report import Report, table
 from quantize.activations import Activations
 from quantize.driver import Weights, quantize_layers
 from quantize.grid import minmax_grid
 from quantize.matrix import Rule, relative_error
-from quantize.sparse_gptq import inverse_of, quantize_groups
+from quantize.sparse_gptq import RETURNED_BLOCK, inverse_of, quantize_groups
 from quantize.streamed import StreamedDecoder
 from sparsify.compress import compress
 from sparsify.costs import Accounting
@@ -47,28 +51,28 @@ from sparsify.methods_quant import impart_to_size
 from sparsify.sources import ModelSource
 
 BETA, C, CR = 0.6, 1.0, 16
+HEAD = 64
 STAGES = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
 
-def main() -> None:
-    flags = parser().parse_args()
-    device = use_device(flags.device, flags.threads)
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--hidden", type=int, default=512, help="of the layer (default: %(default)s)")
+    parser.add_argument("--sequences", type=int, default=16, help="of 512 tokens, for calibration (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, 0 for all cores (default: %(default)s)")
+    flags = parser.parse_args(arguments)
+    if flags.hidden < HEAD or flags.hidden % HEAD:
+        raise InputError(f"--hidden {flags.hidden} must be a multiple of {HEAD}, the size of a head")
+    if flags.sequences < 1:
+        raise InputError(f"--sequences {flags.sequences} must be at least 1")
+    device = use_device(flags.device, flags.threads, RETURNED_BLOCK)  # as sparse_llama.py does
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    rows = [inner_loop(device)]
     with tempfile.TemporaryDirectory() as folder:
-        rows.append(whole_layer(Path(folder), flags, device))
-    print(f"one thread, {device}, torch {torch.__version__}")
+        rows = [inner_loop(device), *whole_layer(Path(folder), flags.hidden, flags.sequences, device)]
+    print(f"{machine(device)}, torch {torch.__version__}")
     print(table(rows, ("", "plain", "here", "faster", "error plain", "error here")))
-
-
-def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    described.add_argument("--hidden", type=int, default=512, help="of the layer (default 512)")
-    described.add_argument("--sequences", type=int, default=16, help="calibration sequences of 512 tokens (default 16)")
-    described.add_argument("--device", default="cpu")
-    described.add_argument("--threads", type=int, default=1)
-    return described
 
 
 def inner_loop(device: torch.device, rows: int = 2048, columns: int = 1024) -> list[str]:
@@ -109,36 +113,39 @@ def by_columns(W: Tensor, mask: Tensor, order: Tensor, R: Tensor, bits: int, gro
     return Q[:, torch.argsort(order)]
 
 
-def whole_layer(folder: Path, flags: argparse.Namespace, device: torch.device) -> list[str]:
+def whole_layer(folder: Path, hidden: int, count: int, device: torch.device) -> list[list[str]]:
     """One layer: Hessians, factors, seven matrices; here also reading the sparse delta and writing the artifact."""
-    base, tuned = models(folder, flags.hidden)
+    base, tuned = models(folder, hidden)
     sparse = sparse_delta(base, tuned, folder / "sparse", device)
-    sequences = torch.randint(0, 256, (flags.sequences, 512), generator=torch.Generator().manual_seed(2))
+    sequences = torch.randint(0, 256, (count, 512), generator=torch.Generator().manual_seed(2))
     rule = Rule("paper", PAPER_PLAN, PAPER_PLAN, 0)
     weights = Weights(base, tuned, sparse, device)
 
-    def here() -> Delta:
+    def here(grid: str) -> Delta:
         decoder = StreamedDecoder(tuned, "model.layers", device, torch.float32)
-        writer = DeltaWriter(folder / "here", {"kind": "quantized", "base": sparse.manifest["base"], "method": "impart",
-                                               "finetuned": sparse.manifest["finetuned"], "settings": {}, "seed": 0},
+        writer = DeltaWriter(folder / grid, {"kind": "quantized", "base": sparse.manifest["base"], "method": "impart",
+                                             "finetuned": sparse.manifest["finetuned"], "settings": {}, "seed": 0},
                              dtypes={name: torch.float32 for name in sparse.names()}, extras=[], dropped=[],
                              needed_bytes=0, overwrite=True)
-        quantize_layers(decoder, weights, writer, sequences, rule, true_sequential=True, batch=1)
+        quantize_layers(decoder, weights, writer, sequences, replace(rule, grid=grid), true_sequential=True, batch=1)
         return writer.finish([], Report({}))
 
-    ours, ours_seconds = timed(here, 2)
+    ours, ours_seconds = timed(lambda: here("paper"), 2)
+    compact, compact_seconds = timed(lambda: here("compact"), 2)
     theirs, theirs_seconds = timed(lambda: plain_layer(tuned, base, sparse, weights, sequences, rule, device), 1)
-    errors = mean_errors(sparse, weights, tuned, sequences, device, (theirs, {name: ours.reconstruct(name, device=device)
-                                                                             for name in ours.names()}))
-    return [f"a layer of hidden {flags.hidden}, {flags.sequences} x 512 tokens", f"{theirs_seconds:.1f} s",
-            f"{ours_seconds:.1f} s", f"{theirs_seconds / ours_seconds:.1f}x", *(f"{error:.4f}" for error in errors)]
+    made = [{name: delta.reconstruct(name, device=device) for name in delta.names()} for delta in (ours, compact)]
+    errors = [f"{error:.4f}" for error in mean_errors(sparse, weights, tuned, sequences, device, (theirs, *made))]
+    return [[f"a layer of hidden {hidden}, {count} x 512 tokens", f"{theirs_seconds:.1f} s",
+             f"{ours_seconds:.1f} s", f"{theirs_seconds / ours_seconds:.1f}x", *errors[:2]],
+            ["the same with grid: compact", "", f"{compact_seconds:.1f} s", f"{theirs_seconds / compact_seconds:.1f}x", "",
+             errors[2]]]
 
 
 def models(folder: Path, hidden: int) -> tuple[Checkpoint, Checkpoint]:
     """A random one-layer Llama and a fine-tuned one whose delta has a falling spectrum."""
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=256, hidden_size=hidden, intermediate_size=hidden * 43 // 16, num_hidden_layers=1,
-                         num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, max_position_embeddings=512)
+                         num_attention_heads=hidden // HEAD, num_key_value_heads=hidden // HEAD, max_position_embeddings=512)
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder / "base")
     with torch.no_grad():
@@ -239,4 +246,4 @@ def timed(work: Callable, repeats: int) -> tuple[object, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,8 +15,8 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def return_freed_memory() -> None:
-    """Has glibc give every freed block of a megabyte or more back to the system.
+def return_freed_memory(block: int) -> None:
+    """Has glibc give every freed block of this many bytes or more back to the system.
 
     By itself it raises that size with every large block that is freed, keeps the holes between matrices of different
     shapes, and so holds half as much again as is in use.
@@ -24,19 +24,20 @@ def return_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         m_mmap_threshold, m_arena_max = -3, -8  # mallopt's names of them in malloc.h
         libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_threshold, 1 << 20)
+        libc.mallopt(m_mmap_threshold, block)
         libc.mallopt(m_arena_max, 1)
 
 
-def use_device(text: str, threads: int = 0) -> torch.device:
+def use_device(text: str, threads: int = 0, returned_block: int = 1 << 20) -> torch.device:
     """The device of `--device`, with the number of CPU threads fixed to `threads` (0: all cores).
 
     The threads do not follow OMP_NUM_THREADS: launchers set it by the number of processes, and the last bits of an
-    eigendecomposition depend on it.
+    eigendecomposition depend on it. Blocks of memory from `returned_block` bytes on go back to the system once they are
+    freed, and cost new pages when the next one is wanted.
     """
     if threads < 0:
         raise InputError(f"--threads {threads} must be 0 (all cores) or more")
-    return_freed_memory()
+    return_freed_memory(returned_block)
     torch.set_num_threads(threads or available_cores())
     threadpool_limits(threads or available_cores(), user_api="blas")
     if text == "auto":

@@ -72,17 +72,19 @@ def groups_encoded(shape: tuple[int, int], plan: Plan, codes: tuple[Tensor, Tens
     return _from_source("quantized_groups", shape, plan, masks, tensors, {"s_1": float(s[0])}, source)
 
 
-def entries_encoded(codes: Tensor, mask: Tensor, bits: int, scale: Tensor, zero: Tensor, group: Tensor | None,
+def entries_encoded(codes: Tensor, mask: Tensor, bits: int, scale: Tensor, zero: Tensor, group: Tensor | None, unit: float,
                     source: Encoded) -> Encoded:
-    """codes, mask (m, n); a fitted grid per row (scale, zero byte (m, 1), no groups) or one per row and group."""
-    largest = float(scale.abs().max())
-    tensors = {"codes": pack(codes[mask], bits), "scales": (scale / largest).to(torch.float16)}
+    """codes, mask (m, n); a fitted grid per row (scale, zero byte (m, 1), no groups) or one per row and group.
+
+    Scales are counted in `unit`, which brings them into the range of fp16 whatever the size of dW.
+    """
+    tensors = {"codes": pack(codes[mask], bits), "scales": scale.to(torch.float16)}
     if group is None:
         tensors["zeros"] = zero.to(torch.uint8)
     else:
         tensors["zeros"] = pack(zero, bits)
         tensors["groups"] = group.to(torch.uint8 if group.max() < 256 else torch.int16)
-    facts = {"kept": [int(mask.sum())], "bits": bits, "scale": largest}
+    facts = {"kept": [int(mask.sum())], "bits": bits, "scale": unit}
     return Encoded("quantized_entries", source.shape, tensors, {**_origin(source), **facts})
 
 

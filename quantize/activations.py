@@ -23,22 +23,40 @@ class Activations:
         self._calls: dict[int, list[Call]] = {}  # sequences per batch -> arguments of every layer
         self.tokens = sequences.numel()
         for ids in sequences.split(batch):
-            hidden, self._calls[len(ids)] = self._with_room(lambda ids=ids: decoder.record(ids))
+            hidden, self._calls[len(ids)] = self.with_room(lambda ids=ids: decoder.record(ids))
             self._inputs.append(self._kept(hidden))
 
     def stages(self, layer: int, names: Sequence[str]) -> list[list[str]]:
         """The linear weights of the layer by distinct input, in the order of their use."""
-        first = self._inputs[0]
-        return self._decoder.stages(layer, names, self._used(first), self._calls[len(first)][layer])
+        return self.with_room(lambda: self._stages(layer, names))
 
     def hessians(self, layer: int, names: Sequence[str]) -> dict[str, Tensor]:
         """H = 2 / tokens * X X^T (n, n) in fp32 of the inputs of each of these linear weights, in one pass."""
-        return self._with_room(lambda: self._hessians(layer, names))
+        return self.with_room(lambda: self._hessians(layer, names))
 
     def advance(self, layer: int) -> None:
         """The layer's outputs become the inputs of the next one."""
         for index in range(len(self._inputs)):
-            self._inputs[index] = self._kept(self._with_room(lambda index=index: self._output(layer, index)))
+            self._inputs[index] = self._kept(self.with_room(lambda index=index: self._output(layer, index)))
+
+    def with_room(self, work: Callable[[], T]) -> T:
+        """The work's result; when the GPU is full, once more after the activations went to main memory."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                if self._spilled:
+                    raise InputError("the GPU's memory is too small even with the activations in main memory; take a "
+                                     "smaller batch, fewer tokens per sequence (seqlen) or --device cpu") from error
+            self._spilled = True
+            log.warning("the GPU is full: the calibration activations go to main memory, which is slower")
+            self._inputs = [hidden.cpu() for hidden in self._inputs]
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _stages(self, layer: int, names: Sequence[str]) -> list[list[str]]:
+        first = self._inputs[0]
+        return self._decoder.stages(layer, names, self._used(first), self._calls[len(first)][layer])
 
     def _hessians(self, layer: int, names: Sequence[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -60,18 +78,3 @@ class Activations:
 
     def _kept(self, hidden: Tensor) -> Tensor:
         return hidden.cpu() if self._spilled else hidden
-
-    def _with_room(self, work: Callable[[], T]) -> T:
-        """The work's result; when the GPU is full, once more after the activations went to main memory."""
-        try:
-            return work()
-        except torch.OutOfMemoryError as error:
-            if self._spilled:
-                raise InputError("the GPU's memory is too small even with the activations in main memory; take a smaller "
-                                 "batch, fewer tokens per sequence (seqlen) or --device cpu") from error
-        self._spilled = True
-        log.warning("the GPU is full: the calibration activations go to main memory, which is slower")
-        self._inputs = [hidden.cpu() for hidden in self._inputs]
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return work()

@@ -19,11 +19,12 @@ from impart.encodings_quantized import signs_encoded
 from impart.report import progress
 
 log = logging.getLogger(__name__)
+LOWEST_RATIO = 16.0  # a bit for each of 16
 
 
 def keep_ratio(cr: float) -> float:
-    """The share of entries whose sign is stored: one bit each is 16 times less than 16 bits; beyond that DARE drops some."""
-    return min(1.0, 16.0 / cr)
+    """The share of entries whose sign is stored; above the lowest ratio DARE drops some."""
+    return LOWEST_RATIO / cr
 
 
 def bitdelta(dW: Tensor, *, name: str, cr: float, seed: int, mu: float | None = None) -> Encoded:

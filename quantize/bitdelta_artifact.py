@@ -14,7 +14,7 @@ from impart.encodings import empty
 from impart.errors import InputError
 from impart.pair import Pair, check_pair, scan_pair, select_matrices
 from impart.report import Report, progress
-from quantize.bitdelta import bitdelta, distilled_scales
+from quantize.bitdelta import LOWEST_RATIO, bitdelta, distilled_scales
 from quantize.calibration import digest
 from quantize.settings import Config
 
@@ -24,7 +24,10 @@ def write_bitdelta(path: str | Path, config: Config, finetuned: Checkpoint, sequ
     """Signs and scales of every matrix; the scales are distilled when there are calibration `sequences`."""
     if config.baseModel is None:
         raise InputError("baseModel is missing: BitDelta takes the delta between it and the fine-tuned model")
-    cr = config.compression_ratio_qt or 16.0
+    cr = config.compression_ratio_qt or LOWEST_RATIO
+    if cr < LOWEST_RATIO:
+        raise InputError(f"compression_ratio_qt={cr:g}: BitDelta takes one bit of 16 per entry, which is a ratio of "
+                         f"{LOWEST_RATIO:g}; take that or more")
     base = open_checkpoint(config.baseModel)
     matrices = select_matrices(linear_names(finetuned), finetuned.source)
     check_pair(base, finetuned, matrices)

@@ -8,6 +8,7 @@ A stage costs one pass through the part of the layer before it, one Hessian and 
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,13 +88,13 @@ def _quantize_layer(decoder: StreamedDecoder, weights: Weights, activations: Act
         H = hessians.pop(stage[0], None)
         if H is None:
             H = activations.hessians(layer, stage[:1])[stage[0]]
-        inverse = named_inverse(H, rule, stage)
+        inverse = activations.with_room(partial(named_inverse, H, rule, stage))
         if inverse.dead:
             log.warning("%s: %d of %d inputs are never active on the calibration text; their weights are rounded to nearest",
                         ", ".join(stage), inverse.dead, len(H))
         for name in stage:
             started = time.perf_counter()
-            found[name], errors = quantize_matrix(name, sparse[name], H, inverse, rule)
+            found[name], errors = activations.with_room(partial(quantize_matrix, name, sparse[name], H, inverse, rule))
             decoder.load(layer, {name: weights.with_delta(name, found[name])})
             seconds = time.perf_counter() - started
             rows.append({"name": name, "seconds": round(seconds, 4), "dead_inputs": inverse.dead,

@@ -9,6 +9,8 @@ A grid is (scale, zero), and code q stands for (q - zero) * scale. Two rules cho
 Rows are independent: W is (rows, entries), `bits` is a number or one per row.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,11 @@ def top_codes(bits: int | Tensor, like: Tensor) -> Tensor:
 def nearest_codes(W: Tensor, scale: Tensor, zero: Tensor, top: Tensor) -> Tensor:
     """The code of the nearest grid point of every entry, as a floating-point whole number; everything broadcasts."""
     return torch.minimum((W / scale + zero).round_().clamp_(min=0), top)
+
+
+def fp16_unit(W: Tensor) -> float:
+    """A power of two; counted in it, the steps of grids over W are well inside the range of fp16."""
+    return 2.0 ** (math.frexp(float(W.abs().max()))[1] - 8)  # the largest entry becomes 128 .. 256
 
 
 def minmax_grid(W: Tensor, mask: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:

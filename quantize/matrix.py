@@ -15,7 +15,7 @@ from impart.encoded import Encoded
 from impart.encodings import decode, factors
 from impart.encodings_quantized import entries_encoded, entry_masks, factor_masks, groups_encoded, vectors_encoded
 from impart.errors import InputError
-from quantize.grid import top_codes, zero_byte
+from quantize.grid import fp16_unit, top_codes, zero_byte
 from quantize.sparse_gptq import Inverse, NotPositiveDefinite, Quantized, inverse_of, quantize_groups, quantize_vectors
 
 
@@ -86,6 +86,8 @@ def _quantize_vectors(name: str, source: Encoded, triplets: tuple[Tensor, Tensor
 def _quantize_groups(name: str, source: Encoded, triplets: tuple[Tensor, Tensor, Tensor], masks: tuple[Tensor, Tensor],
                      plan: Plan, H: Tensor, inverse: Inverse, rule: Rule) -> tuple[Encoded, Tensor, Tensor]:
     U, s, Vt = triplets
+    units = fp16_unit(U), fp16_unit(Vt)  # powers of two, which s takes
+    U, Vt, s = U / units[0], Vt / units[1], s * (units[0] * units[1])
     V = quantize_groups(Vt, masks[1], inverse, plan_bits(plan).to(U.device), rule.groupsize)
     Vq = V.values()
     H_U = rank_hessian(H, Vq, s)
@@ -99,21 +101,22 @@ def _quantize_groups(name: str, source: Encoded, triplets: tuple[Tensor, Tensor,
     group = torch.cat([part.group for part in parts])
     encoded = groups_encoded(source.shape, plan, (codes.T, V.codes), masks, s, (scale, V.scale), (zero, V.zero),
                              (group, V.group), source)
-    return encoded, Quantized(codes, scale, zero, group, masks[0].T).values(), Vq
+    return encoded, Quantized(codes, scale, zero, group, masks[0].T).values() * units[0], Vq * units[1]
 
 
 def _quantize_entries(name: str, entry: Mapping, source: Encoded, H: Tensor, inverse: Inverse,
                       rule: Rule) -> tuple[Encoded, dict]:
-    W = decode(name, dict(entry), source.tensors)  # (m, n), masked and rescaled
+    W, bits = decode(name, dict(entry), source.tensors), rule.entry_bits  # (m, n), masked and rescaled
     mask = torch.from_numpy(entry_masks(name, dict(entry))).to(W.device)
-    bits = rule.entry_bits
+    unit = fp16_unit(W)
+    W = W / unit
     if rule.grid == "compact":
         found = quantize_vectors(W, mask, inverse, bits, along_rows=True)
         zero, group = zero_byte(found.zero[:, 0], top_codes(bits, W)), None
     else:
         found = quantize_groups(W, mask, inverse, bits, rule.groupsize)
         zero, group = found.zero, found.group
-    encoded = entries_encoded(found.codes, mask, bits, found.scale, zero, group, source)
+    encoded = entries_encoded(found.codes, mask, bits, found.scale, zero, group, unit, source)
     return encoded, {"error": relative_error(found.values() - W, W, H)}
 
 

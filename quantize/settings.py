@@ -22,8 +22,8 @@ class Config:
     baseModel: str | None = option(None, help="base model: folder or hub id; default: the one that the delta names",
                                    aliases=("base_model",))
     grid: str | None = option(None, choices=GRIDS, help="paper: min-max grids for groups of columns; compact: one "
-                              "fitted grid per singular vector, smaller and more exact; default: what the delta was "
-                              "allocated for, else compact")
+                              "fitted grid per singular vector, about as accurate in 55 to 70 % of the bytes "
+                              "(benchmarks/README.md); default: what the delta was allocated for, else compact")
     attn_fp16_col: int | None = _columns("self_attn", 16, "; must be 0")
     attn_int8_col: int | None = _columns("self_attn", 8, "; default: the delta's bit plan, else 2")
     attn_int4_col: int | None = _columns("self_attn", 4, "; default: the delta's, else 0")

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.grid import fitted_grid, minmax_grid, top_codes
+from quantize.grid import fitted_grid, fp16_unit, minmax_grid, top_codes
 
 BLOCK = 128  # columns between two updates of everything to the right (a lazy batch)
 SUB_BLOCK = 32  # columns between two updates of the rest of the block
+RETURNED_BLOCK = 32 << 20  # bytes (glibc's most): new pages for each of its many blocks of some MB would double a sweep's time
 
 
 class NotPositiveDefinite(ValueError):
@@ -56,7 +57,8 @@ def sparse_gptq(W: Tensor, mask: Tensor, H: Tensor, bits: int | Tensor, groupsiz
 
     `bits` is a number or one per row; `groupsize` -1 means one group; `damping` is a share of H's mean diagonal.
     """
-    return quantize_groups(W, mask, inverse_of(H, damping, act_order), bits, groupsize).values()
+    unit = fp16_unit(W)
+    return quantize_groups(W / unit, mask, inverse_of(H, damping, act_order), bits, groupsize).values() * unit
 
 
 def inverse_of(H: Tensor, damping: float = 0.01, act_order: bool = True) -> Inverse:
@@ -135,8 +137,7 @@ def _sweep(W: Tensor, mask: Tensor, inverse: Inverse, top: Tensor, spans: list[t
     R = inverse.factor / inverse.factor.diagonal()[:, None]  # errors are divided by the diagonal once, here
     Wt = W.T.contiguous().index_select(0, inverse.order)  # (columns, rows)
     Mt = mask.T.contiguous().index_select(0, inverse.order).to(W.dtype)
-    Ct = torch.empty_like(Wt)
-    lowest = torch.zeros((), dtype=W.dtype, device=W.device)
+    Ct, sub_codes = torch.empty_like(Wt, dtype=torch.uint8), Wt.new_empty(SUB_BLOCK, len(W))
     for first, last in spans:
         scale, zero = grid_at(first, last, Wt[first:last], Mt[first:last])  # (last - first, rows)
         kept_scale = scale * Mt[first:last]
@@ -146,16 +147,18 @@ def _sweep(W: Tensor, mask: Tensor, inverse: Inverse, top: Tensor, spans: list[t
             for sub in range(block, end, SUB_BLOCK):
                 sub_end = min(sub + SUB_BLOCK, end)
                 here = slice(sub - first, sub_end - first)
-                lines = (Wt[sub:sub_end], Mt[sub:sub_end], Ct[sub:sub_end], errors[sub - block : sub_end - block],
+                lines = (Wt[sub:sub_end], Mt[sub:sub_end], sub_codes[: sub_end - sub], errors[sub - block : sub_end - block],
                          scale[here], kept_scale[here], zero[here], top[sub:sub_end])
                 for j, (w, m, codes, error, c, kept_c, z, t) in enumerate(zip(*map(torch.unbind, lines), strict=True), sub):
                     w = w if propagate else w * m
-                    torch.addcdiv(z, w, c, out=codes).round_().clamp_(lowest, t)
+                    torch.addcdiv(z, w, c, out=codes).round_().clamp_(min=0)
+                    torch.minimum(codes, t, out=codes)
                     torch.addcmul(w, codes - z, kept_c, value=-1, out=error)  # w - Q
                     if j + 1 < sub_end:
                         Wt[j + 1 : sub_end].addr_(R[j, j + 1 : sub_end], error, alpha=-1)
+                Ct[sub:sub_end] = sub_codes[: sub_end - sub]
                 if sub_end < end:
                     Wt[sub_end:end].addmm_(R[sub:sub_end, sub_end:end].T, errors[sub - block : sub_end - block], alpha=-1)
             if end < len(Wt):
                 Wt[end:].addmm_(R[block:end, end:].T, errors, alpha=-1)
-    return Ct.mul_(Mt).to(torch.uint8).index_select(0, torch.argsort(inverse.order)).T.contiguous()
+    return Ct.index_select(0, torch.argsort(inverse.order)).T.contiguous().mul_(mask.bool())

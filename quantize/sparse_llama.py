@@ -45,6 +45,7 @@ from quantize.bitdelta_artifact import write_bitdelta
 from quantize.calibration import digest, model_tokens
 from quantize.driver import Weights, quantize_layers
 from quantize.settings import Config, head_settings, resolved_rule
+from quantize.sparse_gptq import RETURNED_BLOCK
 from quantize.streamed import StreamedDecoder
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("calibration goes through the layers one after another and cannot be split over processes; run it "
                          "without accelerate or torchrun")
     refuse_existing(Path(flags.save_compressed_delta_dir), flags.overwrite)
-    device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
+    device = use_device(flags.device, flags.threads, RETURNED_BLOCK)
+    report = Report(as_dict(config))
     finetuned = open_checkpoint(flags.model)
     if config.method == "bitdelta":
         sequences = model_tokens(flags.dataset, config, finetuned) if config.distill_steps else None
@@ -97,7 +99,7 @@ def sparsify_first(flags: Namespace) -> None:
     command = [sys.executable, str(script), "--config", flags.sparsify_config, "--device", flags.device, "--threads",
                str(flags.threads), f"save_dir={flags.saved_delta_path}", *(["--overwrite"] if flags.overwrite else [])]
     if Path(flags.saved_delta_path).exists() and not flags.overwrite:
-        log.info("%s is there and is used as it is", flags.saved_delta_path)
+        log.info("%s is there and is used as it is; --overwrite makes it anew", flags.saved_delta_path)
         return
     code = subprocess.run(command).returncode
     if code:

@@ -96,12 +96,11 @@ def test_entries(bits, groupsize):
     mask = torch.from_numpy(entry_masks("w", facts_of(source)))
     codes = torch.randint(0, 2**bits, (M, N), generator=generator).to(torch.uint8) * mask
     groups = 1 if groupsize is None else -(-N // groupsize)
-    scale = torch.rand(M, groups, generator=generator) * 1e-6 + 1e-7
+    scale, unit = torch.rand(M, groups, generator=generator) + 0.1, 1e-6
     group = None if groupsize is None else torch.randperm(N, generator=generator) // groupsize
     zero = torch.randint(0, 256, (M,)) if groupsize is None else torch.randint(0, 2**bits, (M, groups))
-    encoded = entries_encoded(codes, mask, bits, scale, zero, group, source)
-    largest = scale.max()
-    stored = (scale / largest).half().float() * float(largest)
+    encoded = entries_encoded(codes, mask, bits, scale, zero, group, unit, source)
+    stored = scale.half().float() * unit
     columns = torch.zeros(N, dtype=torch.long) if group is None else group
     shift = (zero * 2.0**bits / 256)[:, None] if group is None else zero[:, columns]
     expected = (codes.float() - shift) * mask * stored[:, columns]
@@ -115,7 +114,7 @@ def test_more_than_256_groups():
     mask = torch.from_numpy(entry_masks("w", facts_of(source)))
     group = torch.randperm(columns, generator=torch.Generator().manual_seed(0)) // 2  # 350 groups
     scale = torch.arange(350).expand(5, 350) / 349 + 0.0
-    encoded = entries_encoded(mask.to(torch.uint8), mask, 2, scale, torch.zeros(5, 350), group, source)
+    encoded = entries_encoded(mask.to(torch.uint8), mask, 2, scale, torch.zeros(5, 350), group, 1.0, source)
     expected = mask * scale.half().float()[:, group]
     assert torch.equal(decode("w", facts_of(encoded), encoded.tensors), expected)
 

@@ -7,6 +7,7 @@ import torch
 from impart.encodings import decode, empty, factors, sparse_entries, sparse_factors, svd_factors
 from impart.encodings_quantized import factor_masks
 from impart.errors import InputError
+from quantize.grid import fp16_unit
 from quantize.matrix import Rule, factor_errors, named_inverse, quantize_matrix, rank_hessian, relative_error
 from quantize.sparse_gptq import inverse_of, sparse_gptq
 
@@ -90,9 +91,10 @@ def test_paper_mode_is_algorithm_2_factor_by_factor():
     H_U = rank_hessian(H, Vq, s)
     Uq = torch.cat([sparse_gptq(U[:, a:b], mask_U.T[:, a:b], H_U[a:b, a:b], bits, 16) for bits, a, b in spans], 1)
     stored_U, stored_s, stored_V = factors(NAME, facts_of(encoded), encoded.tensors)
-    assert torch.equal(stored_V, Vq.T)
-    assert torch.equal(stored_U, Uq)
-    assert torch.allclose(stored_s, s, rtol=1e-3)
+    units = fp16_unit(U), fp16_unit(V)  # powers of two that stand in s instead
+    assert torch.equal(stored_V * units[1], Vq.T)
+    assert torch.equal(stored_U * units[0], Uq)
+    assert torch.allclose(stored_s, s * units[0] * units[1], rtol=1e-3)
 
 
 def test_analytic_hessian_of_U_is_the_gathered_one():
@@ -126,6 +128,19 @@ def test_compact_is_more_exact_and_smaller_when_ranks_are_many():
 def test_more_bits_are_more_exact():
     errors = [quantize("entries", grid, entry_bits=bits)[2]["error"] for grid in ("paper", "compact") for bits in (2, 4, 8)]
     assert errors[0] > 3 * errors[1] > 9 * errors[2] and errors[3] > 3 * errors[4] > 9 * errors[5]
+
+
+@pytest.mark.parametrize("grid", ["paper", "compact"])
+def test_the_error_of_entries_does_not_depend_on_the_size_of_the_delta(grid):
+    """Grids in fp16 would be too coarse for the steps of 8 bits of a delta of 1e-5."""
+    U, s, V = triplets()
+    H, how, errors = hessian(), rule(grid, entry_bits=8), []
+    for size in (1.0, 1e-5):
+        source = sparse_entries(size * (U * s) @ V.T, 0.4, seed=1, name=NAME)
+        encoded, told = quantize_matrix(NAME, source, H, named_inverse(H, how, [NAME]), how)
+        assert relative_error(value(encoded) - value(source), value(source), H) == pytest.approx(told["error"], rel=0.02)
+        errors.append(told["error"])
+    assert errors[1] == pytest.approx(errors[0], rel=0.1)
 
 
 def test_an_empty_matrix_stays_empty():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quantize.grid import fitted_grid, minmax_grid, nearest_codes, top_codes
+from quantize.grid import fitted_grid, fp16_unit, minmax_grid, nearest_codes, top_codes
 from quantize.sparse_gptq import NotPositiveDefinite, inverse_of, quantize_groups, quantize_vectors, sparse_gptq
 
 
@@ -74,7 +74,9 @@ def test_same_codes_as_the_plain_loop(bits, groupsize, act_order):
     fast = quantize_groups(W, mask, inverse_of(H, 0.01, act_order), bits, groupsize)
     assert torch.equal(fast.codes.double(), codes)
     assert torch.equal(fast.values(), Q)
-    assert torch.equal(sparse_gptq(W, mask, H, bits, groupsize, 0.01, act_order), Q)
+    unit = fp16_unit(W)
+    in_units = plain(W / unit, mask, H, bits, groupsize, 0.01, act_order)[0]
+    assert torch.equal(sparse_gptq(W, mask, H, bits, groupsize, 0.01, act_order), in_units * unit)
 
 
 def test_a_mask_of_ones_is_plain_gptq():
@@ -167,6 +169,14 @@ def test_a_hessian_without_a_factor_is_refused():
     with pytest.raises(NotPositiveDefinite, match="NaN"):
         inverse_of(torch.full((4, 4), torch.nan))
     assert torch.isfinite(inverse_of(H, damping=0.01).factor).all()
+
+
+def test_the_size_of_the_weights_does_not_matter():
+    """Steps are rounded to fp16, whose smallest numbers are far above those of a delta of 1e-6."""
+    W, mask, H = problem()
+    for power in (-30, 30):
+        assert torch.equal(sparse_gptq(W * 2.0**power, mask, H, 8, 32), sparse_gptq(W, mask, H, 8, 32) * 2.0**power)
+    assert not sparse_gptq(torch.zeros_like(W), mask, H, 2).any()
 
 
 def test_inputs_are_not_changed():

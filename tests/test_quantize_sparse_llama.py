@@ -15,7 +15,7 @@ import torch
 import delta as delta_script
 from impart.artifact import open_delta
 from impart.checkpoint import linear_names, open_checkpoint
-from quantize import sparse_llama
+from quantize import driver, sparse_llama
 from sparsify import sparsify, sparsify_quant
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,6 +130,22 @@ def test_the_same_run_twice_gives_the_same_bytes(sparse, tmp_path):
     assert written(tmp_path / "a") == written(tmp_path / "b")
 
 
+def test_a_gpu_that_is_full_while_a_matrix_is_quantized(sparse, tmp_path, monkeypatch, caplog):
+    """The allocator's own error: activations leave the GPU and the matrix is done again, with the same bytes."""
+    sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / "roomy"))))
+    failures, quantize_matrix = iter([True]), driver.quantize_matrix
+
+    def full_once(*arguments):
+        if next(failures, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return quantize_matrix(*arguments)
+
+    monkeypatch.setattr(driver, "quantize_matrix", full_once)
+    sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / "full"))))
+    assert "the GPU is full: the calibration activations go to main memory" in caplog.text
+    assert written(tmp_path / "full") == written(tmp_path / "roomy")
+
+
 @pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_bytes(sparse, tmp_path, environment):
     sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / "whole"))))
@@ -181,6 +197,13 @@ def test_bitdelta(tmp_path, cr, steps, caplog):
     if steps:
         told = [record.args for record in caplog.records if record.msg.startswith("distillation step")]
         assert told[-1][2] < told[0][2]
+
+
+def test_bitdelta_takes_a_bit_per_entry(tmp_path, called):
+    done = called(sparse_llama.main, TINY / "code", TEXT, "--save_compressed_delta_dir", tmp_path / "q", "method=bitdelta",
+                  f"baseModel={TINY / 'base'}", "compression_ratio_qt=8")
+    assert done.code == 2 and "compression_ratio_qt=8: BitDelta takes one bit" in done.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_info_counts_the_bytes(sparse, tmp_path, called):

@@ -123,6 +123,17 @@ def test_a_full_gpu_moves_the_activations_to_main_memory(tmp_path, caplog):
         activations.hessians(0, [name])
 
 
+def test_a_gpu_that_stays_full_is_an_input_error(tmp_path):
+    _, checkpoint = make(tmp_path, "llama")
+    activations = Activations(streamed(checkpoint), torch.randint(3, 96, (1, 8)), batch=1)
+
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(InputError, match="too small even with the activations in main memory"):
+        activations.with_room(full)
+
+
 def test_a_module_that_the_layer_never_calls(tmp_path):
     _, checkpoint = make(tmp_path, "llama")
     decoder = streamed(checkpoint)

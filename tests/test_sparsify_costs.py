@@ -124,5 +124,5 @@ def test_dare_s_share_follows_from_bits_and_ratio(bits, grid):
     group = None if grid == "compact" else torch.arange(640) // 128
     shape = (512, 1) if grid == "compact" else (512, 5)
     encoded = entries_encoded(mask.to(torch.uint8), mask, bits, torch.ones(shape),
-                              torch.zeros(512) if grid == "compact" else torch.zeros(shape), group, stored)
+                              torch.zeros(512) if grid == "compact" else torch.zeros(shape), group, 1.0, stored)
     assert 2 * dW.numel() / written_bytes(encoded) == pytest.approx(32, rel=0.02)

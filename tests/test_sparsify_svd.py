@@ -59,6 +59,14 @@ def test_leading_triplets_are_those_of_the_whole(m, n, share):
     assert residual(dW, U, s, V) <= best * (1 + 1e-4) + 2e-6
 
 
+@pytest.mark.parametrize("m, n", [(64, 192), (192, 64), (40, 40)])
+def test_one_triplet_alone(m, n):
+    dW = spectrum_matrix(m, n, fine_tuning_spectrum(min(m, n)))
+    one, all_of_them = delta_svd(dW, 1), delta_svd(dW)
+    for alone, whole in zip(one, all_of_them, strict=True):
+        assert alone.shape[-1] == 1 and torch.allclose(alone.abs(), whole[..., :1].abs(), rtol=1e-3, atol=1e-4)
+
+
 def test_the_two_eigensolvers_agree_where_they_meet():
     dW = spectrum_matrix(150, 100, fine_tuning_spectrum(100))
     few, more = int(LEADING_SHARE * 100), int(LEADING_SHARE * 100) + 1

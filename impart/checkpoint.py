@@ -22,7 +22,7 @@ from impart.weight_files import DTYPES as DTYPES  # for those who read and write
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 LINEAR = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?(?:self_attn|mlp|block_sparse_moe)\.(?:.+)\.weight$")
-# A mixture's router picks experts by comparing near-equal scores; it is tiny, and stays exact.
+# departs from the paper, which has no mixtures: a router compares near-equal scores, is tiny, and stays exact.
 ROUTER = re.compile(r"\.(?:gate|router|shared_expert_gate)\.weight$")
 PIECE_BYTES = 1 << 23  # of a tensor that is read or looked through
 

@@ -22,6 +22,7 @@ _BLOCK_WORDS = 1 << 15  # 256 KiB of draws at a time stay in the cache
 
 def keep_thresholds(p: np.ndarray) -> np.ndarray:
     """Thresholds t (r,) int64 in 1..65536 of drop probabilities p (r,): 1 - p rounded to 1/65536, never to 0."""
+    # departs from the paper: its p are real numbers; these take 16 bits a column, and the rescaling uses them exactly
     return np.clip(np.rint((1.0 - np.asarray(p, dtype=np.float64)) * LEVELS), 1, LEVELS).astype(np.int64)
 
 
@@ -83,6 +84,7 @@ def _blocks(key: np.uint64, columns: int, rows: int, dtype: str, first: int = 0)
 
 
 def _key(seed: int, name: str, factor: str) -> np.uint64:
+    # departs from the paper: seeds taken from singular values collide in 16 bit and hang on one generator of one device
     digest = hashlib.sha256(f"{seed}\n{name}\n{factor}".encode()).digest()
     return np.uint64(int.from_bytes(digest[:8], "little"))
 

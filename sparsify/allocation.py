@@ -20,7 +20,7 @@ def uv_sparsity(m: int, n: int, cr: float) -> float:
     1 - alpha = m n / (cr (m + n) N), N = min(m, n). For a square matrix it is (1 + A) / 2 with A = 1 - 1 / cr, as in
     the paper's footnote 2.
     """
-    return 1.0 - m * n / (cr * (m + n) * min(m, n))
+    return 1.0 - m * n / (cr * (m + n) * min(m, n))  # departs from the paper: it derives square matrices only
 
 
 def preprune_ratio(m: int, n: int, beta: float) -> float:

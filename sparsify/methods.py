@@ -28,7 +28,7 @@ def impart(U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, *, name: str, cr: 
     values[:len(s)] = s.double().cpu().numpy()
     p = sparsity_ratios(values, alpha, b, C) if allocation == "importance" else uniform_ratios(values, alpha, b)
     r = len(p)
-    if r == 0:
+    if r == 0:  # departs from the paper: it does not treat a p that leaves no column
         return empty((m, n))
     return sparse_factors(U[:, :r], s[:r], V[:, :r], p, seed=seed, name=name, mask=mask, rescale=rescale)
 

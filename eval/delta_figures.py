@@ -54,7 +54,8 @@ def draw_sparsity(file: Path, delta: Delta) -> None:
     panel.set(xlabel="layer", title=f"sparsity, {delta.manifest['method']}")
     if len(layers) <= 8:  # room for numbers
         for (row, column), value in np.ndenumerate(values):
-            panel.text(column, row, f"{value:.3f}", ha="center", va="center", color="white", fontsize=8)
+            panel.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8,
+                       color="black" if image.norm(value) > 0.6 else "white")
     figure.colorbar(image, ax=panel)
     save(figure, file)
 

@@ -21,6 +21,7 @@ MODELS=()            # models to evaluate, in order: pair and path separated by 
 declare -A SEEN=()        # targets that are planned
 declare -A BENCHMARKS=()  # of a model to evaluate: those whose result is missing
 declare -A MERGE=()       # command that makes a model which is removed after its evaluation
+declare -A MADE_BY=()     # of everything planned, there or not: the commands and settings behind it
 TAB=$'\t'
 STAGES='svd sparsify quantize evaluate merge'
 
@@ -89,15 +90,45 @@ row_settings() {  # pair row -> arguments: the row's YAML of the pair, else the 
         return
     fi
     echo "--config $row base_model=$(setting "$1" base_model) ftm_dir=$(setting "$1" ftm_dir)"
-    for key in preprune_ratio C; do
-        if grep -q '^method: impart' "$row" && ! grep -q "^$key:" "$row"; then echo "$key=$(setting "$1" "$key")"; fi
-    done
 }
 
-own_settings_left_out() {  # pair key=value... -> those that are not the pair's anyway, so that equal deltas have one name
-    local pair=$1 override
-    for override in "${@:2}"; do
-        [ "${override#*=}" = "$(setting "$pair" "${override%%=*}")" ] || echo "$override"
+chosen() {  # pair row [key=value ...] -> beta and C, given or the pair's, where the row is one of theirs; then the rest
+    local row=configs/rows/$2.yaml own=configs/$1/$2.yaml key given
+    for key in preprune_ratio C; do
+        given=$(printf '%s\n' "${@:3}" | sed -n "s/^$key=//p")
+        if [ -z "$given" ] && grep -q '^method: impart' "$row" && ! grep -q "^$key:" "$row"; then
+            given=$([ -f "$own" ] && value_of "$own" $key || setting "$1" $key)
+        fi
+        if [ -n "$given" ]; then echo "$key=$given"; fi
+    done
+    printf '%s\n' "${@:3}" | sed '/^preprune_ratio=/d; /^C=/d'
+}
+
+name_of() {  # key=value ... -> the part of a delta's name that tells them: _beta0.8_C0.5
+    printf '_%s' "$@" | sed 's/preprune_ratio/beta/g; s/=//g; s/^_$//'
+}
+
+made_by() {  # pair name words...: how the delta, model or results of this name come about, with the YAML files in the words
+    local text="${*:3}" file
+    for file in $(grep -o 'configs/[^ ]*\.yaml' <<< "$text" || true); do
+        text+=" $(sed 's/ *#.*$//' "$file" | tr -s '\n ' ' ')"
+    done
+    text=${text//"$RUNS"/RUNS}
+    MADE_BY[$1/$2]=${text//"$PYTHON"/python}
+}
+
+check_made_by() {  # nothing that other settings made is taken for this table's
+    local key file pair name change
+    for key in ${MADE_BY[@]+"${!MADE_BY[@]}"}; do
+        pair=${key%/*} name=${key##*/}
+        file=$RUNS/$pair/.made_by/$name
+        if { [ -e "$RUNS/$pair/$name" ] || compgen -G "$RUNS/$pair/results_*/$name" > /dev/null; } && [ -f "$file" ] &&
+            [ "$(cat "$file")" != "${MADE_BY[$key]}" ]; then
+            change=$(diff <(tr ' ' '\n' < "$file") <(tr ' ' '\n' <<< "${MADE_BY[$key]}") | grep '^[<>]' | head -n 2 | tr '\n' ' ' || true)
+            fail "$RUNS/$pair/$name and its results ($RUNS/$pair/results_*/$name) were made with other settings (${change% }); remove" \
+                "them, or set RUNS to another folder"
+        fi
+        [ "$DRY" = yes ] || { mkdir -p "${file%/*}" && printf '%s\n' "${MADE_BY[$key]}" > "$file"; }
     done
 }
 
@@ -110,8 +141,10 @@ step() {  # stage pair detail target command...: plans the command unless its ta
 }
 
 svd_of() {  # pair: the SVD of its delta, once for all rows
-    step svd "$1" svd "$RUNS/$1/svd/delta.json" "$PYTHON delta.py --svd --base_model $(setting "$1" base_model)" \
-        "--finetuned_model $(setting "$1" ftm_dir) --save_path $RUNS/$1/svd --threads $THREADS"
+    local command="$PYTHON delta.py --svd --base_model $(setting "$1" base_model) --finetuned_model $(setting "$1" ftm_dir)"
+    command+=" --save_path $RUNS/$1/svd --threads $THREADS"
+    made_by "$1" svd "$command"
+    step svd "$1" svd "$RUNS/$1/svd/delta.json" "$command"
 }
 
 benchmarks_of() {  # pair -> its benchmarks, or the first of them in tables that have one for each pair
@@ -123,6 +156,7 @@ benchmarks_of() {  # pair -> its benchmarks, or the first of them in tables that
 cell() {  # row pair ratio model benchmarks...: cells of the table, and the evaluation that fills them
     local row=$1 pair=$2 ratio=$3 model=$4 benchmark result
     local key=$pair$TAB$model
+    made_by "$pair" "results_$SPLIT" "dtype=$(setting "$pair" dtype) template=$(setting "$pair" template) items=${VALIDATION:-}"
     for benchmark in "${@:5}"; do
         result=$RUNS/$pair/results_$SPLIT/$(basename "$model")/$benchmark/0.json
         CELLS+=("$row$TAB$pair$TAB$benchmark$TAB$ratio$TAB$result")
@@ -134,57 +168,64 @@ cell() {  # row pair ratio model benchmarks...: cells of the table, and the eval
 }
 
 whole() {  # row pair ratio base_model|ftm_dir: a checkpoint as it is
-    cell "$1" "$2" "$3" "$(setting "$2" "$4")" $(benchmarks_of "$2")
+    local model
+    model=$(setting "$2" "$4")
+    made_by "$2" "$(basename "$model")" "$model"
+    cell "$1" "$2" "$3" "$model" $(benchmarks_of "$2")
 }
 
 sparse() {  # row pair config-row ratio [key=value ...]: a sparse delta per seed
-    local row=$1 pair=$2 config=$3 ratio=$4 seeds=$SEEDS seed different folder svd
-    different=$(own_settings_left_out "$pair" "${@:5}")
+    local row=$1 pair=$2 config=$3 ratio=$4 seeds=$SEEDS seed settings folder svd command
+    settings=$(chosen "$pair" "$config" "${@:5}")
     if [ "$config" = lowrank ]; then seeds=${SEEDS%% *}; fi  # nothing random in it
     for seed in $seeds; do
-        folder=$RUNS/$pair/${config}_cr$ratio$(printf '_%s' $different | tr -d '=' | sed 's/^_$//')_seed$seed
+        folder=$RUNS/$pair/${config}_cr$ratio$(name_of $settings)_seed$seed
         svd=
         if [ "$config" != dare ]; then svd_of "$pair"; svd=svd_dir=$RUNS/$pair/svd; fi
-        step sparsify "$pair" "$ratio" "$folder/delta.json" "$PYTHON sparsify/sparsify.py" $(row_settings "$pair" "$config") \
-            $different $svd "compression_ratio=$ratio seed=$seed save_dir=$folder log_dir=$RUNS/$pair/logs --threads $THREADS"
+        command="$PYTHON sparsify/sparsify.py "$(row_settings "$pair" "$config")" "$settings
+        command+=" $svd compression_ratio=$ratio seed=$seed save_dir=$folder log_dir=$RUNS/$pair/logs --threads $THREADS"
+        made_by "$pair" "${folder##*/}" $command "${svd:+${MADE_BY[$pair/svd]}}"
+        step sparsify "$pair" "$ratio" "$folder/delta.json" $command
         cell "$row" "$pair" "$ratio" "$folder" $(benchmarks_of "$pair")
     done
 }
 
 quantized() {  # row pair config-row ratio [key=value ...]: a quantized delta per seed
-    local row=$1 pair=$2 config=$3 ratio=$4 seeds=$SEEDS seed folder different svd quantize
-    different=$(own_settings_left_out "$pair" "${@:5}")
+    local row=$1 pair=$2 config=$3 ratio=$4 seeds=$SEEDS seed folder settings svd sparsify quantize
+    settings=$(chosen "$pair" "$config" "${@:5}")
     if [ "$config" = deltacome ] || { [ "$config" = bitdelta ] && [ "$ratio" -le 16 ]; }; then seeds=${SEEDS%% *}; fi
     for seed in $seeds; do
-        folder=$RUNS/$pair/${config}_qt$ratio$(printf '_%s' $different | tr -d '=' | sed 's/^_$//')_seed$seed
+        folder=$RUNS/$pair/${config}_qt$ratio$(name_of $settings)_seed$seed
+        sparsify= svd=
         quantize="$PYTHON quantize/sparse_llama.py $(setting "$pair" ftm_dir) $(setting "$pair" calibration)"
         quantize+=" --save_compressed_delta_dir $folder --threads $THREADS"
         if [ "$config" = bitdelta ]; then
-            step quantize "$pair" "$ratio" "$folder/delta.json" "$quantize --config configs/rows/bitdelta.yaml" \
-                "baseModel=$(setting "$pair" base_model) compression_ratio_qt=$ratio seed=$seed" \
-                "$(setting "$pair" distillation_settings)"
+            quantize+=" --config configs/rows/bitdelta.yaml baseModel=$(setting "$pair" base_model) compression_ratio_qt=$ratio"
+            quantize+=" seed=$seed $(setting "$pair" distillation_settings)"
         else
-            svd=
             if [ "$config" != dare_qt ]; then svd_of "$pair"; svd=svd_dir=$RUNS/$pair/svd; fi
+            sparsify="$PYTHON sparsify/sparsify_quant.py "$(row_settings "$pair" "$config")" "$settings
+            sparsify+=" $svd compression_ratio_qt=$ratio seed=$seed save_dir=$folder.sparse --threads $THREADS"
             if [ ! -e "$folder/delta.json" ]; then
-                step sparsify "$pair" "$ratio" "$folder.sparse/delta.json" "$PYTHON sparsify/sparsify_quant.py" \
-                    $(row_settings "$pair" "$config") $different $svd "compression_ratio_qt=$ratio seed=$seed" \
-                    "save_dir=$folder.sparse --threads $THREADS"
+                step sparsify "$pair" "$ratio" "$folder.sparse/delta.json" $sparsify
             fi
-            step quantize "$pair" "$ratio" "$folder/delta.json" "$quantize --saved_delta_path $folder.sparse" \
-                "$(setting "$pair" calibration_settings) && rm -rf $folder.sparse"
+            quantize+=" --saved_delta_path $folder.sparse $(setting "$pair" calibration_settings) && rm -rf $folder.sparse"
         fi
+        made_by "$pair" "${folder##*/}" $quantize $sparsify "${svd:+${MADE_BY[$pair/svd]}}"
+        step quantize "$pair" "$ratio" "$folder/delta.json" $quantize
         cell "$row" "$pair" "$ratio" "$folder" $(benchmarks_of "$pair")
     done
 }
 
 merged() {  # row pair method mask [sparsity]: a merged model per seed, removed again after its evaluation
-    local row=$1 pair=$2 method=$3 mask=$4 sparsity=${5:-} seeds=$SEEDS seed folder
+    local row=$1 pair=$2 method=$3 mask=$4 sparsity=${5:-} seeds=$SEEDS seed folder command
     if [ "$mask" = none ]; then seeds=${SEEDS%% *}; fi
     for seed in $seeds; do
         folder=$RUNS/$pair/${method}_$mask${sparsity:+_$sparsity}_seed$seed
-        MERGE[$pair$TAB$folder]="$PYTHON merge/merge.py --config configs/$pair/merge.yaml merge_method=$method mask=$mask"
-        MERGE[$pair$TAB$folder]+=" ${sparsity:+sparsity=$sparsity} seed=$seed save_pth=$folder --threads $THREADS"
+        command="$PYTHON merge/merge.py --config configs/$pair/merge.yaml merge_method=$method mask=$mask"
+        command+=" ${sparsity:+sparsity=$sparsity} seed=$seed save_pth=$folder --threads $THREADS"
+        made_by "$pair" "${folder##*/}" $command
+        MERGE[$pair$TAB$folder]=$command
         cell "$row" "$pair" "" "$folder" $(setting "$pair" benchmarks)
     done
 }
@@ -263,6 +304,7 @@ run_stage() {  # stage: all of its steps, JOBS at a time
 
 finish() {  # flags of eval/tables.py
     local stage line cells=$OUT/$NAME.cells.tsv
+    check_made_by
     plan_evaluations
     if [ "$DRY" = yes ]; then
         for stage in $STAGES; do

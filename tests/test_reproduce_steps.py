@@ -86,7 +86,7 @@ def test_table_1_makes_each_row_by_its_yaml_and_the_svd_once(tmp_path):
 def test_tables_3_and_4_share_the_deltas_of_table_1(tmp_path):
     first, third, fourth = (targets(planned(f"table{number}", tmp_path, "--dry-run", "--pairs", "llama2_chat_13b", "--seeds",
                                             "0"), "sparsify.py") for number in (1, 3, 4))
-    own = f"{tmp_path}/llama2_chat_13b/impart_cr32_seed0"
+    own = f"{tmp_path}/llama2_chat_13b/impart_cr32_beta0.8_C0.5_seed0"
     assert own in first and own in third and own in fourth  # the pair's beta 0.8 and C 0.5 are a cell of Table 4
     assert len(fourth) == 6 and len(third) == 5
 
@@ -159,6 +159,19 @@ def test_two_scripts_do_not_work_on_one_pair_at_once(tmp_path):
         done = planned("table1", tmp_path, "--pairs", "tiny/code")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: another script is at work in") and "RUNS" in done.stderr
+
+
+@IN_ENVIRONMENT
+def test_what_other_settings_made_is_not_taken_for_this_tables(tmp_path):
+    arguments = ("table1", tmp_path, "--dry-run", "--pairs", "tiny/code", "--seeds", "0")
+    pair = tmp_path / "tiny" / "code"
+    (pair / ".made_by").mkdir(parents=True)
+    (pair / ".made_by" / "dare_cr16_seed0").write_text("python sparsify/sparsify.py base_model=another ftm_dir=assets/tiny/code\n")
+    assert planned(*arguments).returncode == 0  # nothing of that name is there
+    (pair / "results_test" / "dare_cr16_seed0").mkdir(parents=True)
+    done = planned(*arguments)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {pair}/dare_cr16_seed0 and its results") and "base_model=another" in done.stderr
 
 
 def test_help_is_the_head_of_the_script(tmp_path):

@@ -129,46 +129,51 @@ def _sweep(W: Tensor, mask: Tensor, inverse: Inverse, top: Sequence[Tensor], spa
            grid_at: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]], propagate: bool) -> Tensor:
     """Algorithm 2 in the order of `inverse` -> codes (rows, columns), uint8, in W's own order.
 
-    `grid_at` says scale and zero of a span once its turn has come; a scale holds for a whole row of the span, or is 1.
+    `grid_at` says scale and zero of a span of columns once its turn has come; a scale holds for a whole row of the span.
 
-    Works on the transpose, where a column is contiguous, and in place. A span is counted in steps of its grid, in which
-    quantizing is rounding (errors of a row reach that row only, so that they may be counted in its steps). A quantized entry
-    becomes its error. Columns collect the errors to their left when their turn comes: those of earlier spans together with
-    their span, of earlier blocks with their block, of earlier sub-blocks with their sub-block, the rest one column at a time.
+    Works on the transpose, where a column is contiguous, and in place: quantized entries become their errors. Columns collect
+    the errors to their left when their turn comes: those of earlier spans together with their span, those of earlier blocks
+    with their block, those of earlier sub-blocks with their sub-block, the last ones on their own.
     """
-    R = inverse.factor / inverse.factor.diagonal()[:, None]  # errors are divided by the diagonal once, here
-    R.diagonal().zero_()  # what is left says how much of each error reaches the columns to its right
+    R, diagonal = inverse.factor, inverse.factor.diagonal()[:, None]
     Wt = W.T.contiguous().index_select(0, inverse.order)  # (columns, rows)
     Mt = mask.bool().T.contiguous().view(torch.uint8).index_select(0, inverse.order)
-    Ct, codes = torch.empty_like(Wt, dtype=torch.uint8), Wt.new_empty(SUB_BLOCK, len(W))
-    x, low = Wt.new_zeros(2, len(W)).unbind()
-
-    def collect(first: int, last: int, end: int) -> None:
-        """Columns last .. end take the errors of columns first .. last."""
-        Wt[last:end].addmm_(R[first:last, last:end].T, Wt[first:last], alpha=-1)
-
+    codes = torch.empty_like(Mt)
     for first, last in spans:
-        collect(0, first, last)
-        X, kept = Wt[first:last], Mt[first:last].to(W.dtype)
-        scale, zero = grid_at(first, X, kept)
-        torch.addcdiv(zero, X, scale, out=X)
-        # a masked entry becomes 0, which is code `zero`, and its error spreads; or it counts as exact
-        masked = zero.expand_as(X).unbind() if propagate else [x] * (last - first)
-        for block in range(first, last, BLOCK):
-            end = min(block + BLOCK, last)
-            collect(first, block, end)
-            for sub in range(block, end, SUB_BLOCK):
-                sub_end = min(sub + SUB_BLOCK, end)
-                collect(block, sub, sub_end)
-                here = slice(sub - first, sub_end - first)
-                part, M, C = X[here].T, kept[here], codes[: sub_end - sub]
-                reach = R[sub:sub_end, sub:sub_end].T.contiguous()  # addmv is slow with a strided vector
-                for w, m, c, r, t, other in zip(part.T, M, C, reach, top[sub:sub_end], masked[here], strict=True):
-                    torch.addmv(w, part, r, alpha=-1, out=x)  # r is 0 at this column and to the right of it
-                    torch.round(x, out=c)
-                    torch.clamp(c, low, t, out=c)
-                    torch.lerp(other, c, m, out=c)  # m is 0 or 1
-                    torch.sub(x, c, out=w)
-                Ct[sub:sub_end] = C.mul_(M)
-        X.mul_(scale)  # errors of weights again
-    return Ct.index_select(0, torch.argsort(inverse.order)).T.contiguous()
+        X, M, here = Wt[first:last], Mt[first:last].to(W.dtype), slice(first, last)
+        _collect(X, R[:first, here], Wt[:first])
+        scale, zero = grid_at(first, X, M)
+        torch.addcdiv(zero, X, scale, out=X)  # in steps: an error reaches its own row only, and a row has one scale in a span
+        _quantize_span(X, M, R[here, here] / diagonal[here], zero, top[here], codes[here], propagate)
+        X.mul_(scale).div_(diagonal[here])
+    return codes.index_select(0, torch.argsort(inverse.order)).T.contiguous()
+
+
+@torch.inference_mode()  # five small calls per column, each faster without autograd's bookkeeping
+def _quantize_span(X: Tensor, M: Tensor, R: Tensor, zero: Tensor, top: Sequence[Tensor], codes: Tensor,
+                   propagate: bool) -> None:
+    """X (columns, rows), w / scale + zero of a span, becomes its errors in steps of the grid; fills `codes`, 0 where M is 0."""
+    R.diagonal().zero_()  # what is left says how much of each error reaches the columns to its right
+    rounded, (x, low) = X.new_empty(SUB_BLOCK, X.shape[1]), X.new_zeros(2, X.shape[1])
+    # what a masked entry becomes: 0, which is code `zero`, so that it has an error to spread; or what it is, and it has none
+    masked = zero.expand_as(X).unbind() if propagate else [x] * len(X)
+    for block in range(0, len(X), BLOCK):
+        end = min(block + BLOCK, len(X))
+        _collect(X[block:end], R[:block, block:end], X[:block])
+        for sub in range(block, end, SUB_BLOCK):
+            here = slice(sub, min(sub + SUB_BLOCK, end))
+            _collect(X[here], R[block:sub, here], X[block:sub])
+            part, C = X[here].T, rounded[: len(X[here])]
+            reach = R[here, here].T.contiguous()  # addmv is slow with a strided vector
+            for w, m, c, r, t, other in zip(part.T, M[here], C, reach, top[here], masked[here], strict=True):
+                torch.addmv(w, part, r, alpha=-1, out=x)  # r is 0 at this column and to the right of it
+                torch.round(x, out=c)
+                torch.clamp(c, low, t, out=c)
+                torch.lerp(other, c, m, out=c)  # m is 0 or 1
+                torch.sub(x, c, out=w)
+            codes[here] = C.mul_(M[here])
+
+
+def _collect(X: Tensor, R: Tensor, errors: Tensor) -> None:
+    """Columns X (columns, rows) take the errors (others, rows) of other columns to their left; R (others, columns)."""
+    X.addmm_(R.T, errors, alpha=-1)

@@ -9,16 +9,16 @@ with the same inputs; rows may have different bits, so all rank groups of V pass
     quantize_vectors     one grid for every row (V) or column (U), fitted beforehand; errors of masked entries spread too
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from quantize.grid import fitted_grid, fp16_unit, minmax_grid, top_codes
 
-BLOCK = 128  # columns between two updates of everything to the right (a lazy batch)
-SUB_BLOCK = 32  # columns between two updates of the rest of the block
+BLOCK = 128  # columns that collect the errors of everything to their left together (a lazy batch)
+SUB_BLOCK = 32  # columns that collect the errors of earlier columns of their block together
 RETURNED_BLOCK = 32 << 20  # bytes (glibc's most): new pages for each of its many blocks of some MB would double a sweep's time
 
 
@@ -48,7 +48,8 @@ class Quantized:
     def values(self) -> Tensor:
         """The dequantized matrix (rows, columns); worked out transposed, where a column's grid is one piece of memory."""
         zero, scale = (x.T.contiguous().index_select(0, self.group) for x in (self.zero, self.scale))  # (columns, rows or 1)
-        return (self.codes.T.contiguous().to(scale.dtype) - zero).mul_(scale).mul_(self.mask.T.contiguous()).T
+        kept = self.mask.T.contiguous().view(torch.uint8)  # bool is slower to multiply with
+        return self.codes.T.contiguous().to(scale.dtype).sub_(zero).mul_(scale).mul_(kept).T
 
 
 def sparse_gptq(W: Tensor, mask: Tensor, H: Tensor, bits: int | Tensor, groupsize: int = -1, damping: float = 0.01,
@@ -92,13 +93,12 @@ def quantize_groups(W: Tensor, mask: Tensor, inverse: Inverse, bits: int | Tenso
     starts = range(0, columns, size)
     scale, zero = W.new_empty(2, rows, len(starts)).unbind()
 
-    def grid_at(first: int, last: int, Wt: Tensor, Mt: Tensor) -> tuple[Tensor, Tensor]:
-        found = minmax_grid(Wt.T, Mt.T, bits)
-        scale[:, first // size], zero[:, first // size] = found
-        return found[0].expand_as(Wt), found[1].expand_as(Wt)
+    def grid_at(first: int, Wt: Tensor, Mt: Tensor) -> tuple[Tensor, Tensor]:
+        scale[:, first // size], zero[:, first // size] = found = minmax_grid(Wt.T, Mt.T, bits)
+        return found
 
     spans = [(first, min(first + size, columns)) for first in starts]
-    codes = _sweep(W, mask, inverse, top_codes(bits, W).expand(columns, rows), spans, grid_at, propagate=False)
+    codes = _sweep(W, mask, inverse, [top_codes(bits, W)] * columns, spans, grid_at, propagate=False)
     group = torch.empty(columns, dtype=torch.long, device=W.device)
     group[inverse.order] = torch.arange(columns, device=W.device) // size
     return Quantized(codes, scale, zero, group, mask.bool())
@@ -110,55 +110,70 @@ def quantize_vectors(W: Tensor, mask: Tensor, inverse: Inverse, bits: int | Tens
     `bits` is per row or per column accordingly. departs from the paper: what a masked entry should have become is an
     error like any other and is spread over the columns to the right (Algorithm 2 loses it).
     """
-    rows, columns = W.shape
-    scale, zero = fitted_grid(W, mask, bits) if along_rows else fitted_grid(W.T, mask.T, bits)
-    top = top_codes(bits, W if along_rows else W.T)
+    columns = W.shape[1]
     if along_rows:
-        grids = [x.expand(columns, rows) for x in (scale, zero, top)]
-    else:
-        grids = [x[inverse.order].unsqueeze(1).expand(columns, rows) for x in (scale, zero, top)]
-
-    def grid_at(first: int, last: int, Wt: Tensor, Mt: Tensor) -> tuple[Tensor, Tensor]:
-        return grids[0], grids[1]
-
-    codes = _sweep(W, mask, inverse, grids[2], [(0, columns)], grid_at, propagate=True)
-    if along_rows:
+        scale, zero = fitted_grid(W, mask, bits)
+        top = [top_codes(bits, W)] * columns
+        codes = _sweep(W, mask, inverse, top, [(0, columns)], lambda *_: (scale, zero), propagate=True)
         return Quantized(codes, scale[:, None], zero[:, None], torch.zeros_like(inverse.order), mask.bool())
+    scale, zero = fitted_grid(W.T, mask.T, bits)
+    # count every column in its own steps: the factor then also turns steps of one column into those of another
+    steps, zeros, top = (x[inverse.order, None] for x in (scale, zero, top_codes(bits, W.T)))
+    counted = replace(inverse, factor=inverse.factor * steps / steps.T)
+    one = torch.ones_like(steps)
+    codes = _sweep(W / scale, mask, counted, list(top), [(0, columns)], lambda *_: (one, zeros), propagate=True)
     return Quantized(codes, scale[None], zero[None], torch.arange(columns, device=W.device), mask.bool())
 
 
-def _sweep(W: Tensor, mask: Tensor, inverse: Inverse, top: Tensor, spans: list[tuple[int, int]],
-           grid_at: Callable[[int, int, Tensor, Tensor], tuple[Tensor, Tensor]], propagate: bool) -> Tensor:
+def _sweep(W: Tensor, mask: Tensor, inverse: Inverse, top: Sequence[Tensor], spans: list[tuple[int, int]],
+           grid_at: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]], propagate: bool) -> Tensor:
     """Algorithm 2 in the order of `inverse` -> codes (rows, columns), uint8, in W's own order.
 
-    Works on the transpose, where a column is contiguous, in blocks and sub-blocks: an error reaches the rest of its sub-block
-    at once, the rest of its block after the sub-block, everything further right after the block.
+    `grid_at` says scale and zero of a span of columns once its turn has come; a scale holds for a whole row of the span.
+
+    Works on the transpose, where a column is contiguous, and in place: quantized entries become their errors. Columns collect
+    the errors to their left when their turn comes: those of earlier spans together with their span, those of earlier blocks
+    with their block, those of earlier sub-blocks with their sub-block, the last ones on their own.
     """
-    R = inverse.factor / inverse.factor.diagonal()[:, None]  # errors are divided by the diagonal once, here
+    R, diagonal = inverse.factor, inverse.factor.diagonal()[:, None]
     Wt = W.T.contiguous().index_select(0, inverse.order)  # (columns, rows)
-    Mt = mask.T.contiguous().index_select(0, inverse.order).to(W.dtype)
-    Ct, sub_codes = torch.empty_like(Wt, dtype=torch.uint8), Wt.new_empty(SUB_BLOCK, len(W))
+    Mt = mask.bool().T.contiguous().view(torch.uint8).index_select(0, inverse.order)
+    codes = torch.empty_like(Mt)
     for first, last in spans:
-        scale, zero = grid_at(first, last, Wt[first:last], Mt[first:last])  # (last - first, rows)
-        kept_scale = scale * Mt[first:last]
-        for block in range(first, last, BLOCK):
-            end = min(block + BLOCK, last)
-            errors = torch.empty_like(Wt[block:end])
-            for sub in range(block, end, SUB_BLOCK):
-                sub_end = min(sub + SUB_BLOCK, end)
-                here = slice(sub - first, sub_end - first)
-                lines = (Wt[sub:sub_end], Mt[sub:sub_end], sub_codes[: sub_end - sub], errors[sub - block : sub_end - block],
-                         scale[here], kept_scale[here], zero[here], top[sub:sub_end])
-                for j, (w, m, codes, error, c, kept_c, z, t) in enumerate(zip(*map(torch.unbind, lines), strict=True), sub):
-                    w = w if propagate else w * m
-                    torch.addcdiv(z, w, c, out=codes).round_().clamp_(min=0)
-                    torch.minimum(codes, t, out=codes)
-                    torch.addcmul(w, codes - z, kept_c, value=-1, out=error)  # w - Q
-                    if j + 1 < sub_end:
-                        Wt[j + 1 : sub_end].addr_(R[j, j + 1 : sub_end], error, alpha=-1)
-                Ct[sub:sub_end] = sub_codes[: sub_end - sub]
-                if sub_end < end:
-                    Wt[sub_end:end].addmm_(R[sub:sub_end, sub_end:end].T, errors[sub - block : sub_end - block], alpha=-1)
-            if end < len(Wt):
-                Wt[end:].addmm_(R[block:end, end:].T, errors, alpha=-1)
-    return Ct.index_select(0, torch.argsort(inverse.order)).T.contiguous().mul_(mask.bool())
+        X, M, here = Wt[first:last], Mt[first:last].to(W.dtype), slice(first, last)
+        _collect(X, R[:first, here], Wt[:first])
+        scale, zero = grid_at(first, X, M)
+        torch.addcdiv(zero, X, scale, out=X)  # in steps: an error reaches its own row only, and a row has one scale in a span
+        _quantize_span(X, M, R[here, here] / diagonal[here], zero, top[here], codes[here], propagate)
+        X.mul_(scale).div_(diagonal[here])
+    return codes.index_select(0, torch.argsort(inverse.order)).T.contiguous()
+
+
+@torch.inference_mode()  # five small calls per column, each faster without autograd's bookkeeping
+def _quantize_span(X: Tensor, M: Tensor, R: Tensor, zero: Tensor, top: Sequence[Tensor], codes: Tensor,
+                   propagate: bool) -> None:
+    """X (columns, rows), w / scale + zero of a span, becomes its errors in steps of the grid; fills `codes`, 0 where M is 0."""
+    R.diagonal().zero_()  # what is left says how much of each error reaches the columns to its right
+    rounded, (x, low) = X.new_empty(SUB_BLOCK, X.shape[1]), X.new_zeros(2, X.shape[1])
+    # what a masked entry becomes: 0, which is code `zero`, so that it has an error to spread; or what it is, and it has none
+    masked = zero.expand_as(X).unbind() if propagate else [x] * len(X)
+    for block in range(0, len(X), BLOCK):
+        end = min(block + BLOCK, len(X))
+        _collect(X[block:end], R[:block, block:end], X[:block])
+        for sub in range(block, end, SUB_BLOCK):
+            here = slice(sub, min(sub + SUB_BLOCK, end))
+            _collect(X[here], R[block:sub, here], X[block:sub])
+            part, C = X[here].T, rounded[: len(X[here])]
+            reach = R[here, here].T.contiguous()  # addmv is slow with a strided vector
+            for w, m, c, r, t, other in zip(part.T, M[here], C, reach, top[here], masked[here], strict=True):
+                torch.addmv(w, part, r, alpha=-1, out=x)  # r is 0 at this column and to the right of it
+                torch.round(x, out=c)
+                torch.clamp(c, low, t, out=c)
+                torch.lerp(other, c, m, out=c)  # m is 0 or 1
+                torch.sub(x, c, out=w)
+            codes[here] = C.mul_(M[here])
+
+
+def _collect(X: Tensor, R: Tensor, errors: Tensor) -> None:
+    """Columns X (columns, rows) take the errors (others, rows) of other columns to their left; R (others, columns)."""
+    X.addmm_(R.T, errors, alpha=-1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eval.results import wilson_interval
 
 METHOD_NAMES = {"impart": "ImPart", "dare": "DARE", "lowrank": "LowRank", "svd": "SVD", "deltacome": "Delta-CoMe",
-                "bitdelta": "BitDelta"}
+                "bitdelta": "BitDelta", "impart_qt": "ImPart-Qt", "dare_qt": "DARE-Qt"}
 
 
 @dataclass(frozen=True)

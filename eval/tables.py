@@ -196,7 +196,10 @@ def _scored(file: Path, result: Mapping) -> Scored:
                         if key not in RATIO_KEYS and value is not None))
     with (file.parent / result["samples"]).open() as stream:
         correct = tuple(float(json.loads(line)["correct"]) for line in stream)
-    return Scored(result["benchmark"], result["model"], delta.get("method"), ratio if delta else None, rest,
+    method = delta.get("method")
+    if delta.get("kind") == "quantized" and f"{method}_qt" in METHOD_NAMES:
+        method = f"{method}_qt"
+    return Scored(result["benchmark"], result["model"], method, ratio if delta else None, rest,
                   result["score"], delta.get("linear_ratio"), correct)
 
 

@@ -98,6 +98,13 @@ def test_the_leaderboard_ranks_every_result_at_any_depth(tmp_path, capsys):
     assert "weak" in lines[3] and "whole" in lines[3]
 
 
+@pytest.mark.parametrize("kind, label", [("sparse", "DARE"), ("quantized", "DARE-Qt")])
+def test_a_quantized_delta_is_not_called_by_the_name_of_the_sparse_one(tmp_path, kind, label):
+    write_result(tmp_path, "d", [1, 0], delta={"kind": kind, "method": "dare", "settings": {"compression_ratio": 4}})
+    _, rows = grid(read_results(tmp_path))
+    assert list(rows) == [label]
+
+
 def planned(tmp_path, *, ratio="32", pair="wizardmath_13b", benchmark="gsm8k"):
     for seed in range(2):
         write_result(tmp_path / "results", f"impart_{seed}", [1, seed, 0, 0], benchmark=benchmark,

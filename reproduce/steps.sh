@@ -14,6 +14,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../requirements/environment.sh"
 cd "$ROOT"
+source reproduce/running.sh
 
 STEPS=()             # stage, pair, detail and command of every missing step, separated by tabs
 CELLS=()             # row, pair, benchmark, ratio, result file
@@ -65,16 +66,6 @@ environment_kind() {  # the tiny pair does without vLLM and the harnesses
     echo core
 }
 
-hold_pairs() {  # locks the folder of every pair until this script and its steps have ended; tidies after killed ones
-    local pair lock
-    for pair in $PAIRS; do
-        mkdir -p "$RUNS/$pair"
-        exec {lock}>> "$RUNS/$pair/.lock"
-        flock --nonblock "$lock" || fail "another script is at work in $RUNS/$pair; wait for it, or set RUNS to another folder"
-        rm -rf "$RUNS/$pair"/cache/step-*
-    done
-}
-
 fail() { echo "error: $*" >&2; exit 2; }
 
 value_of() {  # file key -> its value, without a comment
@@ -115,21 +106,6 @@ made_by() {  # pair name words...: how the delta, model or results of this name 
     done
     text=${text//"$RUNS"/RUNS}
     MADE_BY[$1/$2]=${text//"$PYTHON"/python}
-}
-
-check_made_by() {  # nothing that other settings made is taken for this table's
-    local key file pair name change
-    for key in ${MADE_BY[@]+"${!MADE_BY[@]}"}; do
-        pair=${key%/*} name=${key##*/}
-        file=$RUNS/$pair/.made_by/$name
-        if { [ -e "$RUNS/$pair/$name" ] || compgen -G "$RUNS/$pair/results_*/$name" > /dev/null; } && [ -f "$file" ] &&
-            [ "$(cat "$file")" != "${MADE_BY[$key]}" ]; then
-            change=$(diff <(tr ' ' '\n' < "$file") <(tr ' ' '\n' <<< "${MADE_BY[$key]}") | grep '^[<>]' | head -n 2 | tr '\n' ' ' || true)
-            fail "$RUNS/$pair/$name and its results ($RUNS/$pair/results_*/$name) were made with other settings (${change% }); remove" \
-                "them, or set RUNS to another folder"
-        fi
-        [ "$DRY" = yes ] || { mkdir -p "${file%/*}" && printf '%s\n' "${MADE_BY[$key]}" > "$file"; }
-    done
 }
 
 step() {  # stage pair detail target command...: plans the command unless its target is there or planned
@@ -271,35 +247,6 @@ plan_evaluations() {  # the models to evaluate -> steps; the tiny pair's go into
         IFS=$TAB read -r pair tasks index <<< "$group"
         STEPS+=("evaluate$TAB$pair$TAB$tasks$TAB$(evaluation "$pair" "${groups[$group]# }" $tasks)")
     done
-}
-
-run_step() {  # one line of STEPS, in a process of its own, on the GPU of its slot
-    local stage pair detail command log=$RUNS/logs/step-$$.log started=$SECONDS own
-    IFS=$'\t' read -r stage pair detail command <<< "$1"
-    if [ "$GPUS" -gt 0 ]; then export CUDA_VISIBLE_DEVICES=$((SLOT % GPUS)); fi
-    if [ "$THREADS" = 1 ]; then export OMP_NUM_THREADS=1; fi
-    own=$RUNS/$pair/cache/$([ "$KEEP" = yes ] && echo kept || echo "step-$$")
-    mkdir -p "$RUNS/logs" "$own"
-    export IMPART_CACHE=$(cd "$own" && pwd)  # where evaluation rebuilds dense models
-    if ! bash -c "$command" > "$log" 2>&1; then
-        { echo "error: this step failed; its last lines, of $log:"; tail -n 15 "$log"; echo "command: $command"; } >&2
-        exit 255  # xargs then starts no more steps
-    fi
-    if [ "$KEEP" = no ]; then rm -rf "$own"; fi
-    rm -f "$log"
-    echo "$stage $pair ($detail): $((SECONDS - started)) s"
-}
-
-run_stage() {  # stage: all of its steps, JOBS at a time
-    local line lines=()
-    for line in ${STEPS[@]+"${STEPS[@]}"}; do
-        if [ "${line%%"$TAB"*}" = "$1" ]; then lines+=("$line"); fi
-    done
-    [ ${#lines[@]} -gt 0 ] || return 0
-    echo "== $1: ${#lines[@]} steps, $JOBS at a time" >&2
-    printf '%s\0' "${lines[@]}" |
-        xargs -0 -n 1 -P "$JOBS" --process-slot-var=SLOT bash -c 'set -euo pipefail; run_step "$1"' run_step >&2 ||
-        { echo "stopped; the same command continues" >&2; exit 1; }
 }
 
 finish() {  # flags of eval/tables.py

@@ -1,12 +1,12 @@
 # Sourced by steps.sh: runs what it planned, on folders that no other script is at work in and that no other settings made.
 
-hold_pairs() {  # locks the folder of every pair until this script and its steps have ended; tidies after killed ones
+hold_pairs() {  # locks the folder of every pair until this script and its steps have ended; killed ones take a moment to
     local pair lock
     for pair in $PAIRS; do
         mkdir -p "$RUNS/$pair"
         exec {lock}>> "$RUNS/$pair/.lock"
-        flock --nonblock "$lock" || fail "another script is at work in $RUNS/$pair; wait for it, or set RUNS to another folder"
-        rm -rf "$RUNS/$pair"/cache/step-*
+        flock --timeout 5 "$lock" || fail "another script is at work in $RUNS/$pair; wait for it, or set RUNS to another folder"
+        rm -rf "$RUNS/$pair"/cache/step-*  # models that killed steps left
     done
 }
 

@@ -158,7 +158,7 @@ sparse() {  # row pair config-row ratio [key=value ...]: a sparse delta per seed
         folder=$RUNS/$pair/${config}_cr$ratio$(name_of $settings)_seed$seed
         svd=
         if [ "$config" != dare ]; then svd_of "$pair"; svd=svd_dir=$RUNS/$pair/svd; fi
-        command="$PYTHON sparsify/sparsify.py "$(row_settings "$pair" "$config")" "$settings
+        command="$PYTHON sparsify/sparsify.py $(row_settings "$pair" "$config") $settings"
         command+=" $svd compression_ratio=$ratio seed=$seed save_dir=$folder log_dir=$RUNS/$pair/logs --threads $THREADS"
         made_by "$pair" "${folder##*/}" $command "${svd:+${MADE_BY[$pair/svd]}}"
         step sparsify "$pair" "$ratio" "$folder/delta.json" $command
@@ -180,7 +180,7 @@ quantized() {  # row pair config-row ratio [key=value ...]: a quantized delta pe
             quantize+=" seed=$seed $(setting "$pair" distillation_settings)"
         else
             if [ "$config" != dare_qt ]; then svd_of "$pair"; svd=svd_dir=$RUNS/$pair/svd; fi
-            sparsify="$PYTHON sparsify/sparsify_quant.py "$(row_settings "$pair" "$config")" "$settings
+            sparsify="$PYTHON sparsify/sparsify_quant.py $(row_settings "$pair" "$config") $settings"
             sparsify+=" $svd compression_ratio_qt=$ratio seed=$seed save_dir=$folder.sparse --threads $THREADS"
             if [ ! -e "$folder/delta.json" ]; then
                 step sparsify "$pair" "$ratio" "$folder.sparse/delta.json" $sparsify

@@ -32,8 +32,17 @@ from sparsify.compress import compress
 from sparsify.sources import ModelSource
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-PARTS = {"codes": "packed codes", "values": "kept values", "U": "U", "V": "V", "s": "singular values", "scales": "scales",
-         "zeros": "zeros", "groups": "groups of columns", "keep": "keep thresholds"}
+PARTS = {
+    "codes": "packed codes",
+    "values": "kept values",
+    "U": "U",
+    "V": "V",
+    "s": "singular values",
+    "scales": "scales",
+    "zeros": "zeros",
+    "groups": "groups of columns",
+    "keep": "keep thresholds",
+}
 MLP_RANK_FACTOR = 1.45  # the release's: mlp matrices of Llama-2 hold that much more than square ones of the same rank
 
 
@@ -57,16 +66,23 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("delta", nargs="?", help="the delta, as --delta_path")
     parser.add_argument("--base_model", help="folder or hub id; --merge takes it from the delta when it is not given")
     parser.add_argument("--finetuned_model", help="folder or hub id; --merge does without it")
-    parser.add_argument("--dim", type=int, help="rank kept of attention matrices; mlp matrices keep 1.45 times that; "
-                        "both at most min(m, n), which is the default")
+    parser.add_argument(
+        "--dim",
+        type=int,
+        help="rank kept of attention matrices; mlp matrices keep 1.45 times that; "
+        "both at most min(m, n), which is the default",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="of the stored factors (default fp16)")
     parser.add_argument("--save_path", "--save_pth", dest="save_path", help="folder that is written")
     parser.add_argument("--delta_path", "--delta_pth", dest="delta_path", help="folder of a delta")
     add_run_flags(parser)
     flags = parser.parse_intermixed_args(arguments)
     flags.delta_path = flags.delta_path or flags.delta
-    needed = {"svd": ("base_model", "finetuned_model", "save_path"), "merge": ("delta_path", "save_path"),
-              "info": ("delta_path",)}["svd" if flags.svd else "merge" if flags.merge else "info"]
+    needed = {
+        "svd": ("base_model", "finetuned_model", "save_path"),
+        "merge": ("delta_path", "save_path"),
+        "info": ("delta_path",),
+    }["svd" if flags.svd else "merge" if flags.merge else "info"]
     for name in needed:
         if getattr(flags, name) is None:
             raise InputError(f"--{name} is missing; `delta.py --help` shows the commands")
@@ -91,8 +107,16 @@ def svd(flags: Namespace) -> None:
 
     size = sum((sum(source.shape(name)) * dtype.itemsize + 4) * rank for name, rank in ranks.items())
     settings = {"dim": flags.dim, "dtype": flags.dtype}
-    delta = compress(source, encode, flags.save_path, {"kind": "svd", "method": "svd", "settings": settings, "seed": None},
-                     needed_bytes=size, overwrite=flags.overwrite, report=Report(vars(flags)), what="svd")
+    delta = compress(
+        source,
+        encode,
+        flags.save_path,
+        {"kind": "svd", "method": "svd", "settings": settings, "seed": None},
+        needed_bytes=size,
+        overwrite=flags.overwrite,
+        report=Report(vars(flags)),
+        what="svd",
+    )
     if delta is not None:
         print(info(delta))
     processes.leave()
@@ -113,8 +137,11 @@ def merge(flags: Namespace) -> None:
     try:
         base = open_checkpoint(source)
     except InputError as error:
-        raise error if flags.base_model else InputError(f"{error} (the delta names it as its base; --base_model gives "
-                                                        "another place)") from error
+        raise (
+            error
+            if flags.base_model
+            else InputError(f"{error} (the delta names it as its base; --base_model gives another place)")
+        ) from error
     finetuned = open_checkpoint(flags.finetuned_model) if flags.finetuned_model else None
     delta.check_base(base)
     delta.verify()
@@ -126,19 +153,33 @@ def info(delta: Delta) -> str:
     """Method and settings, a line per type of matrix, and nominal against true sizes in bytes."""
     manifest, sizes = delta.manifest, delta.sizes()
     settings = ", ".join(f"{key}={value}" for key, value in manifest["settings"].items() if value is not None)
-    lines = [f"{delta.path}: {manifest['kind']} delta, method {manifest['method']} ({settings}), seed {manifest['seed']}",
-             f"base:       {manifest['base']['source']} (fingerprint {manifest['base']['fingerprint'][:12]})",
-             f"fine-tuned: {manifest['finetuned']['source']}", "", type_table(delta), "",
-             f"{len(manifest['extras'])} extra parameters outside the compressed set changed and are stored whole", ""]
+    lines = [
+        f"{delta.path}: {manifest['kind']} delta, method {manifest['method']} ({settings}), seed {manifest['seed']}",
+        f"base:       {manifest['base']['source']} (fingerprint {manifest['base']['fingerprint'][:12]})",
+        f"fine-tuned: {manifest['finetuned']['source']}",
+        "",
+        type_table(delta),
+        "",
+        f"{len(manifest['extras'])} extra parameters outside the compressed set changed and are stored whole",
+        "",
+    ]
     nominal = manifest["settings"].get("compression_ratio_qt") or manifest["settings"].get("compression_ratio")
     headers = sum(shard["header_bytes"] for shard in manifest["shards"].values())
     parts = [(f"  {PARTS[part]}", "", f"{size:,}", "") for part, size in delta.parts().items()]
-    rows = [("linear layers, values only", f"{sizes.linear_dense:,}", f"{sizes.values:,}",
-             f"{sizes.linear_dense / max(sizes.values, 1):.2f}"),
-            *parts, ("  headers of shards", "", f"{headers:,}", ""),
-            ("linear layers, all bytes", f"{sizes.linear_dense:,}", f"{sizes.linear:,}", f"{sizes.linear_ratio:.2f}"),
-            ("extras", "", f"{sizes.extras:,}", ""), ("delta.json", "", f"{sizes.manifest:,}", ""),
-            ("whole checkpoint", f"{sizes.checkpoint:,}", f"{sizes.total:,}", f"{sizes.checkpoint_ratio:.2f}")]
+    rows = [
+        (
+            "linear layers, values only",
+            f"{sizes.linear_dense:,}",
+            f"{sizes.values:,}",
+            f"{sizes.linear_dense / max(sizes.values, 1):.2f}",
+        ),
+        *parts,
+        ("  headers of shards", "", f"{headers:,}", ""),
+        ("linear layers, all bytes", f"{sizes.linear_dense:,}", f"{sizes.linear:,}", f"{sizes.linear_ratio:.2f}"),
+        ("extras", "", f"{sizes.extras:,}", ""),
+        ("delta.json", "", f"{sizes.manifest:,}", ""),
+        ("whole checkpoint", f"{sizes.checkpoint:,}", f"{sizes.total:,}", f"{sizes.checkpoint_ratio:.2f}"),
+    ]
     title = f"bytes (nominal ratio {nominal:g})" if nominal else "bytes"
     return "\n".join(lines) + "\n" + table(rows, (title, "16 bit / as stored", "delta", "ratio"))
 
@@ -152,9 +193,17 @@ def type_table(delta: Delta) -> str:
     for (kind, (m, n)), entries in groups.items():
         ranks = [entry["rank"] for entry in entries if "rank" in entry]
         kept, count = sum(sum(entry["kept"]) for entry in entries), len(entries)
-        rows.append((kind, f"{m} x {n}", count, f"{sum(ranks) / len(ranks):.1f}" if ranks else "dense",
-                     f"{kept // count:,}", f"{m * n * count / kept:.2f}" if kept else "empty",
-                     f"{sum(entry['bytes'] for entry in entries) // count:,}"))
+        rows.append(
+            (
+                kind,
+                f"{m} x {n}",
+                count,
+                f"{sum(ranks) / len(ranks):.1f}" if ranks else "dense",
+                f"{kept // count:,}",
+                f"{m * n * count / kept:.2f}" if kept else "empty",
+                f"{sum(entry['bytes'] for entry in entries) // count:,}",
+            )
+        )
     return table(rows, ("weight type", "shape", "matrices", "mean rank", "kept values", "value ratio", "bytes"))
 
 

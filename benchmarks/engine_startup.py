@@ -16,7 +16,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-if not __package__:  # run as `python benchmarks/engine_startup.py`: import from the repository root, not from benchmarks/
+if (
+    not __package__
+):  # run as `python benchmarks/engine_startup.py`: import from the repository root, not from benchmarks/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from impart.config import Parser
@@ -57,10 +59,19 @@ def measured(backend: str, model: str, since: float) -> dict[str, float]:
 def in_fresh_python(name: str, model: str) -> dict[str, float]:
     """`measured` in a process of its own."""
     backend, environment = ENGINES[name]
-    command = [sys.executable, str(Path(__file__).resolve()), "--measure", backend, "--model", model,
-               "--since", str(time.time())]
-    ended = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment, cwd=ROOT, capture_output=True,
-                           text=True)
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--measure",
+        backend,
+        "--model",
+        model,
+        "--since",
+        str(time.time()),
+    ]
+    ended = subprocess.run(
+        command, env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment, cwd=ROOT, capture_output=True, text=True
+    )
     if ended.returncode:
         raise InputError(f"{name} did not run: {(ended.stderr.strip().splitlines() or ['no message'])[-1]}")
     return json.loads(ended.stdout.strip().splitlines()[-1])
@@ -71,12 +82,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--model", default=str(ROOT / "assets" / "tiny" / "base"), help="checkpoint folder")
     parser.add_argument("--engines", default=",".join(ENGINES), help=f"comma-separated (default: {','.join(ENGINES)})")
     parser.add_argument("--measure", choices=("vllm", "hf"), help="one row, in this process, as JSON")
-    parser.add_argument("--since", type=float, default=time.time(), help="with --measure: when this process was started")
+    parser.add_argument(
+        "--since", type=float, default=time.time(), help="with --measure: when this process was started"
+    )
     given = parser.parse_args(arguments)
     if given.measure:
         print(json.dumps(measured(given.measure, given.model, given.since)))
         return
-    from benchmarks.side_by_side import cpu_name  # these import torch, which the measured process has to import by itself
+    from benchmarks.side_by_side import (
+        cpu_name,
+    )  # these import torch, which the measured process has to import by itself
     from impart.report import table
 
     unknown = [name for name in given.engines.split(",") if name not in ENGINES]

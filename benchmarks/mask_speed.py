@@ -33,8 +33,11 @@ GAMMA = (1 - 1 / 64 - 0.6) / (1 - 0.6)  # (alpha - beta) / (1 - beta) of a squar
 
 def main(arguments: Sequence[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--sizes", default="1024x400,5120x2048,13824x2048",
-                        help="comma-separated MxR: rows and columns of a factor (default: %(default)s)")
+    parser.add_argument(
+        "--sizes",
+        default="1024x400,5120x2048,13824x2048",
+        help="comma-separated MxR: rows and columns of a factor (default: %(default)s)",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="how often every way runs (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, 0 for all cores (default: %(default)s)")
     flags = parser.parse_args(arguments)
@@ -60,18 +63,26 @@ def compared(m: int, r: int, rounds: int) -> list[tuple[str, ...]]:
         "loop over columns": partial(loop_of_the_release, m, ratios),
         "the loop, stored by columns": partial(loop_by_columns, m, ratios),
         "bernoulli_mask": partial(bernoulli_mask, 0, "q_proj", "U", t, m),
-        "exact_count_mask": partial(exact_count_mask, 0, "q_proj", "U", t, m)}
+        "exact_count_mask": partial(exact_count_mask, 0, "q_proj", "U", t, m),
+    }
     timings, asked = timed(ways, rounds, torch.device("cpu")), float(np.mean(1 - p))
-    return [(f"{m} x {r}, {name}", f"{timing.median * 1e3:.1f}", f"{timing.speedup:.1f}x",
-             f"{float(torch.as_tensor(ways[name]()).float().mean()):.4f}", f"{asked:.4f}")
-            for name, timing in timings.items()]
+    return [
+        (
+            f"{m} x {r}, {name}",
+            f"{timing.median * 1e3:.1f}",
+            f"{timing.speedup:.1f}x",
+            f"{float(torch.as_tensor(ways[name]()).float().mean()):.4f}",
+            f"{asked:.4f}",
+        )
+        for name, timing in timings.items()
+    ]
 
 
 def loop_of_the_release(m: int, ratios: Sequence[float]) -> torch.Tensor:
     """Mask (m, r) in fp16."""
     mask = torch.ones(m, len(ratios), dtype=torch.float16)
     for k, p in enumerate(ratios):
-        mask[torch.randperm(m)[:int(m * p)], k] = 0
+        mask[torch.randperm(m)[: int(m * p)], k] = 0
     return mask
 
 
@@ -79,7 +90,7 @@ def loop_by_columns(m: int, ratios: Sequence[float]) -> torch.Tensor:
     """Mask (r, m) in bool."""
     mask = torch.ones(len(ratios), m, dtype=torch.bool)
     for k, p in enumerate(ratios):
-        mask[k, torch.randperm(m)[:int(m * p)]] = False
+        mask[k, torch.randperm(m)[: int(m * p)]] = False
     return mask
 
 

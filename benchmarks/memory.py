@@ -38,9 +38,11 @@ TOKENS_PER_HIDDEN, MLP_PER_HIDDEN = 16, 2.75  # 16384 tokens and mlp matrices of
 DISK_PER_MODEL = 16  # bytes of all models and results, over those of one model of the given depth
 
 # A process' peak starts from that of the process that made it: this small one makes the measured one.
-PEAK_OF = ("import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=sys.stderr); "
-           "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss; "
-           "print(peak / (1 << (20 if sys.platform == 'darwin' else 10))); sys.exit(code)")
+PEAK_OF = (
+    "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=sys.stderr); "
+    "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss; "
+    "print(peak / (1 << (20 if sys.platform == 'darwin' else 10))); sys.exit(code)"
+)
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,24 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
         free_space(Path(folder), DISK_PER_MODEL * size, "the benchmark")
         here, plain, deeper = measured(Path(folder), flags.layers, flags.hidden, flags.threads)
-    rows = [(step, *cells(plain[step]), *cells(here[step]), f"{plain[step].net / here[step].net:.1f}x",
-             *cells(deeper[step]), f"{deeper[step].net - here[step].net:+.0f}") for step in here]
-    print(f"{cpu_name()}; two bf16 models of {size / 2**20:.0f} MiB, {flags.layers} layers, hidden {flags.hidden}; peak "
-          "memory in MiB, and without imports")
-    print(table(rows, ("step", "two models", "net", "here", "net", "less", f"{2 * flags.layers} layers", "net", "grows")))
+    rows = [
+        (
+            step,
+            *cells(plain[step]),
+            *cells(here[step]),
+            f"{plain[step].net / here[step].net:.1f}x",
+            *cells(deeper[step]),
+            f"{deeper[step].net - here[step].net:+.0f}",
+        )
+        for step in here
+    ]
+    print(
+        f"{cpu_name()}; two bf16 models of {size / 2**20:.0f} MiB, {flags.layers} layers, hidden {flags.hidden}; peak "
+        "memory in MiB, and without imports"
+    )
+    print(
+        table(rows, ("step", "two models", "net", "here", "net", "less", f"{2 * flags.layers} layers", "net", "grows"))
+    )
 
 
 def cells(peak: Peak) -> tuple[str, str]:
@@ -95,13 +110,29 @@ def streamed_steps(folder: Path, threads: int) -> dict[str, Peak]:
     delta_imports, sparsify_imports = peak_of(DELTA, "--help"), peak_of(SPARSIFY, "--help")
     run_flags = ("--device", "cpu", "--threads", str(threads))
     peaks = {
-        "svd": Peak(peak_of(DELTA, "--svd", "--base_model", base, "--finetuned_model", tuned, "--save_path", svd,
-                            *run_flags), delta_imports),
-        "sparsify": Peak(peak_of(SPARSIFY, *run_flags, f"base_model={base}", f"ftm_dir={tuned}", f"save_dir={sparse}",
-                                 "compression_ratio=32", "preprune_ratio=0.6", "C=1", "save_model=true"),
-                         sparsify_imports),
-        "merge": Peak(peak_of(DELTA, "--merge", "--base_model", base, "--delta_path", svd, "--save_path", model,
-                              *run_flags), delta_imports)}
+        "svd": Peak(
+            peak_of(DELTA, "--svd", "--base_model", base, "--finetuned_model", tuned, "--save_path", svd, *run_flags),
+            delta_imports,
+        ),
+        "sparsify": Peak(
+            peak_of(
+                SPARSIFY,
+                *run_flags,
+                f"base_model={base}",
+                f"ftm_dir={tuned}",
+                f"save_dir={sparse}",
+                "compression_ratio=32",
+                "preprune_ratio=0.6",
+                "C=1",
+                "save_model=true",
+            ),
+            sparsify_imports,
+        ),
+        "merge": Peak(
+            peak_of(DELTA, "--merge", "--base_model", base, "--delta_path", svd, "--save_path", model, *run_flags),
+            delta_imports,
+        ),
+    }
     for result in (svd, sparse, f"{sparse}_model", model):
         shutil.rmtree(result)
     return peaks
@@ -115,7 +146,8 @@ def two_models_steps(folder: Path, threads: int) -> dict[str, Peak]:
     peaks = {
         "svd": Peak(peak_of(TWO_MODELS, "svd", *given, "--base", base, "--out", factors), imports),
         "sparsify": Peak(peak_of(TWO_MODELS, "sparsify", *given, "--factors", factors, "--out", sparse), imports),
-        "merge": Peak(peak_of(TWO_MODELS, "merge", *given, "--factors", factors, "--out", model), imports)}
+        "merge": Peak(peak_of(TWO_MODELS, "merge", *given, "--factors", factors, "--out", model), imports),
+    }
     shutil.rmtree(sparse)
     for file in (factors, model):
         Path(file).unlink()

@@ -50,7 +50,9 @@ def main(arguments: Sequence[str]) -> None:
         plain = step(base, work / "base", None)
         rows = compare("random", plain, copies, work, flags.mergekit)
         if Path(flags.base) == TINY / "base":
-            rows += compare("tiny", TINY / "base", [TINY / name for name in ("math", "code", "chat")], work, flags.mergekit)
+            rows += compare(
+                "tiny", TINY / "base", [TINY / name for name in ("math", "code", "chat")], work, flags.mergekit
+            )
     print(cpu_name())
     print(table(rows, ("models, method", "entries", "differ > 1e-6", "largest", "mergekit s", "merge.py s")))
 
@@ -76,29 +78,56 @@ def compare(kind: str, base: Path, models: Sequence[Path], work: Path, mergekit:
         config = work / f"{kind}_{method}.yaml"
         config.write_text(yaml.safe_dump(mergekit_config(method, base, models)))
         named = [text for number, path in enumerate(models) for text in ("--model", f"m{number}={path}")]
-        seconds = [timed([mergekit, config, theirs, "--no-copy-tokenizer", "--no-write-model-card", "--quiet"]),
-                   timed([sys.executable, ROOT / "merge" / "merge.py", "--merge_method", method, "--ptm_pth", base,
-                          "--save_pth", ours, "--force", "dtype=float32", *named])]
+        seconds = [
+            timed([mergekit, config, theirs, "--no-copy-tokenizer", "--no-write-model-card", "--quiet"]),
+            timed(
+                [
+                    sys.executable,
+                    ROOT / "merge" / "merge.py",
+                    "--merge_method",
+                    method,
+                    "--ptm_pth",
+                    base,
+                    "--save_pth",
+                    ours,
+                    "--force",
+                    "dtype=float32",
+                    *named,
+                ]
+            ),
+        ]
         found, expected = open_checkpoint(ours), open_checkpoint(theirs)
         assert found.names() == expected.names(), "the two merged models have different tensors"
-        gaps = torch.cat([(found.tensor(name).double() - expected.tensor(name).double()).abs().flatten()
-                          for name in found.names()])
+        gaps = torch.cat(
+            [(found.tensor(name).double() - expected.tensor(name).double()).abs().flatten() for name in found.names()]
+        )
         differing = int((gaps > 1e-6).sum())
         # int(density * n) and n - int(trim * n) can be one apart: one entry of each tensor of each model
         allowed = len(models) * len(found.names()) if method.startswith("ties") else 0
         if differing > allowed and kind == "random":
             sys.exit(f"{method}: {differing} entries differ, {allowed} may by rounding")
-        rows.append([f"{kind}, {method}", gaps.numel(), differing, f"{float(gaps.max()):.1e}",
-                     *(f"{value:.1f}" for value in seconds)])
+        rows.append(
+            [
+                f"{kind}, {method}",
+                gaps.numel(),
+                differing,
+                f"{float(gaps.max()):.1e}",
+                *(f"{value:.1f}" for value in seconds),
+            ]
+        )
     return rows
 
 
 def mergekit_config(method: str, base: Path, models: Sequence[Path]) -> dict:
     kind, *numbers = method.split("_")
     parameters = {"weight": 1.0} | ({"density": 1 - float(numbers[0])} if kind == "ties" else {})
-    return {"merge_method": "task_arithmetic" if kind == "ta" else "ties", "base_model": str(base), "dtype": "float32",
-            "models": [{"model": str(path), "parameters": parameters} for path in models],
-            "parameters": {"normalize": kind == "ties", "lambda": float(numbers[-1])}}
+    return {
+        "merge_method": "task_arithmetic" if kind == "ta" else "ties",
+        "base_model": str(base),
+        "dtype": "float32",
+        "models": [{"model": str(path), "parameters": parameters} for path in models],
+        "parameters": {"normalize": kind == "ties", "lambda": float(numbers[-1])},
+    }
 
 
 def timed(command: Sequence[str | Path]) -> float:

@@ -48,8 +48,12 @@ def main(arguments: Sequence[str]) -> None:
         measured = {way: measure(way, flags, work) for way in ("imports", "plain", "streamed")}
         same = agreement(work / "plain.safetensors", work / "streamed")
     print(f"{cpu_name()}; 3 models of {flags.megabytes} MB and their base, {flags.method}, {flags.threads} thread(s)")
-    print(table([[way, f"{seconds:.1f}", f"{peak:.0f}"] for way, (seconds, peak) in measured.items()],
-                ("", "seconds", "peak MiB")))
+    print(
+        table(
+            [[way, f"{seconds:.1f}", f"{peak:.0f}"] for way, (seconds, peak) in measured.items()],
+            ("", "seconds", "peak MiB"),
+        )
+    )
     plain, streamed = measured["plain"][1], measured["streamed"][1]
     print(f"{plain / streamed:.1f} times less memory; merged weights equal in {same:.4%} of the entries")
     if same < 0.9999:
@@ -59,7 +63,9 @@ def main(arguments: Sequence[str]) -> None:
 def parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--megabytes", type=int, default=300, help="size of each model (default: %(default)s)")
-    parser.add_argument("--method", default="ties_0.8_1.0", help="ta_<lambda> or ties_<trim>_<lambda> (default: %(default)s)")
+    parser.add_argument(
+        "--method", default="ties_0.8_1.0", help="ta_<lambda> or ties_<trim>_<lambda> (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, 0 for all cores (default: %(default)s)")
     parser.add_argument("--folder", help="where the temporary models are made (default: the system's)")
     parser.add_argument("--worker", choices=("imports", "plain", "streamed"), help="what this process does by itself")
@@ -69,20 +75,32 @@ def parser() -> Parser:
 
 def write_model(work: Path, name: str, megabytes: int) -> None:
     """A random Llama of about this size; the fine-tuned ones are a small step away from the base."""
-    per_layer = {"self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (HIDDEN, HIDDEN),
-                 "self_attn.v_proj": (HIDDEN, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
-                 "mlp.gate_proj": (INTERMEDIATE, HIDDEN), "mlp.up_proj": (INTERMEDIATE, HIDDEN),
-                 "mlp.down_proj": (HIDDEN, INTERMEDIATE)}
+    per_layer = {
+        "self_attn.q_proj": (HIDDEN, HIDDEN),
+        "self_attn.k_proj": (HIDDEN, HIDDEN),
+        "self_attn.v_proj": (HIDDEN, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
+        "mlp.up_proj": (INTERMEDIATE, HIDDEN),
+        "mlp.down_proj": (HIDDEN, INTERMEDIATE),
+    }
     layer_bytes = 2 * sum(m * n for m, n in per_layer.values())
     layers = max(1, round((megabytes * 10**6 - 4 * VOCABULARY * HIDDEN) / layer_bytes))
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "lm_head.weight": (VOCABULARY, HIDDEN),
-              "model.norm.weight": (HIDDEN,)}
-    shapes |= {f"model.layers.{layer}.{kind}.weight": shape for layer in range(layers)
-               for kind, shape in per_layer.items()}
+    shapes = {
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "lm_head.weight": (VOCABULARY, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
+    shapes |= {
+        f"model.layers.{layer}.{kind}.weight": shape for layer in range(layers) for kind, shape in per_layer.items()
+    }
     config = work / f"{name}_files" / "config.json"
     config.parent.mkdir()
-    config.write_text(json.dumps({"model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": layers,
-                                  "vocab_size": VOCABULARY}))
+    config.write_text(
+        json.dumps(
+            {"model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": layers, "vocab_size": VOCABULARY}
+        )
+    )
     base = open_checkpoint(work / "base") if name != "base" else None
     generator = torch.Generator().manual_seed(len(name) + ord(name[0]))
     writer = CheckpointWriter(work / name, [TensorSpec(key, shape, torch.bfloat16) for key, shape in shapes.items()])
@@ -95,8 +113,18 @@ def write_model(work: Path, name: str, megabytes: int) -> None:
 
 def measure(way: str, flags: Namespace, work: Path) -> tuple[float, float]:
     """Seconds and peak MiB of one way in a process of its own."""
-    command = [sys.executable, __file__, "--worker", way, "--work", str(work), "--method", flags.method, "--threads",
-               str(flags.threads)]
+    command = [
+        sys.executable,
+        __file__,
+        "--worker",
+        way,
+        "--work",
+        str(work),
+        "--method",
+        flags.method,
+        "--threads",
+        str(flags.threads),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         sys.exit(f"{way} failed:\n{done.stderr[-2000:]}")
@@ -112,8 +140,19 @@ def worker(flags: Namespace) -> None:
         merge_whole_models(flags.work / "base", models, flags.method, flags.work / "plain.safetensors")
     elif flags.worker == "streamed":
         named = [text for path in models for text in ("--model", f"{path.name}={path}")]
-        merge_main(["--merge_method", flags.method, "--ptm_pth", str(flags.work / "base"), "--save_pth",
-                    str(flags.work / "streamed"), "--threads", str(flags.threads), *named])
+        merge_main(
+            [
+                "--merge_method",
+                flags.method,
+                "--ptm_pth",
+                str(flags.work / "base"),
+                "--save_pth",
+                str(flags.work / "streamed"),
+                "--threads",
+                str(flags.threads),
+                *named,
+            ]
+        )
     print(json.dumps([time.perf_counter() - started, peak_memory_mib()]))
 
 
@@ -129,7 +168,7 @@ def merge_whole_models(base_path: Path, paths: list[Path], method_text: str, out
     else:
         start = 0
         for name in names:
-            part = deltas[:, start:start + base[name].numel()]
+            part = deltas[:, start : start + base[name].numel()]
             kth = part.abs().kthvalue(int(method.trim * part.shape[1]) + 1, dim=1, keepdim=True).values
             part.mul_(part.abs() >= kth)
             start += part.shape[1]

@@ -59,10 +59,14 @@ class Runs:
 
     def quantized(self, name: str, grid: str, seed: int, *settings: str) -> Path:
         """A delta of sparsify_quant.py, quantized."""
-        sparse = self._made(f"{name}_seed{seed}.sparse", sparsify_quant,
-                            (*self._models(), "accounting=paper", f"seed={seed}", *settings))
-        return self._quantized(f"{name}_{grid}_seed{seed}", "--saved_delta_path", str(sparse), f"grid={grid}",
-                               f"seed={seed}", *CALIBRATION)
+        sparse = self._made(
+            f"{name}_seed{seed}.sparse",
+            sparsify_quant,
+            (*self._models(), "accounting=paper", f"seed={seed}", *settings),
+        )
+        return self._quantized(
+            f"{name}_{grid}_seed{seed}", "--saved_delta_path", str(sparse), f"grid={grid}", f"seed={seed}", *CALIBRATION
+        )
 
     def bitdelta(self, name: str, seed: int, *settings: str) -> Path:
         return self._quantized(name, "method=bitdelta", f"baseModel={BASE}", f"seed={seed}", *settings)
@@ -72,8 +76,20 @@ class Runs:
         folder = self._folder / "results" / split
         missing = [delta for delta in deltas if not self._result(folder, delta).is_file()]
         if missing:
-            tiny.main([*map(str, missing), "--tasks", self._skill, "--split", split, "--backend", "hf", "--results_dir",
-                       str(folder), "fp32"])
+            tiny.main(
+                [
+                    *map(str, missing),
+                    "--tasks",
+                    self._skill,
+                    "--split",
+                    split,
+                    "--backend",
+                    "hf",
+                    "--results_dir",
+                    str(folder),
+                    "fp32",
+                ]
+            )
         return [json.loads(self._result(folder, delta).read_text())["score"] for delta in deltas]
 
     def _result(self, folder: Path, delta: Path) -> Path:
@@ -91,8 +107,18 @@ class Runs:
     def _quantized(self, name: str, *arguments: str) -> Path:
         path = self._folder / name
         if not is_delta(path):
-            sparse_llama.main([str(self._model), str(self._text), "--save_compressed_delta_dir", str(path), "--threads", "1",
-                               "--overwrite", *arguments])
+            sparse_llama.main(
+                [
+                    str(self._model),
+                    str(self._text),
+                    "--save_compressed_delta_dir",
+                    str(path),
+                    "--threads",
+                    "1",
+                    "--overwrite",
+                    *arguments,
+                ]
+            )
         return path
 
 
@@ -112,48 +138,90 @@ def main(arguments: Sequence[str]) -> None:
             rows = rows_of(runs, ratio, seeds)
             print(f"\n{skill}, nominal ratio {ratio}, {flags.seeds} seeds, {ITEMS} test items", flush=True)
             print(table(rows, ("method", "chosen on validation", "accuracy", "+-", "true ratio")), flush=True)
-            print(f"\n{skill}, nominal ratio {ratio}: output error of ImPart-Qt against its sparse delta, mean over the seeds")
+            print(
+                f"\n{skill}, nominal ratio {ratio}: output error of ImPart-Qt against its sparse delta, mean over the seeds"
+            )
             print(table(output_errors(runs, ratio, seeds), ("matrix", *GRIDS)), flush=True)
 
 
 def rows_of(runs: Runs, ratio: int, seeds: Sequence[int]) -> list[list[str]]:
     """The lines of one table."""
     paper = impart_qt(runs, ratio, "paper", seeds)
-    rows = [line(runs, "ImPart, 16 bit", *sparse_impart(runs, ratio, seeds)), line(runs, "ImPart-Qt, paper", *paper),
-            line(runs, "ImPart-Qt, compact", *impart_qt(runs, ratio, "compact", seeds)),
-            line(runs, "ImPart-Qt, compact, as large as paper",
-                 *impart_qt(runs, round(true_ratio(paper[1]), 1), "compact", seeds, "bytes"))]
+    rows = [
+        line(runs, "ImPart, 16 bit", *sparse_impart(runs, ratio, seeds)),
+        line(runs, "ImPart-Qt, paper", *paper),
+        line(runs, "ImPart-Qt, compact", *impart_qt(runs, ratio, "compact", seeds)),
+        line(
+            runs,
+            "ImPart-Qt, compact, as large as paper",
+            *impart_qt(runs, round(true_ratio(paper[1]), 1), "compact", seeds, "bytes"),
+        ),
+    ]
     for grid in GRIDS:
         settings = ("method=deltacome", f"compression_ratio_qt={ratio}")
-        rows.append(line(runs, f"Delta-CoMe, {grid}", "",
-                         [runs.quantized(f"deltacome_{ratio}", grid, seed, *settings) for seed in seeds]))
+        rows.append(
+            line(
+                runs,
+                f"Delta-CoMe, {grid}",
+                "",
+                [runs.quantized(f"deltacome_{ratio}", grid, seed, *settings) for seed in seeds],
+            )
+        )
         rows.append(line(runs, f"DARE-Qt, {grid}", *dare_qt(runs, ratio, grid, seeds)))
     for title, settings in (("BitDelta", ()), ("BitDelta, trained scales", DISTILLATION)):
         name = f"bitdelta{'_trained' if settings else ''}_{ratio}"
-        rows.append(line(runs, title, "", [runs.bitdelta(f"{name}_seed{seed}", seed, f"compression_ratio_qt={ratio}", *settings)
-                                           for seed in seeds]))
+        rows.append(
+            line(
+                runs,
+                title,
+                "",
+                [
+                    runs.bitdelta(f"{name}_seed{seed}", seed, f"compression_ratio_qt={ratio}", *settings)
+                    for seed in seeds
+                ],
+            )
+        )
     return rows
 
 
 def sparse_impart(runs: Runs, ratio: int, seeds: Sequence[int]) -> tuple[str, list[Path]]:
     def delta(beta: float, C: float, seed: int) -> Path:
-        return runs.sparse(f"impart_{ratio}_{beta}_{C}_seed{seed}", f"compression_ratio={ratio}", f"preprune_ratio={beta}",
-                           f"C={C}", f"seed={seed}")
+        return runs.sparse(
+            f"impart_{ratio}_{beta}_{C}_seed{seed}",
+            f"compression_ratio={ratio}",
+            f"preprune_ratio={beta}",
+            f"C={C}",
+            f"seed={seed}",
+        )
+
     beta, C = best(runs, delta, CHOICES)
     return f"beta {beta}, C {C:g}", [delta(beta, C, seed) for seed in seeds]
 
 
-def impart_qt(runs: Runs, ratio: float, grid: str, seeds: Sequence[int], accounting: str = "paper") -> tuple[str, list[Path]]:
+def impart_qt(
+    runs: Runs, ratio: float, grid: str, seeds: Sequence[int], accounting: str = "paper"
+) -> tuple[str, list[Path]]:
     delta = impart_qt_deltas(runs, ratio, grid, accounting)
     beta, C = best(runs, delta, CHOICES)
     return f"beta {beta}, C {C:g}", [delta(beta, C, seed) for seed in seeds]
 
 
-def impart_qt_deltas(runs: Runs, ratio: float, grid: str, accounting: str = "paper") -> Callable[[float, float, int], Path]:
+def impart_qt_deltas(
+    runs: Runs, ratio: float, grid: str, accounting: str = "paper"
+) -> Callable[[float, float, int], Path]:
     """(beta, C, seed) -> quantized delta."""
+
     def delta(beta: float, C: float, seed: int) -> Path:
-        return runs.quantized(f"impart_qt_{ratio}_{beta}_{C}", grid, seed, f"compression_ratio_qt={ratio}",
-                              f"accounting={accounting}", f"preprune_ratio={beta}", f"C={C}")
+        return runs.quantized(
+            f"impart_qt_{ratio}_{beta}_{C}",
+            grid,
+            seed,
+            f"compression_ratio_qt={ratio}",
+            f"accounting={accounting}",
+            f"preprune_ratio={beta}",
+            f"C={C}",
+        )
+
     return delta
 
 
@@ -166,16 +234,19 @@ def output_errors(runs: Runs, ratio: int, seeds: Sequence[int]) -> list[list[str
         reports = [json.loads((delta(*choice, seed) / "report.json").read_text())["matrices"] for seed in seeds]
         for rows in zip(*reports, strict=True):
             means.setdefault(rows[0]["name"].removesuffix(".weight"), []).append(
-                sum(row["error"] for row in rows) / len(rows))
+                sum(row["error"] for row in rows) / len(rows)
+            )
     means["mean"] = [sum(column) / len(column) for column in zip(*means.values(), strict=True)]
     return [[name, *(f"{error:.4f}" for error in errors)] for name, errors in means.items()]
 
 
 def dare_qt(runs: Runs, ratio: int, grid: str, seeds: Sequence[int]) -> tuple[str, list[Path]]:
     def delta(bits: int, seed: int) -> Path:
-        return runs.quantized(f"dare_{bits}bit_{ratio}", grid, seed, "method=dare", f"compression_ratio_qt={ratio}",
-                              f"bits={bits}")
-    bits, = best(runs, delta, ((2,), (4,), (8,)))
+        return runs.quantized(
+            f"dare_{bits}bit_{ratio}", grid, seed, "method=dare", f"compression_ratio_qt={ratio}", f"bits={bits}"
+        )
+
+    (bits,) = best(runs, delta, ((2,), (4,), (8,)))
     return f"{bits} bit", [delta(bits, seed) for seed in seeds]
 
 

@@ -67,17 +67,21 @@ def layouts(size: int, cr: float, beta: float, C: float) -> dict[str, float]:
     """Layout -> true ratio of a matrix that is allocated for the nominal one."""
     source = sparse_matrix(size, cr, beta, C, Accounting(PLAN, "paper"))
     paper, compact = quantized(source, "paper"), quantized(source, "compact")
-    by_bytes = {grid: quantized(sparse_matrix(size, cr, beta, C, Accounting(PLAN, "bytes", grid)), grid)
-                for grid in ("paper", "compact")}
+    by_bytes = {
+        grid: quantized(sparse_matrix(size, cr, beta, C, Accounting(PLAN, "bytes", grid)), grid)
+        for grid in ("paper", "compact")
+    }
     grids = paper.tensors["scales"].numel()
     in_memory = disk_bytes(paper) + grids * (4 + 4 - 2) - paper.tensors["zeros"].nbytes + (2 * size - 1) * 4
     bitmap = disk_bytes(compact) + 2 * size * source.facts["rank"] // 8
-    stored = {"groups of 128, fp32 scale, zero and index": in_memory,
-              "groups of 128, fp16 scale, packed zero (grid: paper)": disk_bytes(paper),
-              "grid: paper with accounting: bytes": disk_bytes(by_bytes["paper"]),
-              "one grid per vector, a bitmap for the masks": bitmap,
-              "one grid per vector, a seed (grid: compact)": disk_bytes(compact),
-              "grid: compact with accounting: bytes": disk_bytes(by_bytes["compact"])}
+    stored = {
+        "groups of 128, fp32 scale, zero and index": in_memory,
+        "groups of 128, fp16 scale, packed zero (grid: paper)": disk_bytes(paper),
+        "grid: paper with accounting: bytes": disk_bytes(by_bytes["paper"]),
+        "one grid per vector, a bitmap for the masks": bitmap,
+        "one grid per vector, a seed (grid: compact)": disk_bytes(compact),
+        "grid: compact with accounting: bytes": disk_bytes(by_bytes["compact"]),
+    }
     return {layout: 2 * size * size / count for layout, count in stored.items()}
 
 
@@ -96,15 +100,26 @@ def quantized(source: Encoded, grid: str) -> Encoded:
     plan, generator = cut_plan(PLAN, r, NAME), torch.Generator().manual_seed(1)
     codes = tuple(torch.randint(0, 4, mask.shape, generator=generator).to(torch.uint8) * mask for mask in masks)
     if grid == "compact":
-        return vectors_encoded((m, n), plan, codes, masks, torch.linspace(1e-3, 1e-4, r), torch.full((2, r), 96), source)
+        return vectors_encoded(
+            (m, n), plan, codes, masks, torch.linspace(1e-3, 1e-4, r), torch.full((2, r), 96), source
+        )
     parts, before = [], 0
     for _, first, last in plan_spans(plan):
         parts.append(torch.arange(last - first) // GROUP + before)
         before = int(parts[-1].max()) + 1
     groups = torch.cat(parts), torch.arange(n) // GROUP
     shapes = (m, before), (r, -(-n // GROUP))
-    return groups_encoded((m, n), plan, codes, masks, torch.linspace(1, 0.1, r), tuple(torch.full(x, 0.01) for x in shapes),
-                          tuple(map(torch.ones, shapes)), groups, source)
+    return groups_encoded(
+        (m, n),
+        plan,
+        codes,
+        masks,
+        torch.linspace(1, 0.1, r),
+        tuple(torch.full(x, 0.01) for x in shapes),
+        tuple(map(torch.ones, shapes)),
+        groups,
+        source,
+    )
 
 
 def facts_of(encoded: Encoded) -> dict:
@@ -121,8 +136,12 @@ def throughput(size: int, device: torch.device) -> list[list[str]]:
     megabytes = base.nbytes / 1e6
     source = sparse_matrix(size, 32.0, 0.6, 1.0, Accounting(PLAN, "bytes"))
     dW = torch.randn(size, size, generator=torch.Generator().manual_seed(3)) * 1e-3
-    cases = {"sparse, 16 bit": source, "grid: compact": quantized(source, "compact"), "grid: paper": quantized(source, "paper"),
-             "BitDelta": signs_encoded(dW, 1e-3, name=NAME, keep_ratio=1.0, seed=0)}
+    cases = {
+        "sparse, 16 bit": source,
+        "grid: compact": quantized(source, "compact"),
+        "grid: paper": quantized(source, "paper"),
+        "BitDelta": signs_encoded(dW, 1e-3, name=NAME, keep_ratio=1.0, seed=0),
+    }
     rows = [("copy of the weights", seconds(lambda: base.clone(), device))]
     U, V = torch.randn(size, source.facts["rank"]).to(device), torch.randn(source.facts["rank"], size).to(device)
     rows.append(("the product U V^T alone, dense, fp32", seconds(lambda: U @ V, device)))

@@ -58,7 +58,9 @@ STAGES = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 def main(arguments: Sequence[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--hidden", type=int, default=512, help="of the layer (default: %(default)s)")
-    parser.add_argument("--sequences", type=int, default=16, help="of 512 tokens, for calibration (default: %(default)s)")
+    parser.add_argument(
+        "--sequences", type=int, default=16, help="of 512 tokens, for calibration (default: %(default)s)"
+    )
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, 0 for all cores (default: %(default)s)")
     flags = parser.parse_args(arguments)
@@ -86,8 +88,13 @@ def inner_loop(device: torch.device, rows: int = 2048, columns: int = 1024) -> l
     ours, ours_seconds = timed(lambda: quantize_groups(W, mask, inverse, 2, 128).values(), 3)
     theirs, theirs_seconds = timed(lambda: by_columns(W, mask, inverse.order, inverse.factor, 2, 128), 3)
     errors = [f"{relative_error(Q - W, W, H):.4f}" for Q in (theirs, ours)]
-    return [f"inner loop, {rows} x {columns}, per column", f"{theirs_seconds / columns * 1e6:.0f} us",
-            f"{ours_seconds / columns * 1e6:.0f} us", f"{theirs_seconds / ours_seconds:.1f}x", *errors]
+    return [
+        f"inner loop, {rows} x {columns}, per column",
+        f"{theirs_seconds / columns * 1e6:.0f} us",
+        f"{ours_seconds / columns * 1e6:.0f} us",
+        f"{theirs_seconds / ours_seconds:.1f}x",
+        *errors,
+    ]
 
 
 def by_columns(W: Tensor, mask: Tensor, order: Tensor, R: Tensor, bits: int, groupsize: int) -> Tensor:
@@ -123,10 +130,22 @@ def whole_layer(folder: Path, hidden: int, count: int, device: torch.device) -> 
 
     def here(grid: str) -> Delta:
         decoder = StreamedDecoder(tuned, "model.layers", device, torch.float32)
-        writer = DeltaWriter(folder / grid, {"kind": "quantized", "base": sparse.manifest["base"], "method": "impart",
-                                             "finetuned": sparse.manifest["finetuned"], "settings": {}, "seed": 0},
-                             dtypes={name: torch.float32 for name in sparse.names()}, extras=[], dropped=[],
-                             needed_bytes=0, overwrite=True)
+        writer = DeltaWriter(
+            folder / grid,
+            {
+                "kind": "quantized",
+                "base": sparse.manifest["base"],
+                "method": "impart",
+                "finetuned": sparse.manifest["finetuned"],
+                "settings": {},
+                "seed": 0,
+            },
+            dtypes={name: torch.float32 for name in sparse.names()},
+            extras=[],
+            dropped=[],
+            needed_bytes=0,
+            overwrite=True,
+        )
         quantize_layers(decoder, weights, writer, sequences, replace(rule, grid=grid), true_sequential=True, batch=1)
         return writer.finish([], Report({}))
 
@@ -135,17 +154,37 @@ def whole_layer(folder: Path, hidden: int, count: int, device: torch.device) -> 
     theirs, theirs_seconds = timed(lambda: plain_layer(tuned, base, sparse, weights, sequences, rule, device), 1)
     made = [{name: delta.reconstruct(name, device=device) for name in delta.names()} for delta in (ours, compact)]
     errors = [f"{error:.4f}" for error in mean_errors(sparse, weights, tuned, sequences, device, (theirs, *made))]
-    return [[f"a layer of hidden {hidden}, {count} x 512 tokens", f"{theirs_seconds:.1f} s",
-             f"{ours_seconds:.1f} s", f"{theirs_seconds / ours_seconds:.1f}x", *errors[:2]],
-            ["the same with grid: compact", "", f"{compact_seconds:.1f} s", f"{theirs_seconds / compact_seconds:.1f}x", "",
-             errors[2]]]
+    return [
+        [
+            f"a layer of hidden {hidden}, {count} x 512 tokens",
+            f"{theirs_seconds:.1f} s",
+            f"{ours_seconds:.1f} s",
+            f"{theirs_seconds / ours_seconds:.1f}x",
+            *errors[:2],
+        ],
+        [
+            "the same with grid: compact",
+            "",
+            f"{compact_seconds:.1f} s",
+            f"{theirs_seconds / compact_seconds:.1f}x",
+            "",
+            errors[2],
+        ],
+    ]
 
 
 def models(folder: Path, hidden: int) -> tuple[Checkpoint, Checkpoint]:
     """A random one-layer Llama and a fine-tuned one whose delta has a falling spectrum."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=256, hidden_size=hidden, intermediate_size=hidden * 43 // 16, num_hidden_layers=1,
-                         num_attention_heads=hidden // HEAD, num_key_value_heads=hidden // HEAD, max_position_embeddings=512)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=hidden,
+        intermediate_size=hidden * 43 // 16,
+        num_hidden_layers=1,
+        num_attention_heads=hidden // HEAD,
+        num_key_value_heads=hidden // HEAD,
+        max_position_embeddings=512,
+    )
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder / "base")
     with torch.no_grad():
@@ -165,27 +204,56 @@ def sparse_delta(base: Checkpoint, tuned: Checkpoint, path: Path, device: torch.
     accounting = Accounting([list(part) for part in PAPER_PLAN], "paper")
 
     def encode(name: str) -> Encoded:
-        return impart_to_size(*source.triplets(name, impart_rank(*source.shape(name), BETA)), name=name, cr=CR, beta=BETA,
-                              C=C, seed=0, accounting=accounting)
+        return impart_to_size(
+            *source.triplets(name, impart_rank(*source.shape(name), BETA)),
+            name=name,
+            cr=CR,
+            beta=BETA,
+            C=C,
+            seed=0,
+            accounting=accounting,
+        )
 
-    return compress(source, encode, path, {"kind": "sparse", "method": "impart", "settings": {}, "seed": 0},
-                    needed_bytes=0, overwrite=True, report=Report({}), what="sparse")
+    return compress(
+        source,
+        encode,
+        path,
+        {"kind": "sparse", "method": "impart", "settings": {}, "seed": 0},
+        needed_bytes=0,
+        overwrite=True,
+        report=Report({}),
+        what="sparse",
+    )
 
 
-def plain_layer(tuned: Checkpoint, base: Checkpoint, sparse: Delta, weights: Weights, sequences: Tensor, rule: Rule,
-                device: torch.device) -> dict[str, Tensor]:
+def plain_layer(
+    tuned: Checkpoint,
+    base: Checkpoint,
+    sparse: Delta,
+    weights: Weights,
+    sequences: Tensor,
+    rule: Rule,
+    device: torch.device,
+) -> dict[str, Tensor]:
     """The layer run again for every matrix, factor and bit group; weight name -> quantized dW."""
     decoder = StreamedDecoder(tuned, "model.layers", device, torch.float32)
     inputs = [decoder.record(ids.unsqueeze(0)) for ids in sequences]
     encoded = {name: weights.sparse(name) for name in sparse.names()}
-    decoder.load(0, {name: weights.with_delta(name, encoded[name]) if name in encoded else weights.plain(name)
-                     for name in decoder.parameter_names(0)})
+    decoder.load(
+        0,
+        {
+            name: weights.with_delta(name, encoded[name]) if name in encoded else weights.plain(name)
+            for name in decoder.parameter_names(0)
+        },
+    )
     found = {}
     for short in (name for stage in STAGES for name in stage):
         name = next(name for name in encoded if f".{short}." in name)
         entry = encoded[name].facts
         U, s, V = factors(name, entry, encoded[name].tensors)
-        mask_U, mask_V = (torch.from_numpy(mask).to(device) for mask in factor_masks(name, entry, encoded[name].tensors))
+        mask_U, mask_V = (
+            torch.from_numpy(mask).to(device) for mask in factor_masks(name, entry, encoded[name].tensors)
+        )
         spans = list(plan_spans(cut_plan(rule.attn_plan, len(s), name)))
         Vq, Uq = torch.zeros_like(V), torch.zeros_like(U)
         for bits, a, b in spans:
@@ -216,18 +284,35 @@ def run_again(decoder: StreamedDecoder, name: str, inputs: list, transform: Call
     return H / tokens
 
 
-def mean_errors(sparse: Delta, weights: Weights, tuned: Checkpoint, sequences: Tensor, device: torch.device,
-                results: tuple[dict[str, Tensor], ...]) -> list[float]:
+def mean_errors(
+    sparse: Delta,
+    weights: Weights,
+    tuned: Checkpoint,
+    sequences: Tensor,
+    device: torch.device,
+    results: tuple[dict[str, Tensor], ...],
+) -> list[float]:
     """Mean relative output error of each result against the sparse delta, on the inputs of the unquantized layer."""
     decoder = StreamedDecoder(tuned, "model.layers", device, torch.float32)
     encoded = {name: weights.sparse(name) for name in sparse.names()}
-    decoder.load(0, {name: weights.with_delta(name, encoded[name]) if name in encoded else weights.plain(name)
-                     for name in decoder.parameter_names(0)})
+    decoder.load(
+        0,
+        {
+            name: weights.with_delta(name, encoded[name]) if name in encoded else weights.plain(name)
+            for name in decoder.parameter_names(0)
+        },
+    )
     hessians = Activations(decoder, sequences, 1).hessians(0, sparse.names())
     means = []
     for result in results:
-        errors = [relative_error(result[name] - sparse.reconstruct(name, device=device),
-                                 sparse.reconstruct(name, device=device), hessians[name]) for name in sparse.names()]
+        errors = [
+            relative_error(
+                result[name] - sparse.reconstruct(name, device=device),
+                sparse.reconstruct(name, device=device),
+                hessians[name],
+            )
+            for name in sparse.names()
+        ]
         means.append(sum(errors) / len(errors))
     return means
 

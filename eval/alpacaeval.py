@@ -34,7 +34,9 @@ from impart.errors import InputError, run
 
 log = logging.getLogger(__name__)
 
-SOURCE = Source("alpacaeval", "alpaca_eval_gpt4_1106_preview.json", {"instruction": str, "output": str, "generator": str})
+SOURCE = Source(
+    "alpacaeval", "alpaca_eval_gpt4_1106_preview.json", {"instruction": str, "output": str, "generator": str}
+)
 MAX_TOKENS = 2048
 JUDGE_MODEL = "gpt-4o-2024-08-06"  # the authors' script; alpaca_eval's own default is gpt-4-1106-preview
 STANDARD_ERRORS = {LENGTH_CONTROLLED: "lc_standard_error", PLAIN: "standard_error"}
@@ -49,23 +51,36 @@ class Comparison:
 
     def score(self, items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[Verdict]:
         """One verdict per item: correct where the judge prefers the answer to the reference."""
-        outputs = [{"instruction": item["instruction"], "output": text} for item, text in zip(items, texts, strict=True)]
+        outputs = [
+            {"instruction": item["instruction"], "output": text} for item, text in zip(items, texts, strict=True)
+        ]
         references = [{name: item[name] for name in ("instruction", "output", "generator")} for item in items]
-        self.metrics, annotations = compare(self.judge, outputs, references, self.name, self.verdicts, self.metric,
-                                            self.gamed)
+        self.metrics, annotations = compare(
+            self.judge, outputs, references, self.name, self.verdicts, self.metric, self.gamed
+        )
         by_instruction = {row["instruction"]: row["preference"] for row in annotations}
         preferences = [by_instruction.get(item["instruction"]) for item in items]  # from 1 (reference) to 2 (answer)
         unread = [preference is None or preference != preference for preference in preferences]
-        return [Verdict(None if missing else preference, None, not missing and preference > 1.5,
-                        "the judge's verdict was neither m nor M" if missing else "")
-                for preference, missing in zip(preferences, unread, strict=True)]
+        return [
+            Verdict(
+                None if missing else preference,
+                None,
+                not missing and preference > 1.5,
+                "the judge's verdict was neither m nor M" if missing else "",
+            )
+            for preference, missing in zip(preferences, unread, strict=True)
+        ]
 
     def summary(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         """The win rate as the score, and everything else that alpaca_eval computed."""
         metrics = {key: float(value) for key, value in self.metrics.items() if isinstance(value, numbers.Real)}
         stderr = metrics.get(STANDARD_ERRORS[self.metric])
-        return {"score": metrics[self.metric], "stderr": None if stderr != stderr else stderr, "metrics": metrics,
-                "verdicts": sum(verdict.extracted is not None for verdict in verdicts)}
+        return {
+            "score": metrics[self.metric],
+            "stderr": None if stderr != stderr else stderr,
+            "metrics": metrics,
+            "verdicts": sum(verdict.extracted is not None for verdict in verdicts),
+        }
 
 
 def reference_answers(options: Options) -> tuple[Items, bool]:
@@ -76,7 +91,7 @@ def reference_answers(options: Options) -> tuple[Items, bool]:
     items = load_items(SOURCE, path, options.limit, options.subset)
     if len({item["instruction"] for item in everything.items}) < len(everything.items):
         raise InputError(f"{path}: an instruction occurs twice; alpaca_eval tells answers apart by their instruction")
-    prefix = [item["id"] for item in items.items] == [item["id"] for item in everything.items[:len(items.items)]]
+    prefix = [item["id"] for item in items.items] == [item["id"] for item in everything.items[: len(items.items)]]
     return items, prefix and (local is None or is_official([item["instruction"] for item in everything.items]))
 
 
@@ -87,8 +102,10 @@ def _from_hub() -> Path:
     try:  # load_dataset cannot: the data set is a script, which its newer versions do not run
         return Path(hf_hub_download("tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json", repo_type="dataset"))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise InputError(f"AlpacaEval's reference answers cannot be fetched from the hub ({type(error).__name__}); give "
-                         f"--data FILE, or set IMPART_DATA to a folder with {SOURCE.file}") from error
+        raise InputError(
+            f"AlpacaEval's reference answers cannot be fetched from the hub ({type(error).__name__}); give "
+            f"--data FILE, or set IMPART_DATA to a folder with {SOURCE.file}"
+        ) from error
 
 
 def alpacaeval(options: Options, judge: Judge, metric: str, gamed: Path | None) -> Benchmark:
@@ -102,30 +119,56 @@ def alpacaeval(options: Options, judge: Judge, metric: str, gamed: Path | None) 
     verdicts = options.results_dir / name / benchmark / f"{options.seed}.verdicts.cache"
     check_judge(judge)
     comparison = Comparison(judge, metric, verdicts, name, gamed)
-    return Benchmark(benchmark, items.items, prompts, MAX_TOKENS, (), comparison.score,
-                     {"template": template, "metric": metric, "judge": judge.settings, "data_sha256": items.sha256},
-                     comparison.summary)
+    return Benchmark(
+        benchmark,
+        items.items,
+        prompts,
+        MAX_TOKENS,
+        (),
+        comparison.score,
+        {"template": template, "metric": metric, "judge": judge.settings, "data_sha256": items.sha256},
+        comparison.summary,
+    )
 
 
 def parser() -> Parser:
     """MODEL, TEMPLATE, the shared flags and the judge's."""
     flags = benchmark_parser(__doc__, template_second=True)
     flags.add_argument("--judge_model", "--judge-model", default=JUDGE_MODEL, help=f"(default: {JUDGE_MODEL})")
-    flags.add_argument("--judge_url", "--judge-url", help="OpenAI-compatible endpoint, http://HOST:PORT/v1 "
-                                                          "(default: OPENAI_BASE_URL, else OpenAI)")
-    flags.add_argument("--judge_options", "--judge-options", metavar="JSON", default="{}",
-                       help='changes to the request, such as {"top_logprobs": 20, "num_procs": 32}')
-    flags.add_argument("--metric", default="auto", choices=("auto", LENGTH_CONTROLLED, PLAIN),
-                       help="auto: length-controlled where its data can be had, else plain (default)")
-    flags.add_argument("--df_gamed", "--df-gamed", type=Path, metavar="FILE",
-                       help="df_gamed.csv of tatsu-lab/alpaca_eval (default: the one in IMPART_DATA, else from the hub)")
+    flags.add_argument(
+        "--judge_url",
+        "--judge-url",
+        help="OpenAI-compatible endpoint, http://HOST:PORT/v1 (default: OPENAI_BASE_URL, else OpenAI)",
+    )
+    flags.add_argument(
+        "--judge_options",
+        "--judge-options",
+        metavar="JSON",
+        default="{}",
+        help='changes to the request, such as {"top_logprobs": 20, "num_procs": 32}',
+    )
+    flags.add_argument(
+        "--metric",
+        default="auto",
+        choices=("auto", LENGTH_CONTROLLED, PLAIN),
+        help="auto: length-controlled where its data can be had, else plain (default)",
+    )
+    flags.add_argument(
+        "--df_gamed",
+        "--df-gamed",
+        type=Path,
+        metavar="FILE",
+        help="df_gamed.csv of tatsu-lab/alpaca_eval (default: the one in IMPART_DATA, else from the hub)",
+    )
     return flags
 
 
 def main(arguments: Sequence[str]) -> None:
     given = parse(parser(), arguments)
     if given.template and given.chat_template and given.template != given.chat_template:
-        raise InputError(f"TEMPLATE {given.template!r} and --chat_template {given.chat_template!r} differ; give one of them")
+        raise InputError(
+            f"TEMPLATE {given.template!r} and --chat_template {given.chat_template!r} differ; give one of them"
+        )
     try:
         judge_options = json.loads(given.judge_options)
         if not isinstance(judge_options, dict):

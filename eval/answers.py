@@ -30,7 +30,7 @@ def gsm8k_answer(text: str, scoring: str = "paper") -> float | None:
     if scoring == "release":
         return _release_gsm8k_answer(text)
     found = list(re.finditer(r"the answer is", text, re.IGNORECASE)) or list(re.finditer(r"Therefore,|So,", text))
-    return first_number(text[found[-1].end():]) if found else None
+    return first_number(text[found[-1].end() :]) if found else None
 
 
 def gsm8k_equal(answer: float | None, gold: float) -> bool:
@@ -61,7 +61,7 @@ def math_answer(text: str, scoring: str = "paper") -> str | None:
     found = list(re.finditer(pattern, text))
     if not found:
         return None
-    answer = text[found[-1].end():].split(".\n")[0].strip().removesuffix(".").strip()
+    answer = text[found[-1].end() :].split(".\n")[0].strip().removesuffix(".").strip()
     return answer if answer or scoring == "release" else None
 
 

@@ -31,11 +31,11 @@ class Benchmark:
     """What to ask and how to score it."""
 
     name: str
-    items: Sequence[Mapping[str, Any]]   # each with "id"
-    prompts: Sequence[str]               # one per item
+    items: Sequence[Mapping[str, Any]]  # each with "id"
+    prompts: Sequence[str]  # one per item
     max_tokens: int
     stop: tuple[str, ...]
-    score: Score                         # (items, completions) -> one verdict per item
+    score: Score  # (items, completions) -> one verdict per item
     settings: Mapping[str, Any] = field(default_factory=dict)  # what else decides the score: data, template, scoring
     summarise: Callable[[Sequence[Verdict]], Mapping[str, Any]] = mean_score  # -> {"score", "stderr", ...} in per cent
 
@@ -47,8 +47,15 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], options: Options) -> list[di
     source = ModelSource(options.model, options.base_model)
     backend = chosen_backend(options.backend)
     dtype = chosen_dtype(backend, source.dtype) if options.dtype == "auto" else options.dtype
-    settings = EngineSettings(backend, dtype, options.max_model_len, options.tensor_parallel, options.gpu_memory,
-                              options.batch_size, options.seed)
+    settings = EngineSettings(
+        backend,
+        dtype,
+        options.max_model_len,
+        options.tensor_parallel,
+        options.gpu_memory,
+        options.batch_size,
+        options.seed,
+    )
     with contextlib.ExitStack() as stack:
         engines: list[Engine] = []
 
@@ -66,12 +73,16 @@ def run_benchmark(benchmark: Benchmark, options: Options) -> dict:
     return run_benchmarks([benchmark], options)[0]
 
 
-def evaluate(benchmark: Benchmark, options: Options, engine: Callable[[], Engine], source: ModelSource,
-             how: EngineSettings) -> dict:
+def evaluate(
+    benchmark: Benchmark, options: Options, engine: Callable[[], Engine], source: ModelSource, how: EngineSettings
+) -> dict:
     """The saved result when this very configuration is done, else generated (or continued), scored and saved."""
     run = Run(options.results_dir, options.name or source.name, benchmark.name, options.seed)
-    settings = settings_of(benchmark) | source.identity | {
-        "backend": how.backend, "dtype": how.dtype, "max_model_len": how.max_model_len}
+    settings = (
+        settings_of(benchmark)
+        | source.identity
+        | {"backend": how.backend, "dtype": how.dtype, "max_model_len": how.max_model_len}
+    )
     result = run.finished(settings, overwrite=options.overwrite)
     if result:
         log.info("%s: already done; --overwrite runs it again", run.result_path)
@@ -79,18 +90,29 @@ def evaluate(benchmark: Benchmark, options: Options, engine: Callable[[], Engine
     done = run.start(settings, overwrite=options.overwrite)
     missing = [position for position, item in enumerate(benchmark.items) if item["id"] not in done]
     if missing:
-        stream = engine().stream([benchmark.prompts[position] for position in missing],
-                                 max_tokens=benchmark.max_tokens, stop=benchmark.stop,
-                                 names=[benchmark.items[position]["id"] for position in missing])
+        stream = engine().stream(
+            [benchmark.prompts[position] for position in missing],
+            max_tokens=benchmark.max_tokens,
+            stop=benchmark.stop,
+            names=[benchmark.items[position]["id"] for position in missing],
+        )
         started = time.monotonic()
         for position, completion in progress(_Sized(stream, len(missing)), what=benchmark.name, unit="answer"):
             item_id = benchmark.items[missing[position]]["id"]
             done[item_id] = completion
             run.add(item_id, completion, time.monotonic() - started)
         run.seconds += time.monotonic() - started
-    return save_scored(benchmark, run, settings, [done[item["id"]] for item in benchmark.items],
-                       {"source": source.source, "delta": source.delta_facts,
-                        "engine": {"tensor_parallel": how.tensor_parallel, "batch_size": how.batch_size}})
+    return save_scored(
+        benchmark,
+        run,
+        settings,
+        [done[item["id"]] for item in benchmark.items],
+        {
+            "source": source.source,
+            "delta": source.delta_facts,
+            "engine": {"tensor_parallel": how.tensor_parallel, "batch_size": how.batch_size},
+        },
+    )
 
 
 def rescored(benchmark: Benchmark, options: Options) -> dict:
@@ -101,8 +123,10 @@ def rescored(benchmark: Benchmark, options: Options) -> dict:
     result, samples = run.saved()
     wanted = [(item["id"], prompt) for item, prompt in zip(benchmark.items, benchmark.prompts, strict=True)]
     if [(sample["id"], sample["prompt"]) for sample in samples] != wanted:
-        raise InputError(f"--rescore: {run.samples_path} has other items or prompts ({len(samples)} saved, "
-                         f"{len(wanted)} now); give the same --data, --limit, --subset and --chat_template as that run")
+        raise InputError(
+            f"--rescore: {run.samples_path} has other items or prompts ({len(samples)} saved, "
+            f"{len(wanted)} now); give the same --data, --limit, --subset and --chat_template as that run"
+        )
     completions = [Completion(sample["completion"], sample["tokens"], sample["finish_reason"]) for sample in samples]
     run.seconds = result["seconds"]
     more = {key: result[key] for key in ("source", "delta", "engine") if key in result}
@@ -114,8 +138,11 @@ def rescored_file(benchmark: Benchmark, options: Options) -> dict:
     file = options.rescore_file
     texts = completions_from(file, {item["id"] for item in benchmark.items})
     chosen = [position for position, item in enumerate(benchmark.items) if item["id"] in texts]
-    part = dataclasses.replace(benchmark, items=[benchmark.items[position] for position in chosen],
-                               prompts=[benchmark.prompts[position] for position in chosen])
+    part = dataclasses.replace(
+        benchmark,
+        items=[benchmark.items[position] for position in chosen],
+        prompts=[benchmark.prompts[position] for position in chosen],
+    )
     name = options.name or (model_name(options.model) if options.model else file.name.split(".")[0])
     run = Run(options.results_dir, name, benchmark.name, options.seed)
     settings = settings_of(part) | {"completions": file.name, "completions_sha256": sha256_of(file)}
@@ -134,21 +161,47 @@ def prompts_for(benchmark: str, instructions: Sequence[str], options: Options) -
 def settings_of(benchmark: Benchmark) -> dict[str, Any]:
     """What decides a benchmark's score apart from the model: data, prompts, limits, scoring."""
     prompts = hashlib.sha256(json.dumps(list(benchmark.prompts)).encode()).hexdigest()
-    return {"n": len(benchmark.items), **benchmark.settings, "max_tokens": benchmark.max_tokens,
-            "stop": list(benchmark.stop), "prompts_sha256": prompts}
+    return {
+        "n": len(benchmark.items),
+        **benchmark.settings,
+        "max_tokens": benchmark.max_tokens,
+        "stop": list(benchmark.stop),
+        "prompts_sha256": prompts,
+    }
 
 
-def save_scored(benchmark: Benchmark, run: Run, settings: Mapping[str, Any], completions: Sequence[Completion],
-                more: Mapping[str, Any]) -> dict:
+def save_scored(
+    benchmark: Benchmark,
+    run: Run,
+    settings: Mapping[str, Any],
+    completions: Sequence[Completion],
+    more: Mapping[str, Any],
+) -> dict:
     """Scores the completions and writes the two result files."""
     verdicts = benchmark.score(benchmark.items, [completion.text for completion in completions])
-    samples = [{"id": item["id"], "prompt": prompt, "completion": completion.text, "extracted": verdict.extracted,
-                "gold": verdict.gold, "correct": verdict.correct, "detail": verdict.detail,
-                "tokens": completion.tokens, "finish_reason": completion.finish_reason}
-               for item, prompt, completion, verdict in
-               zip(benchmark.items, benchmark.prompts, completions, verdicts, strict=True)]
-    return run.finish(samples, settings=settings, tokens=sum(completion.tokens for completion in completions),
-                      summary=benchmark.summarise(verdicts), more=more)
+    samples = [
+        {
+            "id": item["id"],
+            "prompt": prompt,
+            "completion": completion.text,
+            "extracted": verdict.extracted,
+            "gold": verdict.gold,
+            "correct": verdict.correct,
+            "detail": verdict.detail,
+            "tokens": completion.tokens,
+            "finish_reason": completion.finish_reason,
+        }
+        for item, prompt, completion, verdict in zip(
+            benchmark.items, benchmark.prompts, completions, verdicts, strict=True
+        )
+    ]
+    return run.finish(
+        samples,
+        settings=settings,
+        tokens=sum(completion.tokens for completion in completions),
+        summary=benchmark.summarise(verdicts),
+        more=more,
+    )
 
 
 def print_result(result: Mapping[str, Any], options: Options) -> None:

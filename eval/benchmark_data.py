@@ -24,11 +24,11 @@ KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", 
 class Source:
     """Where the items of one benchmark are, and which fields each of them must have."""
 
-    benchmark: str                                    # its name in messages: "gsm8k"
-    file: str                                         # the file looked for in IMPART_DATA: "gsm8k_test.jsonl"
-    fields: Mapping[str, type]                        # required fields and their types
-    hub: tuple[str, str | None, str] | None = None    # (data set, configuration, split); None: local files only
-    id_field: str | None = None                       # field that names an item; None: its position, from 0
+    benchmark: str  # its name in messages: "gsm8k"
+    file: str  # the file looked for in IMPART_DATA: "gsm8k_test.jsonl"
+    fields: Mapping[str, type]  # required fields and their types
+    hub: tuple[str, str | None, str] | None = None  # (data set, configuration, split); None: local files only
+    id_field: str | None = None  # field that names an item; None: its position, from 0
     optional: Mapping[str, type] = field(default_factory=dict)  # fields that may be absent, but not of another type
 
 
@@ -37,9 +37,9 @@ class Items:
     """The chosen items, in the order of the file. Every item has its original fields and "id" (text)."""
 
     items: list[dict]
-    origin: str   # file or hub name they came from
-    sha256: str   # of the chosen items' content: part of a result's settings
-    total: int    # items in the whole file
+    origin: str  # file or hub name they came from
+    sha256: str  # of the chosen items' content: part of a result's settings
+    total: int  # items in the whole file
 
 
 def load_items(source: Source, data: Path | None = None, limit: int | None = None, subset: str | None = None) -> Items:
@@ -52,8 +52,9 @@ def load_items(source: Source, data: Path | None = None, limit: int | None = Non
     records, origin = (read_records(path), str(path)) if path else (_from_hub(source), f"hub:{source.hub[0]}")
     if not records:
         raise InputError(f"{origin} holds no items; {source.benchmark} needs at least one")
-    items = [_checked(record, position, source, f"{origin}, {where}")
-             for position, (where, record) in enumerate(records)]
+    items = [
+        _checked(record, position, source, f"{origin}, {where}") for position, (where, record) in enumerate(records)
+    ]
     _check_unique(items, origin)
     chosen = select(items, subset) if subset else items
     chosen = chosen[:limit]
@@ -96,8 +97,10 @@ def select(items: list[dict], subset: str) -> list[dict]:
         else:
             found = set()
         if not found:
-            raise InputError(f"--subset {part!r} names none of the {len(items)} items; write item ids (the first is "
-                             f"{items[0]['id']!r}), positions as FIRST-LAST, or FIELD=VALUE")
+            raise InputError(
+                f"--subset {part!r} names none of the {len(items)} items; write item ids (the first is "
+                f"{items[0]['id']!r}), positions as FIRST-LAST, or FIELD=VALUE"
+            )
         chosen |= found
     return [items[position] for position in sorted(chosen)]
 
@@ -108,8 +111,11 @@ def completions_from(path: Path, ids: Container[str]) -> dict[str, str]:
     for where, record in read_records(path):
         key = str(record.get("id", record.get("task_id", "")))
         if key not in ids:
-            raise InputError(f"{path}, {where}: id {key!r} is none of the benchmark's items" if key else
-                             f"{path}, {where}: field 'id' (or 'task_id') is missing")
+            raise InputError(
+                f"{path}, {where}: id {key!r} is none of the benchmark's items"
+                if key
+                else f"{path}, {where}: field 'id' (or 'task_id') is missing"
+            )
         if not isinstance(record.get("completion"), str):
             raise InputError(f"{path}, {where}: field 'completion' is missing or no text")
         if key in texts:
@@ -131,8 +137,11 @@ def read_records(path: Path) -> list[tuple[str, dict]]:
         records = [(f"item {number}", record) for number, record in enumerate(_parsed(text, path, None), start=1)]
     else:
         # Split at newlines only: str.splitlines would also cut at U+2028 and its like, which JSON texts may hold.
-        records = [(f"line {number}", _parsed(line, path, number))
-                   for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        records = [
+            (f"line {number}", _parsed(line, path, number))
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
     for where, record in records:
         if not isinstance(record, dict):
             raise InputError(f"{path}, {where}: a mapping of fields is wanted, not {type(record).__name__}")
@@ -153,8 +162,9 @@ def _parsed(text: str, path: Path, line: int | None) -> Any:
 def _from_hub(source: Source) -> list[tuple[str, dict]]:
     remedy = f"or give --data FILE, or set IMPART_DATA to a folder with {source.file}"
     if source.hub is None:
-        raise InputError(f"{source.benchmark} is not on the hub; give --data FILE, or set IMPART_DATA to a folder "
-                         f"with {source.file}")
+        raise InputError(
+            f"{source.benchmark} is not on the hub; give --data FILE, or set IMPART_DATA to a folder with {source.file}"
+        )
     name, configuration, split = source.hub
     try:
         import datasets
@@ -164,8 +174,9 @@ def _from_hub(source: Source) -> list[tuple[str, dict]]:
         table = datasets.load_dataset(name, configuration, split=split)
     except Exception as error:  # the hub's client raises many kinds; whatever it was, the remedy is the same
         reason = str(error).split("\n", 1)[0]
-        raise InputError(f"{source.benchmark}: {name} cannot be loaded from the hub ({reason}); check the network, "
-                         f"{remedy}") from error
+        raise InputError(
+            f"{source.benchmark}: {name} cannot be loaded from the hub ({reason}); check the network, {remedy}"
+        ) from error
     return [(f"row {position}", dict(row)) for position, row in enumerate(table)]
 
 
@@ -177,8 +188,10 @@ def _checked(record: dict, position: int, source: Source, where: str) -> dict:
                 continue
             raise InputError(f"{where}: field {name!r} is missing; {source.benchmark} needs {', '.join(source.fields)}")
         if not _fits(item[name], kind):
-            raise InputError(f"{where}: field {name!r} is {type(item[name]).__name__}, but {source.benchmark} needs "
-                             f"{KINDS.get(kind, kind.__name__)}")
+            raise InputError(
+                f"{where}: field {name!r} is {type(item[name]).__name__}, but {source.benchmark} needs "
+                f"{KINDS.get(kind, kind.__name__)}"
+            )
     item["id"] = str(item[source.id_field]) if source.id_field else str(position)
     return item
 

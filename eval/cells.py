@@ -7,8 +7,16 @@ from dataclasses import dataclass
 
 from eval.results import wilson_interval
 
-METHOD_NAMES = {"impart": "ImPart", "dare": "DARE", "lowrank": "LowRank", "svd": "SVD", "deltacome": "Delta-CoMe",
-                "bitdelta": "BitDelta", "impart_qt": "ImPart-Qt", "dare_qt": "DARE-Qt"}
+METHOD_NAMES = {
+    "impart": "ImPart",
+    "dare": "DARE",
+    "lowrank": "LowRank",
+    "svd": "SVD",
+    "deltacome": "Delta-CoMe",
+    "bitdelta": "BitDelta",
+    "impart_qt": "ImPart-Qt",
+    "dare_qt": "DARE-Qt",
+}
 
 
 @dataclass(frozen=True)
@@ -17,11 +25,11 @@ class Scored:
 
     benchmark: str
     model: str
-    method: str | None               # None: a whole checkpoint
-    ratio: float | None              # nominal
+    method: str | None  # None: a whole checkpoint
+    ratio: float | None  # nominal
     settings: tuple[tuple[str, str], ...]
     score: float
-    byte_ratio: float | None         # of the linear layers, true
+    byte_ratio: float | None  # of the linear layers, true
     correct: tuple[float, ...]
 
 

@@ -41,16 +41,16 @@ def released_program_of(completion: str) -> str:
     """The authors' cuts, slips included: a body loses its first indentation, a guard in single quotes stays."""
     text = untabbed(completion.split(MARKER)[-1]).replace("\r", "").strip()
     if "```python" in text:
-        text = text[text.index("```python"):].strip().replace("```python", "")
+        text = text[text.index("```python") :].strip().replace("```python", "")
         if "```" in text:
-            text = text[:text.index("```")].strip()
-    if "__name__ == \"__main__\"" in text and "if __name__ == \"__main__\":" in text:
-        text = text[:text.index("if __name__ == \"__main__\":")].strip()
+            text = text[: text.index("```")].strip()
+    if '__name__ == "__main__"' in text and 'if __name__ == "__main__":' in text:
+        text = text[: text.index('if __name__ == "__main__":')].strip()
     if "# Example usage" in text:
-        text = text[:text.index("# Example usage")].strip()
+        text = text[: text.index("# Example usage")].strip()
     for opening in ("The solution is:", "The answer is:"):  # answers in the style of Code Alpaca
         if opening in text:
-            text = text[text.index(opening):].strip().replace(opening, "")
+            text = text[text.index(opening) :].strip().replace(opening, "")
             text = text.split("\n\nThe answer is:")[0].strip()
     return text
 
@@ -71,7 +71,7 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
         if opened is None:
             opened, start = mark[1].lower(), mark.end() + 1
         elif not mark[1]:
-            blocks.append((opened, text[start:mark.start()]))
+            blocks.append((opened, text[start : mark.start()]))
             opened = None
     if opened is not None:
         blocks.append((opened, text[start:]))

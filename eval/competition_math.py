@@ -23,8 +23,12 @@ from eval.options import Options, benchmark_parser, read_options
 from eval.results import Verdict
 from impart.errors import InputError, run
 
-SOURCE = Source("math", "math_test.jsonl", {"problem": str, "solution": str},
-                hub=("DigitalLearningGmbH/MATH-lighteval", "default", "test"))
+SOURCE = Source(
+    "math",
+    "math_test.jsonl",
+    {"problem": str, "solution": str},
+    hub=("DigitalLearningGmbH/MATH-lighteval", "default", "test"),
+)
 STOP = ("Instruction:", "Instruction", "Response:", "Response")
 
 
@@ -34,16 +38,24 @@ def competition_math(items: Items, options: Options) -> Benchmark:
         if math_gold(item["solution"]) is None:
             raise InputError(f"{items.origin}: the solution of item {item['id']} has no \\boxed{{}} answer")
     template, prompts = prompts_for("math", [item["problem"] for item in items.items], options)
-    return Benchmark("math", items.items, prompts, 2048, STOP, partial(score, scoring=options.scoring),
-                     {"scoring": options.scoring, "template": template, "data_sha256": items.sha256})
+    return Benchmark(
+        "math",
+        items.items,
+        prompts,
+        2048,
+        STOP,
+        partial(score, scoring=options.scoring),
+        {"scoring": options.scoring, "template": template, "data_sha256": items.sha256},
+    )
 
 
 def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], scoring: str) -> list[Verdict]:
     """The LaTeX answer of each completion against the gold one."""
     answers = [math_answer(text, scoring) for text in texts]
     golds = [math_gold(item["solution"]) for item in items]
-    return [Verdict(answer, gold, math_equal(answer, gold, scoring))
-            for answer, gold in zip(answers, golds, strict=True)]
+    return [
+        Verdict(answer, gold, math_equal(answer, gold, scoring)) for answer, gold in zip(answers, golds, strict=True)
+    ]
 
 
 def main(arguments: Sequence[str]) -> None:

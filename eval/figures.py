@@ -23,7 +23,9 @@ def check_figure(file: Path) -> None:
         raise InputError(f"figure {file}: the name must end in .png, .svg or .pdf")
 
 
-def draw_results(file: Path, grids: Mapping[str, tuple[Mapping[str, Cell], Mapping[str, Mapping[float, Cell]]]]) -> None:
+def draw_results(
+    file: Path, grids: Mapping[str, tuple[Mapping[str, Cell], Mapping[str, Mapping[float, Cell]]]]
+) -> None:
     """Score against compression ratio, one panel per benchmark, whole checkpoints as horizontal lines."""
     figure, axes = plt.subplots(1, len(grids), figsize=(5.2 * len(grids), 3.8), squeeze=False)
     for panel, (benchmark, (whole, rows)) in zip(axes[0], grids.items(), strict=True):
@@ -48,10 +50,19 @@ def draw_table(file: Path, printed: Printed, columns: Sequence[Column], cells: C
         for (row, label), marker in zip(printed.labels.items(), cycle("osD^"), strict=False):
             curve = {float(column.ratio): cells[row, column] for column in own if (row, column) in cells}
             colour = _curve(panel, curve, marker, label) if curve else None
-            paper = {float(column.ratio): printed.scores[row, column] for column in own if (row, column) in printed.scores}
+            paper = {
+                float(column.ratio): printed.scores[row, column] for column in own if (row, column) in printed.scores
+            }
             if paper:
-                panel.plot(list(paper), list(paper.values()), linestyle=":", marker=marker, markerfacecolor="none",
-                           color=colour, label=f"{label}, paper")
+                panel.plot(
+                    list(paper),
+                    list(paper.values()),
+                    linestyle=":",
+                    marker=marker,
+                    markerfacecolor="none",
+                    color=colour,
+                    label=f"{label}, paper",
+                )
         _finish(panel, f"{pair}: {benchmark}", [float(column.ratio) for column in own])
     save(figure, file)
 
@@ -67,8 +78,10 @@ def save(figure, file: Path) -> None:
 
 def _curve(panel, row: Mapping[float, Cell], marker: str, label: str) -> str:
     means = [found.mean for found in row.values()]
-    spread = [[max(0.0, found.mean - found.low) for found in row.values()],
-              [max(0.0, found.high - found.mean) for found in row.values()]]
+    spread = [
+        [max(0.0, found.mean - found.low) for found in row.values()],
+        [max(0.0, found.high - found.mean) for found in row.values()],
+    ]
     drawn = panel.errorbar(list(row), means, yerr=spread, marker=marker, capsize=3, label=label)
     return drawn.lines[0].get_color()
 

@@ -42,12 +42,12 @@ VLLM_DTYPES = {"auto": "auto", "fp16": "float16", "bf16": "bfloat16", "fp32": "f
 class EngineSettings:
     """How a model is run. Only `backend`, `dtype` and `max_model_len` are meant to change what it answers."""
 
-    backend: str = "auto"                # auto | vllm | hf
-    dtype: str = "auto"                  # auto (the checkpoint's own) | fp16 | bf16 | fp32
-    max_model_len: int | None = None     # tokens of prompt + answer; None: the model's positions, at most LONGEST
-    tensor_parallel: int | None = None   # GPUs; None: as many as there are and the heads can be split over
-    gpu_memory: float = 0.9              # share of each GPU that vLLM may take
-    batch_size: int = 64                 # prompts at a time of the hf backend
+    backend: str = "auto"  # auto | vllm | hf
+    dtype: str = "auto"  # auto (the checkpoint's own) | fp16 | bf16 | fp32
+    max_model_len: int | None = None  # tokens of prompt + answer; None: the model's positions, at most LONGEST
+    tensor_parallel: int | None = None  # GPUs; None: as many as there are and the heads can be split over
+    gpu_memory: float = 0.9  # share of each GPU that vLLM may take
+    batch_size: int = 64  # prompts at a time of the hf backend
     seed: int = 0
 
 
@@ -70,16 +70,19 @@ class Engine:
         done = dict(self.stream(prompts, max_tokens=max_tokens, stop=stop))
         return [done[position] for position in range(len(prompts))]
 
-    def stream(self, prompts: Sequence[str], *, max_tokens: int, stop: Sequence[str] = (),
-               names: Sequence[str] | None = None) -> Iterator[tuple[int, Completion]]:
+    def stream(
+        self, prompts: Sequence[str], *, max_tokens: int, stop: Sequence[str] = (), names: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """(position, completion) as they finish, so that an interrupted run keeps what it has. `names` are for messages."""
         ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
         for position, row in enumerate(ids):
             if len(row) >= self.max_model_len:
                 name = names[position] if names else position
-                raise InputError(f"the prompt of item {name} has {len(row)} tokens, but prompt and answer together may "
-                                 f"have {self.max_model_len}; raise --max_model_len (the model has "
-                                 f"{positions_of(self.config)} positions), or leave the item out with --subset")
+                raise InputError(
+                    f"the prompt of item {name} has {len(row)} tokens, but prompt and answer together may "
+                    f"have {self.max_model_len}; raise --max_model_len (the model has "
+                    f"{positions_of(self.config)} positions), or leave the item out with --subset"
+                )
         if self._loaded is None:  # only now, because everything that can be wrong with the prompts has been checked
             self._loaded = self._load()
         return self._loaded.stream(ids, max_tokens=max_tokens, stop=tuple(stop))
@@ -128,18 +131,35 @@ class VllmModel:
 
         # The eager mode of a CPU starts 30 s sooner and is no slower on what a CPU can run.
         self.max_model_len = max_model_len
-        self.llm = _started(lambda: LLM(model=path, dtype=VLLM_DTYPES[settings.dtype], max_model_len=max_model_len,
-                                        tensor_parallel_size=ranks, gpu_memory_utilization=settings.gpu_memory,
-                                        seed=settings.seed, enforce_eager=not gpus, disable_log_stats=True))
+        self.llm = _started(
+            lambda: LLM(
+                model=path,
+                dtype=VLLM_DTYPES[settings.dtype],
+                max_model_len=max_model_len,
+                tensor_parallel_size=ranks,
+                gpu_memory_utilization=settings.gpu_memory,
+                seed=settings.seed,
+                enforce_eager=not gpus,
+                disable_log_stats=True,
+            )
+        )
 
-    def stream(self, prompts: Sequence[Sequence[int]], *, max_tokens: int,
-               stop: tuple[str, ...]) -> Iterator[tuple[int, Completion]]:
+    def stream(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop: tuple[str, ...]
+    ) -> Iterator[tuple[int, Completion]]:
         """(position, completion) in the order in which vLLM finishes them."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        params = [SamplingParams(temperature=0.0, max_tokens=min(max_tokens, self.max_model_len - len(ids)),
-                                 stop=list(stop), output_kind=RequestOutputKind.FINAL_ONLY) for ids in prompts]
+        params = [
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=min(max_tokens, self.max_model_len - len(ids)),
+                stop=list(stop),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for ids in prompts
+        ]
         names = self.llm.enqueue([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
         # What enqueue returns is the request's id and, from some version on, "-" and random letters.
         positions = {name.partition("-")[0]: position for position, name in enumerate(names)}
@@ -147,8 +167,10 @@ class VllmModel:
         while engine.has_unfinished_requests():
             for output in engine.step():
                 answer = output.outputs[0]
-                yield (positions[output.request_id],
-                       Completion(answer.text, len(answer.token_ids), answer.finish_reason))
+                yield (
+                    positions[output.request_id],
+                    Completion(answer.text, len(answer.token_ids), answer.finish_reason),
+                )
 
     def close(self) -> None:
         """Ends vLLM's processes, so that another engine can start in this one."""
@@ -177,7 +199,9 @@ def vllm_problem() -> str | None:
     if importlib.util.find_spec("vllm") is None:
         return "the package vllm is not installed"
     level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    logging.getLogger("vllm").setLevel(level.upper())  # for what it says before its own log is set up, with its first engine
+    logging.getLogger("vllm").setLevel(
+        level.upper()
+    )  # for what it says before its own log is set up, with its first engine
     try:
         from vllm.platforms import current_platform
     except ImportError as error:
@@ -192,8 +216,11 @@ def set_environment(gpus: int, sequence_bytes: int) -> None:
     wanted = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     if not gpus:
         # One process starts in half the time of three; the default cache is half of the memory, filled at the start.
-        wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                   "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(4 * sequence_bytes / 2**30)))}  # GiB
+        wanted |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(4 * sequence_bytes / 2**30))),
+        }  # GiB
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 
@@ -214,8 +241,11 @@ def tensor_parallel(config: Any, wanted: int | None, gpus: int) -> int:
             log.info("using %d of %d GPUs: %d attention heads do not divide evenly over more", ranks, most, heads)
         return ranks
     if wanted > most:
-        raise InputError(f"--tensor_parallel {wanted}: there are {gpus} GPUs" if gpus else
-                         f"--tensor_parallel {wanted}: there is no GPU; leave the flag out")
+        raise InputError(
+            f"--tensor_parallel {wanted}: there are {gpus} GPUs"
+            if gpus
+            else f"--tensor_parallel {wanted}: there is no GPU; leave the flag out"
+        )
     if heads % wanted:
         raise InputError(f"--tensor_parallel {wanted} does not divide the model's {heads} attention heads")
     return wanted
@@ -250,6 +280,8 @@ def _started(start):
     except (ValueError, RuntimeError, MemoryError) as error:
         if "memory" in str(error).lower() and "engine core" not in str(error).lower():
             reason = str(error).strip().split("\n", 1)[0]
-            raise InputError(f"vLLM could not start: {reason}; --max_model_len, --tensor_parallel and --gpu_memory "
-                             "change what it needs and gets") from error
+            raise InputError(
+                f"vLLM could not start: {reason}; --max_model_len, --tensor_parallel and --gpu_memory "
+                "change what it needs and gets"
+            ) from error
         raise

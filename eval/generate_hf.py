@@ -25,20 +25,24 @@ class HfModel:
         self.tokenizer, self.max_model_len, self.batch_size = tokenizer, max_model_len, batch_size
         self.ends = _end_tokens(self.model.generation_config, tokenizer)
         # Plain greedy decoding: `generate` would mix in the repetition penalties and the like that models ship with.
-        self.model.generation_config = GenerationConfig(do_sample=False, num_beams=1, eos_token_id=self.ends or None,
-                                                        pad_token_id=self.ends[0] if self.ends else 0)
+        self.model.generation_config = GenerationConfig(
+            do_sample=False, num_beams=1, eos_token_id=self.ends or None, pad_token_id=self.ends[0] if self.ends else 0
+        )
 
-    def stream(self, prompts: Sequence[Sequence[int]], *, max_tokens: int,
-               stop: tuple[str, ...]) -> Iterator[tuple[int, Completion]]:
+    def stream(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop: tuple[str, ...]
+    ) -> Iterator[tuple[int, Completion]]:
         """(position, completion) batch by batch, the longest prompts first: if memory is short, it shows at once."""
         order = sorted(range(len(prompts)), key=lambda position: -len(prompts[position]))
         for first in range(0, len(order), self.batch_size):
-            positions = order[first:first + self.batch_size]
+            positions = order[first : first + self.batch_size]
             try:
                 completions = self._batch([prompts[position] for position in positions], max_tokens, stop)
             except torch.OutOfMemoryError as error:
-                raise InputError(f"the GPU's memory is too small for {len(positions)} prompts at a time ({error}); "
-                                 "lower --batch_size or --max_model_len") from error
+                raise InputError(
+                    f"the GPU's memory is too small for {len(positions)} prompts at a time ({error}); "
+                    "lower --batch_size or --max_model_len"
+                ) from error
             yield from zip(positions, completions, strict=True)
 
     @torch.inference_mode()
@@ -49,8 +53,12 @@ class HfModel:
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         budgets = [min(max_tokens, self.max_model_len - len(prompt)) for prompt in prompts]
         ending = RowEnds(prompts, longest, budgets, self.ends, stop, self.tokenizer)
-        self.model.generate(input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device),
-                            max_new_tokens=max(budgets), stopping_criteria=StoppingCriteriaList([ending]))
+        self.model.generate(
+            input_ids=ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            max_new_tokens=max(budgets),
+            stopping_criteria=StoppingCriteriaList([ending]),
+        )
         return ending.completions
 
     def close(self) -> None:
@@ -61,18 +69,32 @@ class HfModel:
 class RowEnds(StoppingCriteria):
     """Ends each row of a batch at its own end token, stop string or token budget, and keeps its completion."""
 
-    def __init__(self, prompts: list[Sequence[int]], longest: int, budgets: list[int], ends: list[int],
-                 stop: tuple[str, ...], tokenizer):
+    def __init__(
+        self,
+        prompts: list[Sequence[int]],
+        longest: int,
+        budgets: list[int],
+        ends: list[int],
+        stop: tuple[str, ...],
+        tokenizer,
+    ):
         self.prompts, self.longest, self.budgets, self.ends = prompts, longest, budgets, set(ends)
         self.stop, self.tokenizer = stop, tokenizer
         self.window = max(map(len, stop), default=0) + 4  # the last tokens that can hold a stop string just completed
         self.completions: list[Completion | None] = [None] * len(prompts)
 
     def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
-        rows = input_ids[:, self.longest:].tolist()
+        rows = input_ids[:, self.longest :].tolist()
         open_rows = [row for row, completion in enumerate(self.completions) if completion is None]
-        tails = self.tokenizer.batch_decode([rows[row][-self.window:] for row in open_rows], skip_special_tokens=True,
-                                            clean_up_tokenization_spaces=False) if self.stop else [""] * len(open_rows)
+        tails = (
+            self.tokenizer.batch_decode(
+                [rows[row][-self.window :] for row in open_rows],
+                skip_special_tokens=True,
+                clean_up_tokenization_spaces=False,
+            )
+            if self.stop
+            else [""] * len(open_rows)
+        )
         for row, tail in zip(open_rows, tails, strict=True):
             self.completions[row] = self._ended(row, rows[row], tail)
         done = [completion is not None for completion in self.completions]
@@ -85,17 +107,19 @@ class RowEnds(StoppingCriteria):
             text = self._text(row, answer)
             for string in self.stop:  # in the order given, as vLLM looks for them
                 if string in text:
-                    return Completion(text[:text.index(string)], len(answer), "stop")
+                    return Completion(text[: text.index(string)], len(answer), "stop")
         if len(answer) >= self.budgets[row]:
             return Completion(self._text(row, answer), len(answer), "length")
         return None
 
     def _text(self, row: int, answer: list[int]) -> str:
         before = list(self.prompts[row][-CONTEXT:])
-        whole, prefix = (self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                         for ids in (before + answer, before))
+        whole, prefix = (
+            self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for ids in (before + answer, before)
+        )
         # Bytes that are no whole character yet are never shown, as in vLLM.
-        return whole[len(prefix):].rstrip("\ufffd")
+        return whole[len(prefix) :].rstrip("\ufffd")
 
 
 def _end_tokens(generation_config, tokenizer) -> list[int]:

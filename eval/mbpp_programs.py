@@ -15,9 +15,12 @@ from evalplus.sanitize import code_extract, sanitize
 
 MAX_TOKENS = 768  # of EvalPlus' decoders
 # The two sentences stand inside a function of EvalPlus (run_codegen), where they cannot be imported from.
-INSTRUCTION = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
-RESPONSE = ("Below is a Python script with a self-contained function that solves the problem and passes corresponding "
-            "tests:")
+INSTRUCTION = (
+    "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
+)
+RESPONSE = (
+    "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:"
+)
 _JUDGE = """\
 import base64, contextlib, pickle, types
 import evalplus.eval as evaluation

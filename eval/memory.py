@@ -21,8 +21,9 @@ def weight_bytes(model: str, dtype: str) -> int:
     """Bytes of the checkpoint's weights once loaded as `dtype` (auto: as they are stored)."""
     checkpoint = open_checkpoint(model)
     specs = [checkpoint.spec(name) for name in checkpoint.names()]
-    return sum(spec.nbytes if dtype == "auto" else spec.nbytes // spec.dtype.itemsize * DTYPE_BYTES[dtype]
-               for spec in specs)
+    return sum(
+        spec.nbytes if dtype == "auto" else spec.nbytes // spec.dtype.itemsize * DTYPE_BYTES[dtype] for spec in specs
+    )
 
 
 def cache_bytes(config: Any, tokens: int, dtype: str) -> int:
@@ -49,20 +50,27 @@ def ram_available() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def refuse_for_vllm(weights: int, cache: int, gpus: Sequence[tuple[int, int]], ranks: int, share: float,
-                    tokens: int) -> None:
+def refuse_for_vllm(
+    weights: int, cache: int, gpus: Sequence[tuple[int, int]], ranks: int, share: float, tokens: int
+) -> None:
     """InputError when `ranks` GPUs cannot hold weights and cache within `share` of each, or that much is not free."""
     for number, (free, total) in enumerate(gpus[:ranks]):
         allowed, needed = share * total, (weights + cache) / ranks
-        what = (f"the weights ({weights / GIB:.1f} GiB) and the cache of one sequence of {tokens} tokens "
-                f"({cache / GIB:.1f} GiB) over {ranks} GPU(s) need {needed / GIB:.1f} GiB of each")
+        what = (
+            f"the weights ({weights / GIB:.1f} GiB) and the cache of one sequence of {tokens} tokens "
+            f"({cache / GIB:.1f} GiB) over {ranks} GPU(s) need {needed / GIB:.1f} GiB of each"
+        )
         if needed > allowed:
-            raise InputError(f"{what}, but --gpu_memory {share:g} allows {allowed / GIB:.1f} of {total / GIB:.1f} GiB "
-                             f"on GPU {number}; raise --tensor_parallel or --gpu_memory, or lower --max_model_len")
+            raise InputError(
+                f"{what}, but --gpu_memory {share:g} allows {allowed / GIB:.1f} of {total / GIB:.1f} GiB "
+                f"on GPU {number}; raise --tensor_parallel or --gpu_memory, or lower --max_model_len"
+            )
         if allowed > free:
-            raise InputError(f"--gpu_memory {share:g} asks for {allowed / GIB:.1f} GiB of GPU {number}, but "
-                             f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free ({needed / GIB:.1f} GiB are needed "
-                             f"at least); free the GPU or lower --gpu_memory to {int(100 * free / total) / 100:g}")
+            raise InputError(
+                f"--gpu_memory {share:g} asks for {allowed / GIB:.1f} GiB of GPU {number}, but "
+                f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free ({needed / GIB:.1f} GiB are needed "
+                f"at least); free the GPU or lower --gpu_memory to {int(100 * free / total) / 100:g}"
+            )
 
 
 def free_memory() -> int:
@@ -76,6 +84,8 @@ def free_memory() -> int:
 def refuse_for_hf(weights: int, cache: int, free: int, tokens: int) -> None:
     """InputError when the weights and the cache of a single sequence do not fit into `free` bytes."""
     if weights + cache > free:
-        raise InputError(f"the weights need {weights / GIB:.1f} GiB and one sequence of {tokens} tokens "
-                         f"{cache / GIB:.1f} GiB, but {free / GIB:.1f} GiB of memory are free; take a 16-bit DTYPE or "
-                         "a shorter --max_model_len, or a larger machine")
+        raise InputError(
+            f"the weights need {weights / GIB:.1f} GiB and one sequence of {tokens} tokens "
+            f"{cache / GIB:.1f} GiB, but {free / GIB:.1f} GiB of memory are free; take a 16-bit DTYPE or "
+            "a shorter --max_model_len, or a larger machine"
+        )

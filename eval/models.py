@@ -41,7 +41,9 @@ class ModelSource:
             self.identity = {"delta": hashlib.sha256(manifest).hexdigest()}
             sizes = self._delta.sizes()
             self.delta_facts = {key: self._delta.manifest[key] for key in ("kind", "method", "settings", "seed")} | {
-                "linear_ratio": round(sizes.linear_ratio, 4), "checkpoint_ratio": round(sizes.checkpoint_ratio, 4)}
+                "linear_ratio": round(sizes.linear_ratio, 4),
+                "checkpoint_ratio": round(sizes.checkpoint_ratio, 4),
+            }
             dtype = self._delta.dtype(self._delta.names()[0]) if self._delta.names() else torch.bfloat16
             self.tokenizer_folder = self._delta.path / COMPANIONS
         else:
@@ -97,8 +99,10 @@ def make_room(needed: int, keep: Path) -> None:
     """Removes the least recently used models until `needed` more bytes fit; InputError when they never can."""
     limit = _cache_limit()
     if needed > limit:
-        raise InputError(f"the rebuilt model needs {needed / 1e9:.2f} GB, but the cache may have {limit / 1e9:.2f} GB; "
-                         "raise IMPART_CACHE_GB, or rebuild it yourself with delta.py --merge and evaluate that folder")
+        raise InputError(
+            f"the rebuilt model needs {needed / 1e9:.2f} GB, but the cache may have {limit / 1e9:.2f} GB; "
+            "raise IMPART_CACHE_GB, or rebuild it yourself with delta.py --merge and evaluate that folder"
+        )
     locks = sorted(keep.parent.glob("*.lock"), key=lambda lock: lock.stat().st_mtime)
     models = [lock.with_suffix("") for lock in locks if lock.with_suffix("").is_dir()]
     used = {model: sum(file.stat().st_size for file in model.iterdir()) for model in models}
@@ -135,5 +139,7 @@ def _open_base(delta: Delta, base_model: str | None) -> Checkpoint:
     except InputError as error:
         if base_model:
             raise
-        raise InputError(f"{str(delta.path)!r} is a delta over {recorded!r}, which cannot be opened ({error}); say "
-                         "where its base model is with --base_model") from error
+        raise InputError(
+            f"{str(delta.path)!r} is a delta over {recorded!r}, which cannot be opened ({error}); say "
+            "where its base model is with --base_model"
+        ) from error

@@ -17,7 +17,7 @@ BACKENDS = ("auto", "vllm", "hf")
 class Options:
     """What the command line of a benchmark script says."""
 
-    model: str | None            # checkpoint folder, hub id or delta artifact; None only with `--rescore FILE`
+    model: str | None  # checkpoint folder, hub id or delta artifact; None only with `--rescore FILE`
     dtype: str
     backend: str
     data: Path | None
@@ -48,33 +48,71 @@ def benchmark_parser(doc: str | None, *, several_models: bool = False, template_
         parser.add_argument("model", nargs="?", metavar="MODEL", help=meaning)
         if template_second:
             parser.add_argument("template", nargs="?", metavar="TEMPLATE", help="the same as --chat_template")
-        parser.add_argument("--dtype" if template_second else "dtype", default="auto", choices=DTYPES, metavar="DTYPE",
-                            help="fp16, bf16, fp32, or auto: the checkpoint's own (default)",
-                            **({} if template_second else {"nargs": "?"}))
-    parser.add_argument("--backend", default="auto", choices=BACKENDS,
-                        help="auto: vllm where it is installed, else hf (default)")
+        parser.add_argument(
+            "--dtype" if template_second else "dtype",
+            default="auto",
+            choices=DTYPES,
+            metavar="DTYPE",
+            help="fp16, bf16, fp32, or auto: the checkpoint's own (default)",
+            **({} if template_second else {"nargs": "?"}),
+        )
+    parser.add_argument(
+        "--backend", default="auto", choices=BACKENDS, help="auto: vllm where it is installed, else hf (default)"
+    )
     parser.add_argument("--data", type=Path, help="local file with the items (else IMPART_DATA, else the hub)")
     parser.add_argument("--limit", type=int, help="only the first N items")
     parser.add_argument("--subset", help="only these items: ids, positions FIRST-LAST, FIELD=VALUE, comma-separated")
-    parser.add_argument("--results_dir", "--results-dir", type=Path, default=Path("results"),
-                        help="results/<model>/<benchmark>/<seed>.json go here (default: results)")
+    parser.add_argument(
+        "--results_dir",
+        "--results-dir",
+        type=Path,
+        default=Path("results"),
+        help="results/<model>/<benchmark>/<seed>.json go here (default: results)",
+    )
     parser.add_argument("--name", help="the model's name in the results (default: last part of MODEL)")
     parser.add_argument("--seed", type=int, default=0, help="names the result file, seeds the engine (default: 0)")
     parser.add_argument("--base_model", "--base-model", help="base model of a delta artifact, where it has moved")
     parser.add_argument("--tensor_parallel", "--tensor-parallel", type=int, help="GPUs per model (default: all)")
-    parser.add_argument("--max_model_len", "--max-model-len", type=int,
-                        help="longest prompt + answer in tokens (default: the model's positions, at most 8192)")
-    parser.add_argument("--gpu_memory", "--gpu-memory", type=float, default=0.9,
-                        help="share of each GPU's memory that vLLM may take (default: 0.9)")
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=64,
-                        help="prompts at a time of the hf backend (default: 64); vLLM batches by itself")
-    parser.add_argument("--rescore", nargs="?", const="", metavar="FILE",
-                        help="score the saved completions or those of FILE (jsonl of id, completion); generate nothing")
-    parser.add_argument("--scoring", default="paper", choices=("paper", "release"),
-                        help="paper: the rule as described (default); release: as the authors' code has it")
-    parser.add_argument("--chat_template", "--chat-template", metavar="auto|none|NAME",
-                        help="auto: the tokenizer's own; none: the bare text; NAME: one of eval/prompts.py "
-                             "(default: the paper's choice for the benchmark)")
+    parser.add_argument(
+        "--max_model_len",
+        "--max-model-len",
+        type=int,
+        help="longest prompt + answer in tokens (default: the model's positions, at most 8192)",
+    )
+    parser.add_argument(
+        "--gpu_memory",
+        "--gpu-memory",
+        type=float,
+        default=0.9,
+        help="share of each GPU's memory that vLLM may take (default: 0.9)",
+    )
+    parser.add_argument(
+        "--batch_size",
+        "--batch-size",
+        type=int,
+        default=64,
+        help="prompts at a time of the hf backend (default: 64); vLLM batches by itself",
+    )
+    parser.add_argument(
+        "--rescore",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="score the saved completions or those of FILE (jsonl of id, completion); generate nothing",
+    )
+    parser.add_argument(
+        "--scoring",
+        default="paper",
+        choices=("paper", "release"),
+        help="paper: the rule as described (default); release: as the authors' code has it",
+    )
+    parser.add_argument(
+        "--chat_template",
+        "--chat-template",
+        metavar="auto|none|NAME",
+        help="auto: the tokenizer's own; none: the bare text; NAME: one of eval/prompts.py "
+        "(default: the paper's choice for the benchmark)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
     return parser
 
@@ -115,5 +153,7 @@ def options_from(given: argparse.Namespace) -> Options:
 def only_one_scoring(options: Options, benchmark: str) -> None:
     """For the benchmarks that a package scores: there is no rule of the release's own to choose."""
     if options.scoring != "paper":
-        raise InputError(f"--scoring {options.scoring}: the release scores {benchmark} by the same package as the paper; leave "
-                         "the flag out")
+        raise InputError(
+            f"--scoring {options.scoring}: the release scores {benchmark} by the same package as the paper; leave "
+            "the flag out"
+        )

@@ -15,8 +15,14 @@ from eval.cells import Cell, average
 from impart.errors import InputError
 
 PAPER = Path(__file__).resolve().parents[1] / "assets" / "paper.yaml"
-BENCHMARK_NAMES = {"gsm8k": "GSM8K", "math": "MATH", "humaneval": "HumanEval", "mbpp": "MBPP", "ifeval": "IFEval",
-                   "alpacaeval": "AlpacaEval"}
+BENCHMARK_NAMES = {
+    "gsm8k": "GSM8K",
+    "math": "MATH",
+    "humaneval": "HumanEval",
+    "mbpp": "MBPP",
+    "ifeval": "IFEval",
+    "alpacaeval": "AlpacaEval",
+}
 NOT_RUN = "not run"
 
 
@@ -39,13 +45,13 @@ class Printed:
 
     title: str
     columns: tuple[Column, ...]
-    labels: Mapping[str, str]                     # of the rows, in order
+    labels: Mapping[str, str]  # of the rows, in order
     scores: Mapping[tuple[str, Column], float]
     averages: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-Plan = Mapping[tuple[str, Column], Sequence[Path]]   # result files of each cell, one per seed
+Plan = Mapping[tuple[str, Column], Sequence[Path]]  # result files of each cell, one per seed
 Cells = Mapping[tuple[str, Column], Cell]
 
 
@@ -53,16 +59,26 @@ def printed_table(number: int, file: Path = PAPER) -> Printed:
     """The paper's table, with the notes on what is odd in it."""
     content = yaml.safe_load(file.read_text())
     if number not in content["tables"]:
-        raise InputError(f"--table {number}: the paper's tables with scores are {', '.join(map(str, content['tables']))}")
+        raise InputError(
+            f"--table {number}: the paper's tables with scores are {', '.join(map(str, content['tables']))}"
+        )
     table = content["tables"][number]
-    columns = tuple(Column(pair, benchmark, "" if ratio is None else str(ratio))
-                    for pair, benchmark, ratio in table["columns"])
+    columns = tuple(
+        Column(pair, benchmark, "" if ratio is None else str(ratio)) for pair, benchmark, ratio in table["columns"]
+    )
     rows = table["rows"]
-    return Printed(f"Table {number}: {table['title']}", columns, {key: row["label"] for key, row in rows.items()},
-                   {(key, column): score for key, row in rows.items()
-                    for column, score in zip(columns, row["scores"], strict=True)},
-                   {key: row["average"] for key, row in rows.items() if "average" in row},
-                   tuple(content["notes"][note] for note in table["notes"]))
+    return Printed(
+        f"Table {number}: {table['title']}",
+        columns,
+        {key: row["label"] for key, row in rows.items()},
+        {
+            (key, column): score
+            for key, row in rows.items()
+            for column, score in zip(columns, row["scores"], strict=True)
+        },
+        {key: row["average"] for key, row in rows.items() if "average" in row},
+        tuple(content["notes"][note] for note in table["notes"]),
+    )
 
 
 def read_plan(file: Path) -> dict[tuple[str, Column], list[Path]]:
@@ -71,7 +87,9 @@ def read_plan(file: Path) -> dict[tuple[str, Column], list[Path]]:
     for number, line in enumerate(file.read_text().splitlines(), start=1):
         parts = line.split("\t")
         if len(parts) != 5:
-            raise InputError(f"{file}, line {number}: {len(parts)} fields, but a cell has 5: row, pair, benchmark, ratio, file")
+            raise InputError(
+                f"{file}, line {number}: {len(parts)} fields, but a cell has 5: row, pair, benchmark, ratio, file"
+            )
         row, pair, benchmark, ratio, result = parts
         plan.setdefault((row, Column(pair, benchmark, ratio)), []).append(Path(result))
     return plan
@@ -89,14 +107,19 @@ def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) ->
     with_paper = any((row, column) in printed.scores for row in printed.labels for column in columns)
     form = "our mean (95 % interval) / the paper's number / difference" if with_paper else "mean (95 % interval)"
     lines = [[f"%, {form}", *printed.labels.values()]]
-    lines += [[str(column), *(_text(cells.get((row, column)), printed.scores.get((row, column)))
-                              for row in printed.labels)] for column in columns]
+    lines += [
+        [str(column), *(_text(cells.get((row, column)), printed.scores.get((row, column))) for row in printed.labels)]
+        for column in columns
+    ]
     if len({(column.pair, column.benchmark) for column in columns}) == len(columns) > 1:
         lines.append(["average", *(_average(printed, row, columns, cells) for row in printed.labels)])
     seeds = sorted({one.seeds for one in cells.values()})
     notes = [f"Means over {' or '.join(map(str, seeds))} seeds." if seeds else "Nothing of this table was run."]
-    notes += list(printed.notes) if with_paper else [
-        "These are numbers of other models than the paper's; none of the paper's belongs beside them."]
+    notes += (
+        list(printed.notes)
+        if with_paper
+        else ["These are numbers of other models than the paper's; none of the paper's belongs beside them."]
+    )
     return "\n".join([f"## {printed.title}", "", *aligned(lines), "", *(f"- {note}" for note in notes)]) + "\n"
 
 
@@ -107,10 +130,26 @@ def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> lis
     for row in printed.labels:
         for column in columns:
             found, paper = cells.get((row, column)), printed.scores.get((row, column))
-            ours = ("", "", "", "", "") if found is None else (found.seeds, *(f"{value:.3f}" for value in (
-                found.mean, found.low, found.high)), "" if found.byte_ratio is None else f"{found.byte_ratio:.3f}")
-            rows.append((row, column.pair, column.benchmark, column.ratio, *ours, "" if paper is None else f"{paper:.2f}",
-                         f"{found.mean - paper:.3f}" if found is not None and paper is not None else ""))
+            ours = (
+                ("", "", "", "", "")
+                if found is None
+                else (
+                    found.seeds,
+                    *(f"{value:.3f}" for value in (found.mean, found.low, found.high)),
+                    "" if found.byte_ratio is None else f"{found.byte_ratio:.3f}",
+                )
+            )
+            rows.append(
+                (
+                    row,
+                    column.pair,
+                    column.benchmark,
+                    column.ratio,
+                    *ours,
+                    "" if paper is None else f"{paper:.2f}",
+                    f"{found.mean - paper:.3f}" if found is not None and paper is not None else "",
+                )
+            )
     return rows
 
 
@@ -127,15 +166,20 @@ def _search_markdown(group: str, planned: Sequence[tuple[str, Column]], cells: C
     columns = list(dict.fromkeys(column for _, column in planned))
     names = [BENCHMARK_NAMES.get(column.benchmark, column.benchmark) for column in columns]
     title = "## " + (f"{group}, " if group else "") + str(replace(columns[0], benchmark=" + ".join(names)))
-    found = {row.rpartition(": ")[2]: [cells[row, column] for column in columns]
-             for row in dict.fromkeys(row for row, _ in planned) if all((row, column) in cells for column in columns)}
+    found = {
+        row.rpartition(": ")[2]: [cells[row, column] for column in columns]
+        for row in dict.fromkeys(row for row, _ in planned)
+        if all((row, column) in cells for column in columns)
+    }
     if not found:
         return f"{title}\n\n{NOT_RUN}\n"
     scores = {setting: average(own) if len(own) > 1 else own[0] for setting, own in found.items()}
     best = max(scores, key=lambda setting: scores[setting].mean)
     rivals = [setting for setting, one in scores.items() if setting != best and one.high >= scores[best].low]
     lines = [["setting", *(names if len(names) > 1 else []), "validation score, % (95 % interval)"]]
-    lines += [[setting, *(map(str, own) if len(own) > 1 else []), str(scores[setting])] for setting, own in found.items()]
+    lines += [
+        [setting, *(map(str, own) if len(own) > 1 else []), str(scores[setting])] for setting, own in found.items()
+    ]
     within = f"; the intervals of {len(rivals)} of the {len(found) - 1} others overlap with it" if rivals else ""
     return "\n".join([title, "", *aligned(lines), "", f"best: {best}, {scores[best]}{within}"]) + "\n"
 
@@ -143,7 +187,9 @@ def _search_markdown(group: str, planned: Sequence[tuple[str, Column]], cells: C
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, the first being its header."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["| " + " | ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    text = [
+        "| " + " | ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
     return [text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]]
 
 

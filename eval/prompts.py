@@ -19,19 +19,29 @@ TEMPLATES = {
     "wizardmath": ALPACA + "### Instruction:\n{instruction}\n\n### Response: Let's think step by step.",
     # One line break more than WizardMath's: the prompts of the paper differ in this.
     "wizardcoder": ALPACA + "\n### Instruction:\nCreate a Python script for this problem:\n{instruction}\n\n"
-                   "### Response:",
+    "### Response:",
     "llama2": "[INST] {instruction} [/INST]",
     "llama3": "<|start_header_id|>user<|end_header_id|>\n\n{instruction}<|eot_id|>"
-              "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "mistral": "[INST] {instruction} [/INST]",
     "openchat": "GPT4 Correct User: {instruction}<|end_of_turn|>GPT4 Correct Assistant:",
 }
-ALIASES = {"plain": "none", "llama-2-chat": "llama2", "llama2-chat": "llama2", "llama-3-instruct": "llama3",
-           "llama3-instruct": "llama3"}
+ALIASES = {
+    "plain": "none",
+    "llama-2-chat": "llama2",
+    "llama2-chat": "llama2",
+    "llama-3-instruct": "llama3",
+    "llama3-instruct": "llama3",
+}
 
 PAPER_CHOICE = {  # what --chat_template stands for when it is not given
-    "gsm8k": "wizardmath", "math": "wizardmath", "humaneval": "wizardcoder", "ifeval": "none",
-    "tiny_math": "none", "tiny_code": "none", "tiny_chat": "none",
+    "gsm8k": "wizardmath",
+    "math": "wizardmath",
+    "humaneval": "wizardcoder",
+    "ifeval": "none",
+    "tiny_math": "none",
+    "tiny_code": "none",
+    "tiny_chat": "none",
 }  # alpacaeval: the template that its command line names; mbpp: EvalPlus' own
 
 
@@ -40,8 +50,10 @@ def template_name(choice: str | None, benchmark: str) -> str:
     wanted = choice or PAPER_CHOICE[benchmark]
     name = ALIASES.get(wanted.lower(), wanted.lower())
     if name != "auto" and name not in TEMPLATES:
-        raise InputError(f"chat template {wanted!r} does not exist; take auto (the tokenizer's own) or one of "
-                         f"{', '.join([*TEMPLATES, *ALIASES])}")
+        raise InputError(
+            f"chat template {wanted!r} does not exist; take auto (the tokenizer's own) or one of "
+            f"{', '.join([*TEMPLATES, *ALIASES])}"
+        )
     return name
 
 
@@ -58,10 +70,16 @@ def rendered(name: str, instructions: Sequence[str], tokenizer_folder: Path | No
         raise InputError("--chat_template auto needs MODEL, whose tokenizer has the template; give MODEL or name one")
     tokenizer = tokenizer_of(tokenizer_folder)
     if not tokenizer.chat_template:
-        raise InputError(f"--chat_template auto: the tokenizer of {tokenizer_folder} has no chat template; name one of "
-                         f"{', '.join(TEMPLATES)}")
-    prompts = [tokenizer.apply_chat_template([{"role": "user", "content": instruction}], tokenize=False,
-                                             add_generation_prompt=True) for instruction in instructions]
+        raise InputError(
+            f"--chat_template auto: the tokenizer of {tokenizer_folder} has no chat template; name one of "
+            f"{', '.join(TEMPLATES)}"
+        )
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True
+        )
+        for instruction in instructions
+    ]
     # The tokenizer adds its begin-of-sequence token again where it always does.
     bos = tokenizer.bos_token
     adds = bos is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]

@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 class Completion:
     """What an engine answered to one prompt."""
 
-    text: str            # without the stop string and what follows it
-    tokens: int          # generated, the end-of-sequence token included
-    finish_reason: str   # "stop" (a stop string or the end of sequence) or "length"
+    text: str  # without the stop string and what follows it
+    tokens: int  # generated, the end-of-sequence token included
+    finish_reason: str  # "stop" (a stop string or the end of sequence) or "length"
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What a benchmark's scorer says about one completion."""
 
-    extracted: Any   # the answer found in the completion, None when there is none
-    gold: Any        # what it is compared with
+    extracted: Any  # the answer found in the completion, None when there is none
+    gold: Any  # what it is compared with
     correct: bool
     detail: str = ""  # why not, where the scorer knows
 
@@ -71,8 +71,9 @@ class Run:
         try:
             fcntl.flock(self._part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another run is writing {self.part_path}; wait for it, or take another --results_dir or "
-                             "--name") from None
+            raise InputError(
+                f"another run is writing {self.part_path}; wait for it, or take another --results_dir or --name"
+            ) from None
         now = _plain({**settings, "versions": software_versions()})
         lines = [] if overwrite else read_lines(self.part_path, torn="dropped")
         if len(lines) < 2:
@@ -92,13 +93,29 @@ class Run:
         self._part.write(_lines([{"id": item_id, **asdict(completion), "seconds": round(self.seconds + seconds, 3)}]))
         self._part.flush()
 
-    def finish(self, samples: Sequence[Mapping[str, Any]], *, settings: Mapping[str, Any], summary: Mapping[str, Any],
-               tokens: int, more: Mapping[str, Any]) -> dict:
+    def finish(
+        self,
+        samples: Sequence[Mapping[str, Any]],
+        *,
+        settings: Mapping[str, Any],
+        summary: Mapping[str, Any],
+        tokens: int,
+        more: Mapping[str, Any],
+    ) -> dict:
         """Writes the samples, then the result, and removes the part file. `summary`: score and stderr in per cent."""
-        result = {"model": self.model, "benchmark": self.benchmark, "seed": self.seed, **summary, "n": len(samples),
-                  **more, "settings": settings, "versions": software_versions(), "seconds": round(self.seconds, 3),
-                  "tokens_per_second": round(tokens / self.seconds, 3) if self.seconds else None,
-                  "samples": self.samples_path.name}
+        result = {
+            "model": self.model,
+            "benchmark": self.benchmark,
+            "seed": self.seed,
+            **summary,
+            "n": len(samples),
+            **more,
+            "settings": settings,
+            "versions": software_versions(),
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(tokens / self.seconds, 3) if self.seconds else None,
+            "samples": self.samples_path.name,
+        }
         result = _plain(result)
         self.folder.mkdir(parents=True, exist_ok=True)
         # An old result must not stand beside new samples, not even for a moment.
@@ -124,9 +141,11 @@ class Run:
     def _refuse_other(self, old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
         key = first_difference(old, _plain(new))
         if key:
-            raise InputError(f"{path} is of another configuration: {key} is {_at(old, key)!r} there and "
-                             f"{_at(_plain(new), key)!r} now; --overwrite replaces it, --results_dir keeps both, and "
-                             "--rescore scores the saved completions anew")
+            raise InputError(
+                f"{path} is of another configuration: {key} is {_at(old, key)!r} there and "
+                f"{_at(_plain(new), key)!r} now; --overwrite replaces it, --results_dir keeps both, and "
+                "--rescore scores the saved completions anew"
+            )
 
 
 def read_result(path: Path) -> dict:

@@ -36,6 +36,7 @@ _PROBE = "import csv, tempfile\nassert abs(-1) == 1"  # reads the library from d
 @dataclass(frozen=True)
 class Outcome:
     """What became of one program: `detail` is "passed" or one line of why not, `output` the first 4 KiB it printed."""
+
     passed: bool
     detail: str
     output: str = ""
@@ -44,6 +45,7 @@ class Outcome:
 @dataclass(frozen=True)
 class Layers:
     """The protections that are optional because a system may lack them; the others are always there."""
+
     namespaces: bool
     filter: bool
     user: bool
@@ -55,8 +57,15 @@ class Layers:
         return ", ".join([*parts, "resource limits", "private process group", "empty environment"])
 
 
-def run_programs(programs: Sequence[str], *, timeout_s: float = 3.0, memory_mb: int = 1024, workers: int | None = None,
-                 preload: Sequence[str] = (), layers: Layers | None = None) -> list[Outcome]:
+def run_programs(
+    programs: Sequence[str],
+    *,
+    timeout_s: float = 3.0,
+    memory_mb: int = 1024,
+    workers: int | None = None,
+    preload: Sequence[str] = (),
+    layers: Layers | None = None,
+) -> list[Outcome]:
     """Runs each program to its last line, or its end, its time or its memory; passed = it came to its last line.
 
     `timeout_s` is processor time of a program that computes and time by the clock of one that waits.
@@ -109,8 +118,10 @@ def strongest_layers() -> Layers:
             with _Worker(layers, 0, 1024) as worker:
                 if worker.run(_PROBE, 30.0).passed:
                     if not (layers.namespaces or layers.filter):
-                        log.warning("this system offers neither namespaces nor a system-call filter: programs are held "
-                                    "by an audit hook and resource limits only; prefer Linux for untrusted code")
+                        log.warning(
+                            "this system offers neither namespaces nor a system-call filter: programs are held "
+                            "by an audit hook and resource limits only; prefer Linux for untrusted code"
+                        )
                     return layers
         except RuntimeError as error:
             log.debug("not to be had here (%s): %s", error, layers)
@@ -128,9 +139,17 @@ def _library() -> list[str]:
 def _visible() -> list[str]:
     """What a program may read: the library, the shared libraries under it, and four devices. No path inside another."""
     prefix = Path(sys.base_prefix)
-    wanted = [prefix / "lib", prefix / "lib64", *map(Path, _library()), Path("/lib"), Path("/lib64"), Path("/usr/lib"),
-              Path("/usr/lib64"), Path("/usr/share/zoneinfo"),
-              *(Path("/dev") / name for name in ("null", "zero", "random", "urandom"))]
+    wanted = [
+        prefix / "lib",
+        prefix / "lib64",
+        *map(Path, _library()),
+        Path("/lib"),
+        Path("/lib64"),
+        Path("/usr/lib"),
+        Path("/usr/lib64"),
+        Path("/usr/share/zoneinfo"),
+        *(Path("/dev") / name for name in ("null", "zero", "random", "urandom")),
+    ]
     kept: list[Path] = []
     for path in sorted({path for path in wanted if path.exists()}, key=lambda path: len(path.parts)):
         if not any(path.is_relative_to(other) for other in kept):
@@ -143,10 +162,17 @@ class _Worker:
 
     def __init__(self, layers: Layers, slot: int, memory_mb: int, preload: Sequence[str] = ()):
         self._root = tempfile.TemporaryDirectory(prefix="sandbox-")
-        self._settings = {"namespaces": layers.namespaces, "filter": layers.filter, "root": self._root.name,
-                          "uid": FIRST_USER_ID + slot if layers.user else None, "memory_mb": memory_mb,
-                          "visible": _visible(), "path": _library(), "environment": _ENVIRONMENT,
-                          "preload": list(preload)}
+        self._settings = {
+            "namespaces": layers.namespaces,
+            "filter": layers.filter,
+            "root": self._root.name,
+            "uid": FIRST_USER_ID + slot if layers.user else None,
+            "memory_mb": memory_mb,
+            "visible": _visible(),
+            "path": _library(),
+            "environment": _ENVIRONMENT,
+            "preload": list(preload),
+        }
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "_Worker":
@@ -174,8 +200,13 @@ class _Worker:
         root = str(Path(__file__).resolve().parents[1])
         libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-s", "-B", "-c", _START.format(root=root)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, env=_ENVIRONMENT | libraries, cwd="/", start_new_session=True)
+            [sys.executable, "-S", "-s", "-B", "-c", _START.format(root=root)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_ENVIRONMENT | libraries,
+            cwd="/",
+            start_new_session=True,
+        )
         answer = self._ask(self._settings)
         if not answer.get("ready"):
             self._stop()

@@ -27,12 +27,35 @@ from pathlib import Path
 from eval import sandbox_audit, sandbox_kernel
 
 # What completions import most, ready before the fork. Everything else is imported from the read-only library.
-PRELOADED = ("array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
-             "functools", "hashlib", "heapq", "io", "itertools", "json", "math", "numbers", "operator", "random", "re",
-             "statistics", "string", "typing")
-TMP_MEGABYTES = 64     # all that a program may leave in its folder
-FILE_MEGABYTES = 16    # largest file, and the most a program may print
-KEPT_OUTPUT = 4096     # bytes of what it printed that are kept
+PRELOADED = (
+    "array",
+    "bisect",
+    "cmath",
+    "collections",
+    "copy",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "enum",
+    "fractions",
+    "functools",
+    "hashlib",
+    "heapq",
+    "io",
+    "itertools",
+    "json",
+    "math",
+    "numbers",
+    "operator",
+    "random",
+    "re",
+    "statistics",
+    "string",
+    "typing",
+)
+TMP_MEGABYTES = 64  # all that a program may leave in its folder
+FILE_MEGABYTES = 16  # largest file, and the most a program may print
+KEPT_OUTPUT = 4096  # bytes of what it printed that are kept
 OPEN_FILES, THREADS = 64, 64
 IDLE, PATIENCE = 0.01, 20  # share of a processor below which a program waits; longest time by the clock, in timeouts
 _REFUSED = b" refused: "  # a protection could not be put up, so the program was not run
@@ -133,8 +156,9 @@ def _watch(request: dict, settings: dict, caller: int) -> dict:
     os.close(verdict_write)
     os.close(output_write)
     try:
-        verdict, output, stopped = _listen(verdict_read, output_read, caller,
-                                           lambda: _time_left(program, started, request["timeout_s"]))
+        verdict, output, stopped = _listen(
+            verdict_read, output_read, caller, lambda: _time_left(program, started, request["timeout_s"])
+        )
     finally:
         status = _end(program)
         os.close(verdict_read)
@@ -156,7 +180,9 @@ def _empty_folder(settings: dict) -> str:
     return folder
 
 
-def _listen(verdict_read: int, output_read: int, caller: int, time_left: Callable[[], float]) -> tuple[bytes, bytes, str]:
+def _listen(
+    verdict_read: int, output_read: int, caller: int, time_left: Callable[[], float]
+) -> tuple[bytes, bytes, str]:
     """(verdict, first bytes of the output, why it was stopped or "") as soon as one of the four ends comes."""
     verdict, output, printed, waiting = b"", b"", 0, [verdict_read, output_read, caller]
     while True:
@@ -171,7 +197,7 @@ def _listen(verdict_read: int, output_read: int, caller: int, time_left: Callabl
             return b"", output, "timed out"
         elif output_read in ready:
             piece = os.read(output_read, 65536)
-            output, printed = output + piece[:KEPT_OUTPUT - len(output)], printed + len(piece)
+            output, printed = output + piece[: KEPT_OUTPUT - len(output)], printed + len(piece)
             if not piece:
                 waiting.remove(output_read)
             if printed > FILE_MEGABYTES << 20:
@@ -233,9 +259,9 @@ def _judged(verdict: bytes, token: bytes, output: bytes, ending: str, timeout_s:
     if verdict == token + b" passed\n":
         return answer | {"passed": True, "detail": "passed"}
     if verdict.startswith(token + _REFUSED):
-        return {"refused": verdict[len(token + _REFUSED):].decode(errors="replace").strip()}
+        return {"refused": verdict[len(token + _REFUSED) :].decode(errors="replace").strip()}
     if verdict.startswith(token + b" ") and verdict.endswith(b"\n"):
-        return answer | {"detail": verdict[len(token) + 1:-1].decode(errors="replace")}
+        return answer | {"detail": verdict[len(token) + 1 : -1].decode(errors="replace")}
     if ending == "timed out":
         ending = f"timed out after {timeout_s:g} s"
     return answer | {"detail": ending}
@@ -284,9 +310,16 @@ def _become_the_program(request: dict, settings: dict, folder: str, token: bytes
 def _set_limits(request: dict, settings: dict) -> None:
     bytes_of = 1 << 20
     seconds = int(request["timeout_s"]) + 2
-    limits = {"RLIMIT_AS": request["memory_mb"] * bytes_of, "RLIMIT_FSIZE": FILE_MEGABYTES * bytes_of, "RLIMIT_CORE": 0,
-              "RLIMIT_NOFILE": OPEN_FILES, "RLIMIT_CPU": seconds, "RLIMIT_MEMLOCK": 0, "RLIMIT_MSGQUEUE": 0,
-              "RLIMIT_SIGPENDING": 64}
+    limits = {
+        "RLIMIT_AS": request["memory_mb"] * bytes_of,
+        "RLIMIT_FSIZE": FILE_MEGABYTES * bytes_of,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_NOFILE": OPEN_FILES,
+        "RLIMIT_CPU": seconds,
+        "RLIMIT_MEMLOCK": 0,
+        "RLIMIT_MSGQUEUE": 0,
+        "RLIMIT_SIGPENDING": 64,
+    }
     # Counted per user; where that is the caller with all his processes, the filter has to do, which allows threads only.
     own_count = settings["uid"] is not None or settings["namespaces"] and sandbox_kernel.counts_processes_by_namespace()
     if own_count or not settings["filter"]:

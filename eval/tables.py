@@ -24,7 +24,16 @@ if not __package__:  # run as `python eval/tables.py`: import from the repositor
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.cells import METHOD_NAMES, Cell, Scored, cell, grid
-from eval.paper_tables import Printed, aligned, best_markdown, columns_of, paper_markdown, paper_rows, printed_table, read_plan
+from eval.paper_tables import (
+    Printed,
+    aligned,
+    best_markdown,
+    columns_of,
+    paper_markdown,
+    paper_rows,
+    printed_table,
+    read_plan,
+)
 from eval.results import read_result
 from impart.config import Parser
 from impart.errors import InputError, run
@@ -47,16 +56,25 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("results", type=Path, nargs="*", help="folders with <model>/<benchmark>/<seed>.json, at any depth")
-    parser.add_argument("--figure", type=Path, action="append", default=[],
-                        help="also draw scores against compression ratio (.png, .svg or .pdf); may be given twice")
+    parser.add_argument(
+        "results", type=Path, nargs="*", help="folders with <model>/<benchmark>/<seed>.json, at any depth"
+    )
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        action="append",
+        default=[],
+        help="also draw scores against compression ratio (.png, .svg or .pdf); may be given twice",
+    )
     parser.add_argument("--csv", type=Path, help="also write every cell as a line")
     parser.add_argument("--leaderboard", action="store_true", help="rank all results, benchmark by benchmark")
     parser.add_argument("--cells", type=Path, help="plan of a table, written by the scripts of reproduce/")
     parser.add_argument("--table", type=int, help="the paper's table that the plan belongs to")
     parser.add_argument("--best", action="store_true", help="the plan is a grid search: say which setting is best")
     parser.add_argument("--delta", type=Path, help="draw the matrices of this delta artifact")
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder of the files that --cells and --delta write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("."), help="folder of the files that --cells and --delta write"
+    )
     flags = parser.parse_intermixed_args(arguments)
     if sum(map(bool, (flags.results, flags.cells, flags.delta))) != 1:
         raise InputError("give one of: folders with results, --cells, --delta")
@@ -64,6 +82,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
         raise InputError("--cells needs either --table N or --best")
     if flags.figure:
         from eval.figures import check_figure  # matplotlib takes a second to import
+
         for file in flags.figure:
             check_figure(file)
     return flags
@@ -72,13 +91,16 @@ def parse(arguments: Sequence[str]) -> Namespace:
 def overview(flags: Namespace) -> None:
     """A table per benchmark, and the same as CSV and figure."""
     scored = read_results(*flags.results)
-    grids = {benchmark: grid([one for one in scored if one.benchmark == benchmark])
-             for benchmark in sorted({one.benchmark for one in scored})}
+    grids = {
+        benchmark: grid([one for one in scored if one.benchmark == benchmark])
+        for benchmark in sorted({one.benchmark for one in scored})
+    }
     print("\n\n".join(markdown(benchmark, *cells) for benchmark, cells in grids.items()))
     if flags.csv:
         write_csv(flags.csv, overview_rows(grids))
     if flags.figure:
         from eval.figures import draw_results
+
         for file in flags.figure:
             draw_results(file, grids)
 
@@ -86,7 +108,9 @@ def overview(flags: Namespace) -> None:
 def planned_table(flags: Namespace) -> None:
     """A table in the paper's form, or the summary of a grid search, from the cells that were planned."""
     plan = read_plan(flags.cells)
-    runs = {key: [_scored(file, read_result(file)) for file in map(_found, files) if file] for key, files in plan.items()}
+    runs = {
+        key: [_scored(file, read_result(file)) for file in map(_found, files) if file] for key, files in plan.items()
+    }
     cells = {key: cell(found) for key, found in runs.items() if found}
     if flags.best:
         text = best_markdown(plan, cells)
@@ -106,6 +130,7 @@ def draw_planned(files: Sequence[Path], printed: Printed, columns: Sequence, cel
     """The figures of a table by ratio."""
     if files:
         from eval.figures import draw_table
+
         for file in files:
             draw_table(file, printed, columns, cells)
 
@@ -114,6 +139,7 @@ def delta_report(path: Path, out: Path) -> None:
     """spectra and sparsity of a delta artifact as .png and .svg in `out`."""
     from eval.delta_figures import draw_sparsity, draw_spectra
     from impart.artifact import open_delta
+
     delta = open_delta(path)
     draws = {"sparsity": draw_sparsity}
     if any(delta.rank(name) for name in delta.names()):
@@ -126,11 +152,17 @@ def delta_report(path: Path, out: Path) -> None:
 
 def read_results(*folders: Path) -> list[Scored]:
     """Every result below the folders; InputError when there is none."""
-    files = sorted(file for folder in folders for file in folder.rglob("*/*/*.json")
-                   if file.stem.isdigit() and file.with_suffix(".jsonl").is_file())
+    files = sorted(
+        file
+        for folder in folders
+        for file in folder.rglob("*/*/*.json")
+        if file.stem.isdigit() and file.with_suffix(".jsonl").is_file()
+    )
     if not files:
-        raise InputError(f"no results in {', '.join(map(repr, map(str, folders)))}; the benchmark scripts write them as "
-                         "<model>/<benchmark>/<seed>.json")
+        raise InputError(
+            f"no results in {', '.join(map(repr, map(str, folders)))}; the benchmark scripts write them as "
+            "<model>/<benchmark>/<seed>.json"
+        )
     return [_scored(file, read_result(file)) for file in files]
 
 
@@ -142,11 +174,21 @@ def leaderboard(scored: Sequence[Scored]) -> str:
         for one in scored:
             if one.benchmark == benchmark:
                 runs.setdefault((one.model, one.method, one.ratio), []).append(one)
-        ranked = sorted(((key, cell(group)) for key, group in runs.items()), key=lambda pair: (-pair[1].mean, str(pair[0])))
+        ranked = sorted(
+            ((key, cell(group)) for key, group in runs.items()), key=lambda pair: (-pair[1].mean, str(pair[0]))
+        )
         lines = [["rank", "model", "method", "CR", "byte ratio", f"{benchmark}, % (95 % interval)"]]
-        lines += [[str(rank), model, METHOD_NAMES.get(method, method) or "whole", f"{ratio:g}" if ratio else "",
-                   f"{found.byte_ratio:.1f}" if found.byte_ratio else "", str(found)]
-                  for rank, ((model, method, ratio), found) in enumerate(ranked, start=1)]
+        lines += [
+            [
+                str(rank),
+                model,
+                METHOD_NAMES.get(method, method) or "whole",
+                f"{ratio:g}" if ratio else "",
+                f"{found.byte_ratio:.1f}" if found.byte_ratio else "",
+                str(found),
+            ]
+            for rank, ((model, method, ratio), found) in enumerate(ranked, start=1)
+        ]
         parts.append("\n".join(aligned(lines)))
     return "\n\n".join(parts)
 
@@ -156,8 +198,9 @@ def markdown(benchmark: str, whole: Mapping[str, Cell], rows: Mapping[str, Mappi
     ratios = sorted({ratio for row in rows.values() for ratio in row})
     header = [f"{benchmark}, % (95 % interval)", *([f"CR {ratio:g}" for ratio in ratios] or ["score"])]
     lines = [[f"{name} (whole)", str(found), *[""] * (len(ratios) - 1)] for name, found in whole.items()]
-    lines += [[label, *(str(row[ratio]) if ratio in row else "not run" for ratio in ratios)]
-              for label, row in rows.items()]
+    lines += [
+        [label, *(str(row[ratio]) if ratio in row else "not run" for ratio in ratios)] for label, row in rows.items()
+    ]
     seeds = sorted({found.seeds for row in rows.values() for found in row.values()})
     note = [f"\nMean over {'-'.join(map(str, seeds))} seeds."] if seeds else []
     return "\n".join([*aligned([header, *lines]), *note])
@@ -167,11 +210,23 @@ def overview_rows(grids: Mapping) -> list[tuple]:
     """benchmark, method, nominal and true ratio, mean and interval: one line per cell, after a header."""
     lines: list[tuple] = [("benchmark", "method", "ratio", "byte_ratio", "mean", "low", "high", "seeds")]
     for benchmark, (whole, rows) in grids.items():
-        for label, ratio, found in [*((name, "", one) for name, one in whole.items()),
-                                    *((label, ratio, one) for label, row in rows.items() for ratio, one in row.items())]:
+        for label, ratio, found in [
+            *((name, "", one) for name, one in whole.items()),
+            *((label, ratio, one) for label, row in rows.items() for ratio, one in row.items()),
+        ]:
             byte_ratio = "" if found.byte_ratio is None else f"{found.byte_ratio:.3f}"
-            lines.append((benchmark, label, ratio, byte_ratio, f"{found.mean:.3f}", f"{found.low:.3f}",
-                          f"{found.high:.3f}", found.seeds))
+            lines.append(
+                (
+                    benchmark,
+                    label,
+                    ratio,
+                    byte_ratio,
+                    f"{found.mean:.3f}",
+                    f"{found.low:.3f}",
+                    f"{found.high:.3f}",
+                    found.seeds,
+                )
+            )
     return lines
 
 
@@ -192,15 +247,24 @@ def _scored(file: Path, result: Mapping) -> Scored:
     delta = result.get("delta") or {}
     settings = delta.get("settings", {})
     ratio = next((settings[key] for key in RATIO_KEYS if settings.get(key) is not None), None)
-    rest = tuple(sorted((key, str(value)) for key, value in settings.items()
-                        if key not in RATIO_KEYS and value is not None))
+    rest = tuple(
+        sorted((key, str(value)) for key, value in settings.items() if key not in RATIO_KEYS and value is not None)
+    )
     with (file.parent / result["samples"]).open() as stream:
         correct = tuple(float(json.loads(line)["correct"]) for line in stream)
     method = delta.get("method")
     if delta.get("kind") == "quantized" and f"{method}_qt" in METHOD_NAMES:
         method = f"{method}_qt"
-    return Scored(result["benchmark"], result["model"], method, ratio if delta else None, rest,
-                  result["score"], delta.get("linear_ratio"), correct)
+    return Scored(
+        result["benchmark"],
+        result["model"],
+        method,
+        ratio if delta else None,
+        rest,
+        result["score"],
+        delta.get("linear_ratio"),
+        correct,
+    )
 
 
 if __name__ == "__main__":

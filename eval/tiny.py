@@ -29,9 +29,11 @@ from impart.config import Parser
 from impart.errors import InputError, run
 
 DATA = Path(__file__).resolve().parents[1] / "assets" / "tiny" / "data"
-FIELDS = {"math": {"prompt": str, "answer": int},
-          "code": {"prompt": str, "entry_point": str, "tests": list},
-          "chat": {"prompt": str, "checks": list}}
+FIELDS = {
+    "math": {"prompt": str, "answer": int},
+    "code": {"prompt": str, "entry_point": str, "tests": list},
+    "chat": {"prompt": str, "checks": list},
+}
 SECONDS = 10.0  # per program, which takes milliseconds unless it never ends: room for a machine that is busy
 MAX_TOKENS = 96  # the longest gold completion has fewer
 # The base model goes on with another item of its training text; a fine-tuned one ends by itself.
@@ -43,8 +45,15 @@ def tiny(task: str, split: str, options: Options) -> Benchmark:
     source = Source(f"tiny_{task}", f"{task}_{split}.jsonl", FIELDS[task], id_field="id")
     items = load_items(source, options.data or DATA, options.limit, options.subset)
     template, prompts = prompts_for(source.benchmark, [item["prompt"] for item in items.items], options)
-    return Benchmark(source.benchmark, items.items, prompts, MAX_TOKENS, STOP[task], scorer(task, items),
-                     {"split": split, "template": template, "data_sha256": items.sha256})
+    return Benchmark(
+        source.benchmark,
+        items.items,
+        prompts,
+        MAX_TOKENS,
+        STOP[task],
+        scorer(task, items),
+        {"split": split, "template": template, "data_sha256": items.sha256},
+    )
 
 
 def scorer(task: str, items: Items) -> Callable[[Sequence[Mapping[str, Any]], Sequence[str]], list[Verdict]]:
@@ -53,8 +62,10 @@ def scorer(task: str, items: Items) -> Callable[[Sequence[Mapping[str, Any]], Se
         for item in items.items:
             for check in item["checks"]:
                 if check.get("kind") not in CHECKS:
-                    raise InputError(f"{items.origin}: item {item['id']} has an unknown check {check.get('kind')!r}; "
-                                     f"known: {', '.join(CHECKS)}")
+                    raise InputError(
+                        f"{items.origin}: item {item['id']} has an unknown check {check.get('kind')!r}; "
+                        f"known: {', '.join(CHECKS)}"
+                    )
     return {"math": score_math, "code": score_code, "chat": score_chat}[task]
 
 
@@ -62,31 +73,37 @@ def score_math(items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list
     """The number after the last "The answer is:"."""
     found = [re.findall(r"The answer is: ?(-?[0-9]{1,9})(?![0-9])", text) for text in texts]
     answers = [int(numbers[-1]) if numbers else None for numbers in found]
-    return [Verdict(answer, item["answer"], answer == item["answer"])
-            for item, answer in zip(items, answers, strict=True)]
+    return [
+        Verdict(answer, item["answer"], answer == item["answer"]) for item, answer in zip(items, answers, strict=True)
+    ]
 
 
 def score_code(items: Sequence[Mapping[str, Any]], texts: Sequence[str], timeout_s: float = SECONDS) -> list[Verdict]:
     """The completed function, run in the sandbox on every argument list of the item."""
     programs = [program(item, text) for item, text in zip(items, texts, strict=True)]
     outcomes = run_programs(programs, timeout_s=timeout_s)
-    return [Verdict(text, None, outcome.passed, "" if outcome.passed else outcome.detail)
-            for text, outcome in zip(texts, outcomes, strict=True)]
+    return [
+        Verdict(text, None, outcome.passed, "" if outcome.passed else outcome.detail)
+        for text, outcome in zip(texts, outcomes, strict=True)
+    ]
 
 
 def program(item: Mapping[str, Any], completion: str) -> str:
     """The function and its tests as one program; results are compared as JSON, so that 1 is not True."""
-    return (f"{item['prompt']}{completion}\n\n"
-            f"import json\n"
-            f"for case in json.loads({json.dumps(json.dumps(item['tests']))}):\n"
-            f"    result = json.dumps({item['entry_point']}(*case['args']))\n"
-            f"    assert result == json.dumps(case['expect']), f\"{{case['args']}}: {{result}}\"\n")
+    return (
+        f"{item['prompt']}{completion}\n\n"
+        f"import json\n"
+        f"for case in json.loads({json.dumps(json.dumps(item['tests']))}):\n"
+        f"    result = json.dumps({item['entry_point']}(*case['args']))\n"
+        f"    assert result == json.dumps(case['expect']), f\"{{case['args']}}: {{result}}\"\n"
+    )
 
 
 def score_chat(items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[Verdict]:
     """All formal demands of an item hold; `extracted` lists the ones that do not."""
-    failed = [[check for check in item["checks"] if not holds(check, text)]
-              for item, text in zip(items, texts, strict=True)]
+    failed = [
+        [check for check in item["checks"] if not holds(check, text)] for item, text in zip(items, texts, strict=True)
+    ]
     return [Verdict(failures, [], not failures) for failures in failed]
 
 
@@ -111,8 +128,9 @@ CHECKS: dict[str, Callable[[str, list[str], list[str], Any], bool]] = {
     "lines": lambda text, lines, words, value: len(lines) == value,
     "sentences": lambda text, lines, words, value: len(re.findall(r"[.!?]+", text)) == value,
     "bullets": lambda text, lines, words, value: len(lines) == value and all(re.match(r"- \S", line) for line in lines),
-    "numbered": lambda text, lines, words, value: len(lines) == value and all(
-        re.match(rf"{number}\. \S", line) for number, line in enumerate(lines, start=1)),
+    "numbered": lambda text, lines, words, value: (
+        len(lines) == value and all(re.match(rf"{number}\. \S", line) for number, line in enumerate(lines, start=1))
+    ),
 }
 
 
@@ -120,8 +138,12 @@ def arguments_parser() -> Parser:
     """The shared flags, with several models and the tasks."""
     parser = benchmark_parser(__doc__, several_models=True)
     parser.add_argument("--tasks", default="math,code,chat", help="comma-separated (default: math,code,chat)")
-    parser.add_argument("--split", default="test", choices=("validation", "test"),
-                        help="which items; choose settings on validation, report test (default: test)")
+    parser.add_argument(
+        "--split",
+        default="test",
+        choices=("validation", "test"),
+        help="which items; choose settings on validation, report test (default: test)",
+    )
     return parser
 
 
@@ -137,8 +159,10 @@ def main(arguments: Sequence[str]) -> None:
     names = [model_name(model) for model in given.models]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise InputError(f"two models are called {twice!r}, and their results would have one file name; run them one "
-                         "by one with --name")
+        raise InputError(
+            f"two models are called {twice!r}, and their results would have one file name; run them one "
+            "by one with --name"
+        )
     for model in given.models:
         one = replace(options, model=model)
         for result in run_benchmarks([tiny(task, given.split, one) for task in tasks], one):

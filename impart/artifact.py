@@ -66,8 +66,9 @@ class Delta:
         """Number of stored singular triplets, None where the matrix is not stored as factors."""
         return self._entry(name).get("rank")
 
-    def reconstruct(self, name: str, dtype: torch.dtype = torch.float32,
-                    device: torch.device | str = "cpu") -> torch.Tensor:
+    def reconstruct(
+        self, name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
         """dW (m, n), dense: what has to be added to the base's weight. Computed in fp32, returned in `dtype`."""
         return decode(name, self._entry(name), self._tensors(name, device)).to(device=device, dtype=dtype)
 
@@ -103,23 +104,29 @@ class Delta:
         for file, digest in self.manifest["files"].items():
             path = self.path / COMPANIONS / file
             if not path.is_file() or sha256_of(path) != digest:
-                raise InputError(f"{path} is missing or altered (its sha256 is not the one in delta.json); "
-                                 "fetch or make the delta again")
+                raise InputError(
+                    f"{path} is missing or altered (its sha256 is not the one in delta.json); "
+                    "fetch or make the delta again"
+                )
 
     def check_base(self, base: Checkpoint) -> None:
         """InputError when `base` is not the model that this delta was taken from."""
         expected, found = self.manifest["base"]["fingerprint"], base.fingerprint()
         if expected != found:
-            raise InputError(f"{str(self.path)!r} is a delta of {self.manifest['base']['source']!r} (fingerprint "
-                             f"{expected[:12]}), but {base.source!r} has fingerprint {found[:12]}; give that base")
+            raise InputError(
+                f"{str(self.path)!r} is a delta of {self.manifest['base']['source']!r} (fingerprint "
+                f"{expected[:12]}), but {base.source!r} has fingerprint {found[:12]}; give that base"
+            )
 
     def check_finetuned(self, finetuned: Checkpoint) -> None:
         """InputError when `finetuned` is not the model that this delta leads to."""
         recorded, found = self.manifest["finetuned"], finetuned.fingerprint()
         if recorded["fingerprint"] != found:
-            raise InputError(f"{str(self.path)!r} is a delta of fine-tuned {recorded['source']!r} (fingerprint "
-                             f"{recorded['fingerprint'][:12]}), but {finetuned.source!r} has {found[:12]}; name that "
-                             "model, or none where the delta holds all that is needed")
+            raise InputError(
+                f"{str(self.path)!r} is a delta of fine-tuned {recorded['source']!r} (fingerprint "
+                f"{recorded['fingerprint'][:12]}), but {finetuned.source!r} has {found[:12]}; name that "
+                "model, or none where the delta holds all that is needed"
+            )
 
     def sizes(self) -> Sizes:
         """Bytes counted from the written shards."""
@@ -128,8 +135,14 @@ class Delta:
         linear = sum(entry["bytes"] for entry in entries) + sum(shard["header_bytes"] for shard in shards)
         dense = sum(2 * entry["shape"][0] * entry["shape"][1] for entry in entries)
         values = sum(sum(entry["kept"]) * entry["bits"] / 8 for entry in entries)
-        return Sizes(linear, dense, extras, (self.path / MANIFEST).stat().st_size,
-                     self.manifest["finetuned"]["bytes"], int(values))
+        return Sizes(
+            linear,
+            dense,
+            extras,
+            (self.path / MANIFEST).stat().st_size,
+            self.manifest["finetuned"]["bytes"],
+            int(values),
+        )
 
     def parts(self) -> dict[str, int]:
         """Bytes of the matrices' tensors by what they are: codes, values, s, scales ..."""
@@ -169,8 +182,10 @@ class Delta:
         if not file.is_file():
             raise InputError(f"shard {shard} of delta {str(self.path)!r} is missing; fetch or make the delta again")
         if file.stat().st_size != recorded["bytes"] or sha256_of(file) != recorded["sha256"]:
-            raise InputError(f"shard {shard} of delta {str(self.path)!r} is altered or truncated (its sha256 is not "
-                             "the one in delta.json); fetch or make the delta again")
+            raise InputError(
+                f"shard {shard} of delta {str(self.path)!r} is altered or truncated (its sha256 is not "
+                "the one in delta.json); fetch or make the delta again"
+            )
         self._verified.add(shard)
 
 
@@ -184,8 +199,11 @@ def open_delta(path: str | Path) -> Delta:
     path = Path(path).expanduser()
     if not is_delta(path):
         unfinished = path.with_name(path.name + ".partial")
-        remedy = f"the run that makes it was interrupted ({unfinished.name} is there): run it again to continue" \
-            if unfinished.is_dir() else "make it with delta.py --svd or sparsify/sparsify.py"
+        remedy = (
+            f"the run that makes it was interrupted ({unfinished.name} is there): run it again to continue"
+            if unfinished.is_dir()
+            else "make it with delta.py --svd or sparsify/sparsify.py"
+        )
         raise InputError(f"{str(path)!r} is not a delta artifact (no {MANIFEST}); {remedy}")
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -193,9 +211,12 @@ def open_delta(path: str | Path) -> Delta:
         raise InputError(f"{path / MANIFEST} is not valid JSON ({error}); fetch or make the delta again") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise InputError(f"{path / MANIFEST} has format {found!r}, not {FORMAT!r}; name a folder that delta.py or "
-                         "sparsify.py made")
+        raise InputError(
+            f"{path / MANIFEST} has format {found!r}, not {FORMAT!r}; name a folder that delta.py or sparsify.py made"
+        )
     if manifest["version"] > VERSION:
-        raise InputError(f"{str(path)!r} has format version {manifest['version']}, and this software reads up to "
-                         f"{VERSION}; update it")
+        raise InputError(
+            f"{str(path)!r} has format version {manifest['version']}, and this software reads up to "
+            f"{VERSION}; update it"
+        )
     return Delta(path, manifest)

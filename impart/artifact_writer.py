@@ -36,8 +36,11 @@ class Shard:
 
 def model_facts(checkpoint: Checkpoint) -> dict:
     """What a manifest says of a model: where it came from, which weights it had, and their size in bytes."""
-    return {"source": checkpoint.source, "fingerprint": checkpoint.fingerprint(),
-            "bytes": sum(checkpoint.spec(name).nbytes for name in checkpoint.names())}
+    return {
+        "source": checkpoint.source,
+        "fingerprint": checkpoint.fingerprint(),
+        "bytes": sum(checkpoint.spec(name).nbytes for name in checkpoint.names()),
+    }
 
 
 class DeltaWriter:
@@ -47,8 +50,17 @@ class DeltaWriter:
     head is another run's. `dtypes`: matrix -> dtype in the fine-tuned checkpoint.
     """
 
-    def __init__(self, path: str | Path, head: Mapping, *, dtypes: Mapping[str, torch.dtype], extras: Sequence[str],
-                 dropped: Sequence[str], needed_bytes: int, overwrite: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        head: Mapping,
+        *,
+        dtypes: Mapping[str, torch.dtype],
+        extras: Sequence[str],
+        dropped: Sequence[str],
+        needed_bytes: int,
+        overwrite: bool = False,
+    ):
         self.path = Path(path).expanduser()
         refuse_existing(self.path, overwrite)
         self._partial = self.path.with_name(self.path.name + ".partial")
@@ -70,27 +82,38 @@ class DeltaWriter:
             if found == wanted:
                 return
             if found and not overwrite:
-                raise InputError(f"{str(self._partial)!r} holds an interrupted run with other settings "
-                                 f"({_first_difference(found, wanted)}); add --overwrite to drop it, "
-                                 "or rerun the old command to finish it")
+                raise InputError(
+                    f"{str(self._partial)!r} holds an interrupted run with other settings "
+                    f"({_first_difference(found, wanted)}); add --overwrite to drop it, "
+                    "or rerun the old command to finish it"
+                )
             ours = self._records.exists() or (self._partial / MANIFEST).exists() or not any(self._partial.iterdir())
             if not ours:
-                raise InputError(f"{str(self._partial)!r} is needed for the growing delta, but holds something else; "
-                                 "move it away")
+                raise InputError(
+                    f"{str(self._partial)!r} is needed for the growing delta, but holds something else; move it away"
+                )
             shutil.rmtree(self._partial)
         self._records.mkdir(parents=True)
         write_atomically(run, json.dumps(wanted, indent=1).encode())
 
     def pending(self) -> list[Shard]:
         """The shards of this process that are not yet complete, in order."""
-        mine = self.shards[processes.rank()::processes.world_size()]
+        mine = self.shards[processes.rank() :: processes.world_size()]
         return [shard for shard in mine if not self._is_complete(shard)]
 
-    def write(self, shard: Shard, matrices: Mapping[str, Encoded], extras: Mapping[str, torch.Tensor],
-              rows: Sequence[dict] = ()) -> None:
+    def write(
+        self,
+        shard: Shard,
+        matrices: Mapping[str, Encoded],
+        extras: Mapping[str, torch.Tensor],
+        rows: Sequence[dict] = (),
+    ) -> None:
         """Writes one shard with all its matrices and extras, and then the record of it. `rows` go to the report."""
-        tensors = {f"{name}.{suffix}": tensor.cpu().contiguous()
-                   for name, encoded in matrices.items() for suffix, tensor in encoded.tensors.items()}
+        tensors = {
+            f"{name}.{suffix}": tensor.cpu().contiguous()
+            for name, encoded in matrices.items()
+            for suffix, tensor in encoded.tensors.items()
+        }
         tensors |= {name: tensor.contiguous() for name, tensor in extras.items()}
         file, temporary = self._partial / shard.file, self._records / f"{shard.file}.tmp"
         save_file(tensors, temporary, {"format": "pt"})
@@ -99,21 +122,35 @@ class DeltaWriter:
         temporary.rename(file)
         payload = sum(tensor.nbytes for tensor in tensors.values())
         size = file.stat().st_size
-        record = {"shard": {"bytes": size, "header_bytes": size - payload, "sha256": sha256_of(file)},
-                  "matrices": {name: self._entry(name, matrices[name], shard.file) for name in shard.matrices},
-                  "extras": {name: {"shard": shard.file, "shape": list(extras[name].shape),
-                                    "dtype": DTYPE_CODES[extras[name].dtype], "bytes": extras[name].nbytes}
-                             for name in shard.extras},
-                  "rows": list(rows)}
+        record = {
+            "shard": {"bytes": size, "header_bytes": size - payload, "sha256": sha256_of(file)},
+            "matrices": {name: self._entry(name, matrices[name], shard.file) for name in shard.matrices},
+            "extras": {
+                name: {
+                    "shard": shard.file,
+                    "shape": list(extras[name].shape),
+                    "dtype": DTYPE_CODES[extras[name].dtype],
+                    "bytes": extras[name].nbytes,
+                }
+                for name in shard.extras
+            },
+            "rows": list(rows),
+        }
         write_atomically(self._record_file(shard), json.dumps(record).encode())
 
     def written(self, shard: Shard) -> dict[str, Encoded]:
         """The matrices of a complete shard, as `write` got them."""
         entries = json.loads(self._record_file(shard).read_text())["matrices"]
         with safe_open(self._partial / shard.file, "pt") as stored:
-            return {name: Encoded(entry["encoding"], tuple(entry["shape"]),
-                                  {suffix: stored.get_tensor(f"{name}.{suffix}").clone() for suffix in entry["tensors"]},
-                                  entry) for name, entry in entries.items()}
+            return {
+                name: Encoded(
+                    entry["encoding"],
+                    tuple(entry["shape"]),
+                    {suffix: stored.get_tensor(f"{name}.{suffix}").clone() for suffix in entry["tensors"]},
+                    entry,
+                )
+                for name, entry in entries.items()
+            }
 
     def finish(self, companions: Iterable[Path], report: Report) -> Delta | None:
         """The first process collects all records into delta.json and makes the artifact visible; others get None."""
@@ -134,12 +171,13 @@ class DeltaWriter:
             shutil.copyfile(source, copy)
             sync_file(copy)
             files[source.name] = sha256_of(copy)
-        manifest = {**self._head,
-                    "matrices": {name: entry for record in records for name, entry in record["matrices"].items()},
-                    "extras": {name: extra for record in records for name, extra in record["extras"].items()},
-                    "shards": {shard.file: record["shard"]
-                               for shard, record in zip(self.shards, records, strict=True)},
-                    "files": files}
+        manifest = {
+            **self._head,
+            "matrices": {name: entry for record in records for name, entry in record["matrices"].items()},
+            "extras": {name: extra for record in records for name, extra in record["extras"].items()},
+            "shards": {shard.file: record["shard"] for shard, record in zip(self.shards, records, strict=True)},
+            "files": files,
+        }
         report.rows = [row for record in records for row in record["rows"]]
         report.write(self._partial / "report.json")
         write_atomically(self._partial / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
@@ -147,24 +185,36 @@ class DeltaWriter:
         replace_folder(self._partial, self.path)
 
     def _entry(self, name: str, encoded: Encoded, file: str) -> dict:
-        return {"encoding": encoded.encoding, "shape": list(encoded.shape), "shard": file,
-                "dtype": DTYPE_CODES[self._dtypes[name]], "tensors": list(encoded.tensors),
-                "bytes": sum(tensor.nbytes for tensor in encoded.tensors.values()), **encoded.facts}
+        return {
+            "encoding": encoded.encoding,
+            "shape": list(encoded.shape),
+            "shard": file,
+            "dtype": DTYPE_CODES[self._dtypes[name]],
+            "tensors": list(encoded.tensors),
+            "bytes": sum(tensor.nbytes for tensor in encoded.tensors.values()),
+            **encoded.facts,
+        }
 
     def _record_file(self, shard: Shard) -> Path:
         return self._records / f"{shard.file}.json"
 
     def _is_complete(self, shard: Shard) -> bool:
         file, record = self._partial / shard.file, self._record_file(shard)
-        return (file.is_file() and record.is_file()
-                and json.loads(record.read_text())["shard"]["sha256"] == sha256_of(file))
+        return (
+            file.is_file() and record.is_file() and json.loads(record.read_text())["shard"]["sha256"] == sha256_of(file)
+        )
 
 
 def _shards(matrices: Sequence[str], extras: Sequence[str]) -> list[Shard]:
     layers = sorted({layer_of(name) for name in (*matrices, *extras)} - {None}) + [None]
-    return [Shard("rest.safetensors" if layer is None else f"layer-{layer:05d}.safetensors",
-                  tuple(name for name in matrices if layer_of(name) == layer),
-                  tuple(name for name in extras if layer_of(name) == layer)) for layer in layers]
+    return [
+        Shard(
+            "rest.safetensors" if layer is None else f"layer-{layer:05d}.safetensors",
+            tuple(name for name in matrices if layer_of(name) == layer),
+            tuple(name for name in extras if layer_of(name) == layer),
+        )
+        for layer in layers
+    ]
 
 
 def _size(folder: Path) -> int:

@@ -48,11 +48,15 @@ def plan_of_columns(columns: Mapping[int, int | None], kind: str) -> list[list[i
     if not given:
         return None
     if given.get(16):
-        raise InputError(f"{kind}_fp16_col={given[16]}: triplets in 16 bit are not supported; set it to 0 and add them to "
-                         f"{kind}_int8_col")
+        raise InputError(
+            f"{kind}_fp16_col={given[16]}: triplets in 16 bit are not supported; set it to 0 and add them to "
+            f"{kind}_int8_col"
+        )
     plan = [[bits, given[bits]] for bits in BITS if given.get(bits)]
     if not plan:
-        raise InputError(f"the keys {kind}_int*_col give no triplet any bits; the paper has 2 of 8, 32 of 3, the rest of 2")
+        raise InputError(
+            f"the keys {kind}_int*_col give no triplet any bits; the paper has 2 of 8, 32 of 3, the rest of 2"
+        )
     return plan
 
 
@@ -65,8 +69,10 @@ def cut_plan(plan: Plan, rank: int, name: str) -> list[list[int]]:
             cut.append([bits, here])
             left -= here
     if left:
-        raise InputError(f"{name} has {rank} triplets, but the bit plan {[list(part) for part in plan]} covers only "
-                         f"{rank - left}; raise its last number or make it `rest`")
+        raise InputError(
+            f"{name} has {rank} triplets, but the bit plan {[list(part) for part in plan]} covers only "
+            f"{rank - left}; raise its last number or make it `rest`"
+        )
     return cut
 
 

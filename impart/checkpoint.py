@@ -67,7 +67,7 @@ class Checkpoint:
         whole, start = torch.empty(self.shape(name), dtype=self.dtype(name)), 0
         flat = whole.view(-1)
         for piece in self._pieces(name):
-            flat[start:start + piece.numel()] = piece.reshape(-1)
+            flat[start : start + piece.numel()] = piece.reshape(-1)
             start += piece.numel()
         return whole
 
@@ -93,14 +93,16 @@ class Checkpoint:
         else:
             for start in range(0, shape[0], rows):
                 with safe_open(file, "pt") as shard:
-                    yield shard.get_slice(name)[start:start + rows]
+                    yield shard.get_slice(name)[start : start + rows]
 
     def _finite(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         exact = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # isfinite lacks the 8-bit floats
         if tensor.is_floating_point() and not bool(torch.isfinite(exact).all()):
             count = int((~torch.isfinite(exact)).sum())
-            raise InputError(f"{name} of {self.source!r} holds {count} NaN or Inf of {tensor.numel()} values; "
-                             "a delta of it means nothing: fetch the checkpoint again or repair the tensor")
+            raise InputError(
+                f"{name} of {self.source!r} holds {count} NaN or Inf of {tensor.numel()} values; "
+                "a delta of it means nothing: fetch the checkpoint again or repair the tensor"
+            )
         return tensor
 
     def model_dtype(self) -> torch.dtype:
@@ -109,8 +111,11 @@ class Checkpoint:
 
     def companions(self) -> list[Path]:
         """Every file of the folder that is not a weight: config, tokenizer, generation config, licence."""
-        return sorted(file for file in self.path.iterdir()
-                      if file.is_file() and not file.name.startswith(".") and not file.name.endswith(WEIGHT_SUFFIXES))
+        return sorted(
+            file
+            for file in self.path.iterdir()
+            if file.is_file() and not file.name.startswith(".") and not file.name.endswith(WEIGHT_SUFFIXES)
+        )
 
     def fingerprint(self) -> str:
         """sha256 over every tensor's name and shape and 8 evenly spaced rows of its values: another model differs.
@@ -134,7 +139,7 @@ class Checkpoint:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as shard:
                 view = shard.get_slice(name)
-                return torch.cat([view[row:row + 1] for row in rows])
+                return torch.cat([view[row : row + 1] for row in rows])
         return load_bin(file)[name].detach()[rows]
 
 
@@ -152,9 +157,14 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 def linear_names(checkpoint: Checkpoint) -> list[str]:
     """The compressed set: every 2-D weight under self_attn or mlp of a layer, experts included, in layer order."""
-    return [name for name in checkpoint.names()
-            if len(checkpoint.shape(name)) == 2 and min(checkpoint.shape(name)) > 1
-            and LINEAR.search(name) and not ROUTER.search(name)]
+    return [
+        name
+        for name in checkpoint.names()
+        if len(checkpoint.shape(name)) == 2
+        and min(checkpoint.shape(name)) > 1
+        and LINEAR.search(name)
+        and not ROUTER.search(name)
+    ]
 
 
 def layer_of(name: str) -> int | None:
@@ -176,8 +186,9 @@ class CheckpointWriter:
     appears under its name at `finish`, complete and synced, or not at all.
     """
 
-    def __init__(self, path: str | Path, plan: Sequence[TensorSpec], *, overwrite: bool = False,
-                 shard_bytes: int = 5 * 10**9):
+    def __init__(
+        self, path: str | Path, plan: Sequence[TensorSpec], *, overwrite: bool = False, shard_bytes: int = 5 * 10**9
+    ):
         self.path, self.overwrite = Path(path).expanduser(), overwrite
         refuse_existing(self.path, overwrite)
         self._partial = self.path.with_name(self.path.name + ".partial")
@@ -198,8 +209,11 @@ class CheckpointWriter:
         """Writes the safetensors header (its length, then JSON padded to 8 bytes) and remembers each tensor's place."""
         header, end = {"__metadata__": {"format": "pt"}}, 0
         for spec in specs:
-            header[spec.name] = {"dtype": DTYPE_CODES[spec.dtype], "shape": list(spec.shape),
-                                 "data_offsets": [end, end + spec.nbytes]}
+            header[spec.name] = {
+                "dtype": DTYPE_CODES[spec.dtype],
+                "shape": list(spec.shape),
+                "data_offsets": [end, end + spec.nbytes],
+            }
             end += spec.nbytes
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
@@ -227,8 +241,10 @@ class CheckpointWriter:
         for file in companions:
             shutil.copyfile(file, self._partial / file.name)
         if not self._single:
-            index = {"metadata": {"total_size": self.total_bytes},
-                     "weight_map": {name: place[1].name for name, place in sorted(self._places.items())}}
+            index = {
+                "metadata": {"total_size": self.total_bytes},
+                "weight_map": {name: place[1].name for name, place in sorted(self._places.items())},
+            }
             (self._partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
         for file in self._partial.iterdir():
             sync_file(file)
@@ -244,8 +260,10 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise InputError(f"{str(path)!r} is no name for a new folder; name one below it")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"{str(path)!r} cannot be made, because {str(above)!r} is not a folder that you may write to; "
-                         "name another place")
+        raise InputError(
+            f"{str(path)!r} cannot be made, because {str(above)!r} is not a folder that you may write to; "
+            "name another place"
+        )
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -271,6 +289,7 @@ def _natural(name: str) -> list:
 def _download(repo: str) -> Path:
     """The hub's snapshot in the local cache: safetensors if it has them, else .bin; from the cache alone if offline."""
     from huggingface_hub import HfApi, snapshot_download  # kept out of start-up: folders do not need it
+
     ignore, files, reason = ["*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*", "consolidated*"], [], None
     try:
         files = HfApi().list_repo_files(repo)
@@ -282,5 +301,7 @@ def _download(repo: str) -> Path:
         return Path(snapshot_download(repo, ignore_patterns=ignore, local_files_only=not files))
     except Exception as error:
         said = (str(reason or error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"model {repo!r}: no such folder here, and the hub did not give it ({said}); check the "
-                         "name, the network and `hf auth login` for gated models, or name a local folder") from error
+        raise InputError(
+            f"model {repo!r}: no such folder here, and the hub did not give it ({said}); check the "
+            "name, the network and `hf auth login` for gated models, or name a local folder"
+        ) from error

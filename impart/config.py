@@ -25,23 +25,39 @@ class Parser(argparse.ArgumentParser):
     """argparse whose usage errors are InputErrors, with --debug."""
 
     def __init__(self, doc: str | None, **keywords):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
-                         allow_abbrev=False, **keywords)
+        super().__init__(
+            description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **keywords
+        )
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str):
         raise InputError(f"{message}; `{Path(self.prog).name} --help` lists all flags")
 
 
-def option(default: Any = REQUIRED, *, help: str, unit: str = "", choices: Sequence | None = None,
-           aliases: Sequence[str] = (), low: float | None = None, high: float | None = None,
-           words: Sequence[str] = ()) -> Any:
+def option(
+    default: Any = REQUIRED,
+    *,
+    help: str,
+    unit: str = "",
+    choices: Sequence | None = None,
+    aliases: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+    words: Sequence[str] = (),
+) -> Any:
     """A dataclass field with what --help and the validation need.
 
     `low` and `high` are inclusive; `words` are the texts that a key of another type also takes.
     """
-    metadata = {"help": help, "unit": unit, "choices": choices, "aliases": tuple(aliases), "low": low, "high": high,
-                "words": tuple(words)}
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "choices": choices,
+        "aliases": tuple(aliases),
+        "low": low,
+        "high": high,
+        "words": tuple(words),
+    }
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -71,8 +87,10 @@ def describe(cls: type) -> str:
     for field in dataclasses.fields(cls):
         meta = field.metadata
         default = field.default_factory() if field.default_factory is not REQUIRED else field.default
-        facts = [" or ".join((_type_name(types_of[field.name]), *meta["words"])),
-                 "required" if default is REQUIRED else f"default {_yaml(default)}"]
+        facts = [
+            " or ".join((_type_name(types_of[field.name]), *meta["words"])),
+            "required" if default is REQUIRED else f"default {_yaml(default)}",
+        ]
         facts += [f"unit: {meta['unit']}"] if meta["unit"] else []
         facts += [f"one of {', '.join(map(_yaml, meta['choices']))}"] if meta["choices"] else []
         facts += [f"also called {', '.join(meta['aliases'])}"] if meta["aliases"] else []
@@ -88,8 +106,12 @@ def as_dict(config) -> dict:
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every command that computes: where it runs, and whether it may replace what exists."""
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, default=0,
-                        help="CPU threads of the arithmetic (default: all cores); results are equal for equal counts")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="CPU threads of the arithmetic (default: all cores); results are equal for equal counts",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
 
 
@@ -159,15 +181,20 @@ def _checked(value: Any, expected: Any, field: dataclasses.Field) -> Any:
         return value
     fitted = _fitted(value, expected)
     if fitted is _MISFIT:
-        raise InputError(f"{name}: {_yaml(value)} is a {_kind(value)}, but {_type_name(expected)}"
-                         f"{''.join(f' or {word}' for word in meta['words'])} is wanted{_trap(value)}")
+        raise InputError(
+            f"{name}: {_yaml(value)} is a {_kind(value)}, but {_type_name(expected)}"
+            f"{''.join(f' or {word}' for word in meta['words'])} is wanted{_trap(value)}"
+        )
     if fitted is None:
         return None
     if meta["choices"] is not None and fitted not in meta["choices"]:
         raise InputError(f"{name}: {_yaml(fitted)} is not one of {', '.join(map(_yaml, meta['choices']))}")
     if isinstance(fitted, float) and not math.isfinite(fitted):
         raise InputError(f"{name}: {_yaml(fitted)} is not a finite number, as is wanted")
-    for bound, wrong, word in ((meta["low"], lambda v, b: v < b, "at least"), (meta["high"], lambda v, b: v > b, "at most")):
+    for bound, wrong, word in (
+        (meta["low"], lambda v, b: v < b, "at least"),
+        (meta["high"], lambda v, b: v > b, "at most"),
+    ):
         if bound is not None and isinstance(fitted, int | float) and wrong(fitted, bound):
             raise InputError(f"{name}: {_yaml(fitted)} is out of range; it must be {word} {bound}")
     return fitted
@@ -213,8 +240,15 @@ def _trap(value: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    return {str: "text", bool: "truth value", int: "whole number", float: "number", list: "list", dict: "mapping",
-            type(None): "null"}.get(type(value), type(value).__name__)
+    return {
+        str: "text",
+        bool: "truth value",
+        int: "whole number",
+        float: "number",
+        list: "list",
+        dict: "mapping",
+        type(None): "null",
+    }.get(type(value), type(value).__name__)
 
 
 def _type_name(expected: Any) -> str:
@@ -223,8 +257,15 @@ def _type_name(expected: Any) -> str:
         return " or ".join(_type_name(part) for part in arguments)
     if typing.get_origin(expected) is list:
         return f"list of {_type_name(arguments[0])}"
-    return {str: "text", bool: "true or false", int: "whole number", float: "number", type(None): "null",
-            list: "list", dict: "mapping"}.get(expected, getattr(expected, "__name__", str(expected)))
+    return {
+        str: "text",
+        bool: "true or false",
+        int: "whole number",
+        float: "number",
+        type(None): "null",
+        list: "list",
+        dict: "mapping",
+    }.get(expected, getattr(expected, "__name__", str(expected)))
 
 
 def _yaml(value: Any) -> str:

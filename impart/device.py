@@ -51,8 +51,9 @@ def use_device(text: str, threads: int = 0, returned_block: int = 1 << 20) -> to
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {text!r}: this project runs on cpu and cuda")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"--device {text!r}: this machine has {torch.cuda.device_count()} CUDA devices; "
-                         "take auto or cpu")
+        raise InputError(
+            f"--device {text!r}: this machine has {torch.cuda.device_count()} CUDA devices; take auto or cpu"
+        )
     return device
 
 

@@ -9,9 +9,14 @@ from impart.packing import packed_bytes
 
 PER_TRIPLET = {"sparse_svd": 2, "quantized_vectors": 4}  # s in 16 bit, and two bytes of zeros
 PER_THRESHOLD = 2  # bytes of a triplet's keep threshold; dense triplets have none
-TENSORS = {"sparse_svd": ("values", "s", "keep"), "quantized_vectors": ("codes", "s", "zeros", "keep"),
-           "quantized_groups": ("codes", "s", "scales", "zeros", "groups", "keep"),
-           "quantized_entries": ("codes", "scales", "zeros"), "sparse_entries": ("values",), "signs": ("codes",)}
+TENSORS = {
+    "sparse_svd": ("values", "s", "keep"),
+    "quantized_vectors": ("codes", "s", "zeros", "keep"),
+    "quantized_groups": ("codes", "s", "scales", "zeros", "groups", "keep"),
+    "quantized_entries": ("codes", "scales", "zeros"),
+    "sparse_entries": ("values",),
+    "signs": ("codes",),
+}
 SHARD_HEADER = 48  # of a shard, whatever is in it
 
 
@@ -19,8 +24,11 @@ def header_bytes(name: str, encoding: str, size: int, masked: bool = True, shard
     """The part of a safetensors header that describes one matrix of about `size` bytes, to a few bytes."""
     offset = size * shard_matrices // 2
     entry = {"dtype": "F16", "shape": [size], "data_offsets": [offset, offset]}
-    described = sum(len(json.dumps({f"{name}.{suffix}": entry}, separators=(",", ":"))) - 1
-                    for suffix in TENSORS[encoding] if masked or suffix != "keep")
+    described = sum(
+        len(json.dumps({f"{name}.{suffix}": entry}, separators=(",", ":"))) - 1
+        for suffix in TENSORS[encoding]
+        if masked or suffix != "keep"
+    )
     return described + SHARD_HEADER // shard_matrices
 
 
@@ -52,13 +60,14 @@ def entries_overhead_bytes(grid: str, m: int, n: int, bits: int, groupsize: int)
 def codes_bytes(kept: tuple[np.ndarray, np.ndarray], plan: Plan) -> int:
     """Bytes of the codes, given how many entries each column of U and of V keeps."""
     cut = cut_plan(plan, len(kept[0]), "")
-    return sum(packed_bytes(int(counts[first:last].sum()), bits) for counts in kept for bits, first, last in
-               plan_spans(cut))
+    return sum(
+        packed_bytes(int(counts[first:last].sum()), bits) for counts in kept for bits, first, last in plan_spans(cut)
+    )
 
 
 def expected_code_bits(p: np.ndarray, m: int, n: int, bits: np.ndarray) -> float:
     """Mean bits of all codes of U and V over the masks."""
-    return float((m + n) * ((1.0 - p) * bits[:len(p)]).sum())
+    return float((m + n) * ((1.0 - p) * bits[: len(p)]).sum())
 
 
 def groups(columns: int, groupsize: int) -> int:

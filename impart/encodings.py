@@ -26,8 +26,9 @@ def svd_factors(U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, dtype: torch.
     return Encoded("svd", (m, n), tensors, {"rank": r, "kept": [m * r, n * r], "bits": dtype.itemsize * 8})
 
 
-def sparse_factors(U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, p: np.ndarray, *, seed: int, name: str,
-                   mask: str, rescale: bool) -> Encoded:
+def sparse_factors(
+    U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, p: np.ndarray, *, seed: int, name: str, mask: str, rescale: bool
+) -> Encoded:
     """The entries of U (m, r) and V (n, r) that survive drop probabilities p (r,), Eq. 2-6.
 
     Stored: the kept values in fp16, column by column, all of U before all of V; s / s_1 in fp16; each column's keep
@@ -35,24 +36,45 @@ def sparse_factors(U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, p: np.ndar
     """
     (m, r), n = U.shape, len(V)
     t = keep_thresholds(p)
-    kept = [kept_values(factor.T.to(torch.float16), MASKS[mask](seed, name, letter, t, len(factor)))
-            for letter, factor in (("U", U), ("V", V))]
-    tensors = {"values": torch.cat(kept), "s": (s / s[0]).to(torch.float16),
-               "keep": torch.from_numpy((t - 1).astype(np.uint16))}
-    return Encoded("sparse_svd", (m, n), tensors, {
-        "rank": r, "kept": [len(part) for part in kept], "bits": 16, "seed": seed, "mask": mask, "rescale": rescale,
-        "s_1": float(s[0])})
+    kept = [
+        kept_values(factor.T.to(torch.float16), MASKS[mask](seed, name, letter, t, len(factor)))
+        for letter, factor in (("U", U), ("V", V))
+    ]
+    tensors = {
+        "values": torch.cat(kept),
+        "s": (s / s[0]).to(torch.float16),
+        "keep": torch.from_numpy((t - 1).astype(np.uint16)),
+    }
+    return Encoded(
+        "sparse_svd",
+        (m, n),
+        tensors,
+        {
+            "rank": r,
+            "kept": [len(part) for part in kept],
+            "bits": 16,
+            "seed": seed,
+            "mask": mask,
+            "rescale": rescale,
+            "s_1": float(s[0]),
+        },
+    )
 
 
 def sparse_entries(dW: torch.Tensor, keep_ratio: float, *, seed: int, name: str, rescale: bool = True) -> Encoded:
     """The entries of dW (m, n) itself that survive with probability `keep_ratio` each (DARE), in fp16 by rows."""
     m, n = dW.shape
     t = keep_thresholds(np.full(m, 1.0 - keep_ratio))
-    values = torch.cat([kept_values(dW[rows], bernoulli_mask(seed, name, "dW", t[rows], n, rows.start))
-                        for rows in _row_blocks(m, n)])
+    values = torch.cat(
+        [kept_values(dW[rows], bernoulli_mask(seed, name, "dW", t[rows], n, rows.start)) for rows in _row_blocks(m, n)]
+    )
     values, scale = _in_fp16_range(values)
-    return Encoded("sparse_entries", (m, n), {"values": values}, {
-        "kept": [len(values)], "bits": 16, "seed": seed, "keep": int(t[0]), "rescale": rescale, "scale": scale})
+    return Encoded(
+        "sparse_entries",
+        (m, n),
+        {"values": values},
+        {"kept": [len(values)], "bits": 16, "seed": seed, "keep": int(t[0]), "rescale": rescale, "scale": scale},
+    )
 
 
 def factors(name: str, entry: dict, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -95,14 +117,18 @@ def _decode_entries(name: str, entry: dict, tensors: Tensors) -> torch.Tensor:
     for rows in _row_blocks(m, n):
         mask = bernoulli_mask(entry["seed"], name, "dW", t[rows], n, rows.start)
         count = int(mask.sum())
-        dW[rows] = scattered(values[start:start + count], mask)
+        dW[rows] = scattered(values[start : start + count], mask)
         start += count
     return dW * (entry["scale"] * (LEVELS / entry["keep"] if entry["rescale"] else 1.0))
 
 
 DECODERS: dict[str, Callable[[str, dict, Tensors], torch.Tensor]] = {
-    "empty": _decode_empty, "svd": _decode_factors, "sparse_svd": _decode_factors, "sparse_entries": _decode_entries,
-    **encodings_quantized.DECODERS}
+    "empty": _decode_empty,
+    "svd": _decode_factors,
+    "sparse_svd": _decode_factors,
+    "sparse_entries": _decode_entries,
+    **encodings_quantized.DECODERS,
+}
 
 
 def _row_blocks(m: int, n: int, entries: int = 1 << 23) -> list[slice]:

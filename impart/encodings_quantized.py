@@ -46,34 +46,65 @@ def entry_masks(name: str, entry: dict) -> np.ndarray:
     return bernoulli_mask(entry["seed"], name, "dW", np.full(m, entry["keep"]), n)
 
 
-def vectors_encoded(shape: tuple[int, int], plan: Plan, codes: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor],
-                    steps: Tensor, zero_bytes: Tensor, source: Encoded) -> Encoded:
+def vectors_encoded(
+    shape: tuple[int, int],
+    plan: Plan,
+    codes: tuple[Tensor, Tensor],
+    masks: tuple[Tensor, Tensor],
+    steps: Tensor,
+    zero_bytes: Tensor,
+    source: Encoded,
+) -> Encoded:
     """codes and masks (r, m), (r, n); steps (r,): s_k times both scales; zero_bytes (2, r); `source`: the sparse matrix."""
     largest = float(steps.abs().max())
-    tensors = {"codes": torch.cat([_packed(c, k, plan) for c, k in zip(codes, masks, strict=True)]),
-               "s": (steps / largest).to(torch.float16), "zeros": zero_bytes.to(torch.uint8).reshape(-1)}
+    tensors = {
+        "codes": torch.cat([_packed(c, k, plan) for c, k in zip(codes, masks, strict=True)]),
+        "s": (steps / largest).to(torch.float16),
+        "zeros": zero_bytes.to(torch.uint8).reshape(-1),
+    }
     return _from_source("quantized_vectors", shape, plan, masks, tensors, {"s_1": largest}, source)
 
 
-def groups_encoded(shape: tuple[int, int], plan: Plan, codes: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor],
-                   s: Tensor, scales: tuple[Tensor, Tensor], zeros: tuple[Tensor, Tensor],
-                   groups: tuple[Tensor, Tensor], source: Encoded) -> Encoded:
+def groups_encoded(
+    shape: tuple[int, int],
+    plan: Plan,
+    codes: tuple[Tensor, Tensor],
+    masks: tuple[Tensor, Tensor],
+    s: Tensor,
+    scales: tuple[Tensor, Tensor],
+    zeros: tuple[Tensor, Tensor],
+    groups: tuple[Tensor, Tensor],
+    source: Encoded,
+) -> Encoded:
     """As above with grids (m, groups of U's columns) and (r, groups of V's columns), and the group of every column.
 
     U's groups are numbered through all plan entries; `scales` hold fp16 values and `zeros` whole numbers.
     """
-    packed_zeros = [pack(zeros[0][:, _group_span(groups[0], first, last)], bits)
-                    for bits, first, last in plan_spans(plan)]
+    packed_zeros = [
+        pack(zeros[0][:, _group_span(groups[0], first, last)], bits) for bits, first, last in plan_spans(plan)
+    ]
     packed_zeros += [pack(zeros[1][first:last], bits) for bits, first, last in plan_spans(plan)]
     index = torch.cat(groups)
-    tensors = {"codes": torch.cat([_packed(c, k, plan) for c, k in zip(codes, masks, strict=True)]),
-               "s": (s / s[0]).to(torch.float16), "scales": torch.cat([x.reshape(-1) for x in scales]).to(torch.float16),
-               "zeros": torch.cat(packed_zeros), "groups": index.to(torch.uint8 if index.max() < 256 else torch.int16)}
+    tensors = {
+        "codes": torch.cat([_packed(c, k, plan) for c, k in zip(codes, masks, strict=True)]),
+        "s": (s / s[0]).to(torch.float16),
+        "scales": torch.cat([x.reshape(-1) for x in scales]).to(torch.float16),
+        "zeros": torch.cat(packed_zeros),
+        "groups": index.to(torch.uint8 if index.max() < 256 else torch.int16),
+    }
     return _from_source("quantized_groups", shape, plan, masks, tensors, {"s_1": float(s[0])}, source)
 
 
-def entries_encoded(codes: Tensor, mask: Tensor, bits: int, scale: Tensor, zero: Tensor, group: Tensor | None, unit: float,
-                    source: Encoded) -> Encoded:
+def entries_encoded(
+    codes: Tensor,
+    mask: Tensor,
+    bits: int,
+    scale: Tensor,
+    zero: Tensor,
+    group: Tensor | None,
+    unit: float,
+    source: Encoded,
+) -> Encoded:
     """codes, mask (m, n); a fitted grid per row (scale, zero byte (m, 1), no groups) or one per row and group.
 
     Scales are counted in `unit`, which brings them into the range of fp16 whatever the size of dW.
@@ -110,8 +141,9 @@ def quantized_factors(name: str, entry: dict, tensors: Tensors) -> tuple[Tensor,
     return U, tensors["s"].float() * entry["s_1"], V
 
 
-def _decode_groups(entry: dict, tensors: Tensors, codes: tuple[Tensor, Tensor],
-                   masks: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
+def _decode_groups(
+    entry: dict, tensors: Tensors, codes: tuple[Tensor, Tensor], masks: tuple[np.ndarray, np.ndarray]
+) -> tuple[Tensor, Tensor]:
     m, r, plan = entry["shape"][0], entry["rank"], entry["plan"]
     groups = tensors["groups"].long()
     of_U, of_V = groups[:r], groups[r:]
@@ -157,8 +189,12 @@ def _decode_signs(name: str, entry: dict, tensors: Tensors) -> Tensor:
 
 
 FACTORED = ("quantized_vectors", "quantized_groups")
-DECODERS = {"quantized_vectors": _decode_factors, "quantized_groups": _decode_factors,
-            "quantized_entries": _decode_entries, "signs": _decode_signs}
+DECODERS = {
+    "quantized_vectors": _decode_factors,
+    "quantized_groups": _decode_factors,
+    "quantized_entries": _decode_entries,
+    "signs": _decode_signs,
+}
 
 
 def _origin(source: Encoded) -> dict:
@@ -166,15 +202,33 @@ def _origin(source: Encoded) -> dict:
     return {key: source.facts[key] for key in ("seed", "mask", "keep") if key in source.facts}
 
 
-def _from_source(encoding: str, shape: tuple[int, int], plan: Plan, masks: tuple[Tensor, Tensor], tensors: Tensors,
-                 facts: dict, source: Encoded) -> Encoded:
+def _from_source(
+    encoding: str,
+    shape: tuple[int, int],
+    plan: Plan,
+    masks: tuple[Tensor, Tensor],
+    tensors: Tensors,
+    facts: dict,
+    source: Encoded,
+) -> Encoded:
     if "keep" in source.tensors:
         tensors["keep"] = source.tensors["keep"]
     per_rank = sum(mask.sum(1).double().cpu() for mask in masks)  # (r,)
     kept = [int(mask.sum()) for mask in masks]
     mean_bits = float(per_rank @ plan_bits(plan).double()) / max(sum(kept), 1)
-    return Encoded(encoding, shape, tensors, {"rank": len(per_rank), "kept": kept, "bits": round(mean_bits, 4),
-                                              "plan": [list(part) for part in plan], **_origin(source), **facts})
+    return Encoded(
+        encoding,
+        shape,
+        tensors,
+        {
+            "rank": len(per_rank),
+            "kept": kept,
+            "bits": round(mean_bits, 4),
+            "plan": [list(part) for part in plan],
+            **_origin(source),
+            **facts,
+        },
+    )
 
 
 def _group_span(group: Tensor, first: int, last: int) -> slice:

@@ -69,5 +69,7 @@ def free_space(path: Path, needed: int, what: str) -> None:
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     if needed > free:
-        raise InputError(f"{what} needs {needed / 1e9:.2f} GB at {str(path)!r}, but the disk has {free / 1e9:.2f} GB "
-                         "free; make room or name a folder on another disk")
+        raise InputError(
+            f"{what} needs {needed / 1e9:.2f} GB at {str(path)!r}, but the disk has {free / 1e9:.2f} GB "
+            "free; make room or name a folder on another disk"
+        )

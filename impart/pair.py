@@ -36,17 +36,23 @@ def check_pair(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str])
     for key in ("model_type", "hidden_size", "num_hidden_layers"):
         ours, theirs = (checkpoint.config.get(key) for checkpoint in (base, finetuned))
         if ours != theirs:
-            raise InputError(f"base {base.source!r} has {key}={ours}, fine-tuned {finetuned.source!r} has {theirs}; "
-                             "a delta needs two models of one architecture")
+            raise InputError(
+                f"base {base.source!r} has {key}={ours}, fine-tuned {finetuned.source!r} has {theirs}; "
+                "a delta needs two models of one architecture"
+            )
     for here, there, wanted in ((base, finetuned, matrices), (finetuned, base, linear_names(base))):
         missing = [name for name in wanted if name not in here]
         if missing:
-            raise InputError(f"{here.source!r} lacks {_and_more(missing)} that {there.source!r} has; is it whole, and "
-                             "the right model?")
+            raise InputError(
+                f"{here.source!r} lacks {_and_more(missing)} that {there.source!r} has; is it whole, and "
+                "the right model?"
+            )
     for model, name in itertools.product((base, finetuned), matrices):
         if model.dtype(name) not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            raise InputError(f"{name} of {model.source!r} is stored as {str(model.dtype(name)).removeprefix('torch.')}: "
-                             "a delta is taken of 16-bit or fp32 weights; give the model before quantization")
+            raise InputError(
+                f"{name} of {model.source!r} is stored as {str(model.dtype(name)).removeprefix('torch.')}: "
+                "a delta is taken of 16-bit or fp32 weights; give the model before quantization"
+            )
     wrong = [name for name in matrices if base.shape(name) != finetuned.shape(name)]
     if wrong:
         listed = ", ".join(f"{name} {base.shape(name)} against {finetuned.shape(name)}" for name in wrong[:3])
@@ -69,14 +75,22 @@ def _and_more(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def select_matrices(linear: Sequence[str], owner: str, weight_types: Sequence[str] | None = None,
-                    layer_num: int | None = None, weight_name: str | None = None) -> list[str]:
+def select_matrices(
+    linear: Sequence[str],
+    owner: str,
+    weight_types: Sequence[str] | None = None,
+    layer_num: int | None = None,
+    weight_name: str | None = None,
+) -> list[str]:
     """The names to compress of the `linear` ones that `owner` has: all, or those that the authors' keys spell out."""
     if not linear:
-        raise InputError(f"{owner!r} has no linear weights under self_attn or mlp; "
-                         "is it a decoder in the Hugging Face layout?")
+        raise InputError(
+            f"{owner!r} has no linear weights under self_attn or mlp; is it a decoder in the Hugging Face layout?"
+        )
     if (layer_num is None) != (weight_name is None):
-        raise InputError("layer_num and weight_name belong together: the one counts through the other; give both or none")
+        raise InputError(
+            "layer_num and weight_name belong together: the one counts through the other; give both or none"
+        )
     known = {weight_type(name) for name in linear}
     if weight_types == []:
         raise InputError(f"weight_types is empty; {owner!r} has {', '.join(sorted(known))}")
@@ -87,16 +101,22 @@ def select_matrices(linear: Sequence[str], owner: str, weight_types: Sequence[st
     if layer_num is None:
         return [name for name in linear if weight_type(name) in weight_types]
     try:
-        wanted = {weight_name.format(layer_num=layer, weight_type=kind).removesuffix(".weight") + ".weight"
-                  for layer in range(layer_num) for kind in weight_types}
+        wanted = {
+            weight_name.format(layer_num=layer, weight_type=kind).removesuffix(".weight") + ".weight"
+            for layer in range(layer_num)
+            for kind in weight_types
+        }
     except (LookupError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"weight_name={weight_name!r} is no pattern: in braces it may hold layer_num and weight_type "
-                         f"only ({error})") from error
+        raise InputError(
+            f"weight_name={weight_name!r} is no pattern: in braces it may hold layer_num and weight_type only ({error})"
+        ) from error
     unknown = sorted(wanted - set(linear))
     if unknown:
         layers = 1 + max(layer_of(name) for name in linear)
-        raise InputError(f"{unknown[0]} is not among the linear weights of {owner!r}, which has {layers} layers; "
-                         f"check layer_num={layer_num} and weight_name={weight_name!r}")
+        raise InputError(
+            f"{unknown[0]} is not among the linear weights of {owner!r}, which has {layers} layers; "
+            f"check layer_num={layer_num} and weight_name={weight_name!r}"
+        )
     return [name for name in linear if name in wanted]
 
 

@@ -21,8 +21,9 @@ def planned_tensors(delta: Delta, base: Checkpoint, finetuned: Checkpoint | None
     return list(specs.values())
 
 
-def reconstructed(delta: Delta, base: Checkpoint, finetuned: Checkpoint | None = None,
-                  device: torch.device | str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
+def reconstructed(
+    delta: Delta, base: Checkpoint, finetuned: Checkpoint | None = None, device: torch.device | str = "cpu"
+) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of the rebuilt model, one at a time, on the CPU.
 
     Without the fine-tuned model, what lies outside the compressed set comes from the artifact's extras and, where it
@@ -43,8 +44,15 @@ def _rebuilt(delta: Delta, base: Checkpoint, spec: TensorSpec, device: torch.dev
     return weight.add_(delta.reconstruct(spec.name, device=device)).to(spec.dtype).cpu()
 
 
-def write_model(delta: Delta, base: Checkpoint, path: str | Path, *, finetuned: Checkpoint | None = None,
-                device: torch.device | str = "cpu", overwrite: bool = False) -> None:
+def write_model(
+    delta: Delta,
+    base: Checkpoint,
+    path: str | Path,
+    *,
+    finetuned: Checkpoint | None = None,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+) -> None:
     """Writes base + delta as a checkpoint folder with the fine-tuned model's config, tokenizer and other files."""
     delta.check_base(base)
     if finetuned is not None:

@@ -84,9 +84,16 @@ class Report:
         self.facts: dict[str, Any] = {}
 
     def write(self, file: Path) -> None:
-        content = {"settings": self._settings, **self.facts, "versions": versions(), "git_commit": git_commit(),
-                   "device": _device_name(), "seconds": round(time.monotonic() - self._started, 3),
-                   "peak_memory_mib": round(peak_memory_mib(), 1), "matrices": self.rows}
+        content = {
+            "settings": self._settings,
+            **self.facts,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "device": _device_name(),
+            "seconds": round(time.monotonic() - self._started, 3),
+            "peak_memory_mib": round(peak_memory_mib(), 1),
+            "matrices": self.rows,
+        }
         write_atomically(file, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 
@@ -94,13 +101,19 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
     """Aligned plain-text columns: the first to the left, the others to the right."""
     lines = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
-                               for column, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
-                     for line in lines)
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def _git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def _device_name() -> str:

@@ -10,9 +10,21 @@ from safetensors import SafetensorError, safe_open
 
 from impart.errors import InputError
 
-DTYPES = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
-          "I64": torch.int64, "U16": torch.uint16, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
-          "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -46,26 +58,34 @@ def read_json(file: Path, owner: str) -> dict:
 
 def weight_files(path: Path, source: str) -> dict[Path, list[str]]:
     """Each weight file with the names that the index promises in it; safetensors before .bin where both are there."""
-    for single, index in (("model.safetensors", "model.safetensors.index.json"),
-                          ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
         if (path / index).is_file():
             files: dict[Path, list[str]] = {}
             places = read_json(path / index, source).get("weight_map")
             if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
-                raise InputError(f"{path / index} has no weight_map that says which file holds which tensor; fetch it again")
+                raise InputError(
+                    f"{path / index} has no weight_map that says which file holds which tensor; fetch it again"
+                )
             for name, file in places.items():
                 files.setdefault(path / file, []).append(name)
             for file in files:
                 if not file.is_file():
-                    raise InputError(f"shard {file.name} of {source!r} is missing from {path}, though {index} lists it; "
-                                     "fetch it again")
+                    raise InputError(
+                        f"shard {file.name} of {source!r} is missing from {path}, though {index} lists it; "
+                        "fetch it again"
+                    )
             return files
         if (path / single).is_file():
             return {path / single: []}
     stray = sorted(file.name for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern))
     found = f"it has {stray[0]} but no index that says what is where" if stray else "it has no weights"
-    raise InputError(f"{source!r} is not a readable checkpoint: {found} "
-                     "(expected model.safetensors or pytorch_model.bin, or their index.json)")
+    raise InputError(
+        f"{source!r} is not a readable checkpoint: {found} "
+        "(expected model.safetensors or pytorch_model.bin, or their index.json)"
+    )
 
 
 def file_specs(file: Path) -> list[TensorSpec]:
@@ -78,8 +98,9 @@ def file_specs(file: Path) -> list[TensorSpec]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is damaged or truncated ({error}); fetch it again") from error
     except KeyError as error:
-        raise InputError(f"{file} holds tensors of dtype {error}, which is not supported; take a 16-bit or fp32 "
-                         "checkpoint") from error
+        raise InputError(
+            f"{file} holds tensors of dtype {error}, which is not supported; take a 16-bit or fp32 checkpoint"
+        ) from error
 
 
 def load_bin(file: Path) -> dict[str, torch.Tensor]:
@@ -88,8 +109,9 @@ def load_bin(file: Path) -> dict[str, torch.Tensor]:
         weights = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{file} is damaged, truncated or not a plain file of weights ({reason}); "
-                         "fetch it again") from error
+        raise InputError(
+            f"{file} is damaged, truncated or not a plain file of weights ({reason}); fetch it again"
+        ) from error
     if not isinstance(weights, dict):
         raise InputError(f"{file} holds a {type(weights).__name__} instead of named tensors; is it a model's weights?")
     return {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}

@@ -13,8 +13,17 @@ from merge.models import CheckpointModel, DeltaModel, Model
 
 log = logging.getLogger(__name__)
 
-ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                "head_dim", "intermediate_size", "num_experts", "num_local_experts")
+ARCHITECTURE = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "num_experts",
+    "num_local_experts",
+)
 VOCABULARY = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(?:weight|bias)$")
 
 # Norm of a delta over the norm of the base. Fine-tuning leaves 0.005 to 0.3; the base of CodeLlama was trained on 500
@@ -36,20 +45,28 @@ def check_architectures(base: CheckpointModel, models: Sequence[Model]) -> None:
         for key in ARCHITECTURE:
             ours, theirs = base.config.get(key), model.config.get(key)
             if ours is not None and theirs is not None and ours != theirs:
-                raise InputError(f"model {model.name!r} ({model.source}) has {key}={theirs}, the base ({base.source}) "
-                                 f"has {ours}; only models of one architecture and size can be merged")
+                raise InputError(
+                    f"model {model.name!r} ({model.source}) has {key}={theirs}, the base ({base.source}) "
+                    f"has {ours}; only models of one architecture and size can be merged"
+                )
         for name in base.names():
             if name not in model:
-                raise InputError(f"model {model.name!r} ({model.source}) has no tensor {name}, which the base "
-                                 f"({base.source}) has; only models of one architecture can be merged")
+                raise InputError(
+                    f"model {model.name!r} ({model.source}) has no tensor {name}, which the base "
+                    f"({base.source}) has; only models of one architecture can be merged"
+                )
             ours, theirs = base.shape(name), model.shape(name)
             if ours != theirs and not (is_vocabulary(name) and ours[1:] == theirs[1:]):
-                raise InputError(f"{name} is {tuple(theirs)} in model {model.name!r} ({model.source}), {tuple(ours)} "
-                                 f"in the base ({base.source}); only models of one architecture and size can be merged")
+                raise InputError(
+                    f"{name} is {tuple(theirs)} in model {model.name!r} ({model.source}), {tuple(ours)} "
+                    f"in the base ({base.source}); only models of one architecture and size can be merged"
+                )
         for name in model.names():
             if name not in base:
-                raise InputError(f"model {model.name!r} ({model.source}) has a tensor {name}, which the base "
-                                 f"({base.source}) lacks; only models of one architecture can be merged")
+                raise InputError(
+                    f"model {model.name!r} ({model.source}) has a tensor {name}, which the base "
+                    f"({base.source}) lacks; only models of one architecture can be merged"
+                )
 
 
 def check_bases(base: CheckpointModel, models: Sequence[CheckpointModel | DeltaModel], force: bool) -> dict[str, float]:
@@ -58,14 +75,19 @@ def check_bases(base: CheckpointModel, models: Sequence[CheckpointModel | DeltaM
     InputError, or with `force` a warning, for a model that was fine-tuned from another base: then the difference to
     this one is no task vector, and the merged model would be noise.
     """
-    ratios = {model.name: delta_ratio(base.checkpoint, model.checkpoint)
-              for model in models if isinstance(model, CheckpointModel)}
+    ratios = {
+        model.name: delta_ratio(base.checkpoint, model.checkpoint)
+        for model in models
+        if isinstance(model, CheckpointModel)
+    }
     for model in models:
         reason = _foreign_delta(base, model) if isinstance(model, DeltaModel) else _foreign(base, model, ratios)
         if reason is None:
             continue
-        message = (f"model {model.name!r} ({model.source}) does not seem to be fine-tuned from {base.source}: {reason}."
-                   " Is it of another base, as a CodeLlama-based coder is beside Llama 2?")
+        message = (
+            f"model {model.name!r} ({model.source}) does not seem to be fine-tuned from {base.source}: {reason}."
+            " Is it of another base, as a CodeLlama-based coder is beside Llama 2?"
+        )
         if not force:
             raise InputError(f"{message} Give its base's relatives only, or --force to merge all the same")
         log.warning("warning: %s Merging all the same, as --force asks", message)
@@ -99,8 +121,10 @@ def _foreign(base: CheckpointModel, model: CheckpointModel, ratios: dict[str, fl
         return f"its rotary embeddings have rope_theta={theirs:g}, the base's {ours:g}"
     ratio = ratios[model.name]
     if ratio > LARGEST_RATIO:
-        return (f"its weights differ by {ratio:.2f} times the base's norm, where fine-tuning leaves less than 0.3 (a "
-                "model rebuilt from a strongly sparsified delta can also be that far away)")
+        return (
+            f"its weights differ by {ratio:.2f} times the base's norm, where fine-tuning leaves less than 0.3 (a "
+            "model rebuilt from a strongly sparsified delta can also be that far away)"
+        )
     others = [other for name, other in ratios.items() if name != model.name]
     usual = statistics.median(others) if others else ratio
     if ratio > SUSPICIOUS_RATIO and ratio > TIMES_THE_OTHERS * usual:

@@ -49,14 +49,19 @@ def main(arguments: Sequence[str]) -> None:
     base, models = open_all(config, entries, out.absolute().parent, device)
     check_architectures(base, models)
     check_masks(base, models)
-    report.facts = {"method": str(method), "models": [stated(model) for model in models],
-                    "delta_ratios": check_bases(base, models, flags.force)}
+    report.facts = {
+        "method": str(method),
+        "models": [stated(model) for model in models],
+        "delta_ratios": check_bases(base, models, flags.force),
+    }
     with tempfile.TemporaryDirectory() as small:
         alignment = gather_small_files(config, base, models, Path(small))
         plan = planned(config, base, models, alignment)
         writer = CheckpointWriter(out, plan, overwrite=flags.overwrite)
-        tallies = {spec.name: merge_parameter(spec, method, base, models, alignment, writer, device)
-                   for spec in progress(plan, what=str(method), unit="tensor")}
+        tallies = {
+            spec.name: merge_parameter(spec, method, base, models, alignment, writer, device)
+            for spec in progress(plan, what=str(method), unit="tensor")
+        }
         write_config(config, plan, base, models, Path(small))
         text = summary(method, entries, tallies, report)
         report.write(Path(small) / "report.json")
@@ -67,20 +72,29 @@ def main(arguments: Sequence[str]) -> None:
 def parser() -> Parser:
     parser = Parser(__doc__, epilog=describe(Config))
     parser.add_argument("--config", help="YAML file with the keys below")
-    for key, text in (("merge_method", "ta_<lambda>, ties_<trim>_<lambda> or avg"), ("ptm_pth", "base model"),
-                      *((f"{name}_pth", f"fine-tuned model for {name}, checkpoint or delta") for name in NAMED)):
+    for key, text in (
+        ("merge_method", "ta_<lambda>, ties_<trim>_<lambda> or avg"),
+        ("ptm_pth", "base model"),
+        *((f"{name}_pth", f"fine-tuned model for {name}, checkpoint or delta") for name in NAMED),
+    ):
         parser.add_argument(f"--{key}", help=text)
     parser.add_argument("--save_pth", "--save_path", help="folder of the merged model")
-    parser.add_argument("--model", action="append", default=[], metavar="name=path[:weight]",
-                        help="one more fine-tuned model; may be given any number of times")
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="name=path[:weight]",
+        help="one more fine-tuned model; may be given any number of times",
+    )
     parser.add_argument("--force", action="store_true", help="merge a model that seems to be of another base")
     add_run_flags(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the YAML file")
     return parser
 
 
-def open_all(config: Config, entries: Sequence[ModelEntry], scratch: Path,
-             device: torch.device) -> tuple[CheckpointModel, Models]:
+def open_all(
+    config: Config, entries: Sequence[ModelEntry], scratch: Path, device: torch.device
+) -> tuple[CheckpointModel, Models]:
     """The base and the models; nothing of their weights is read yet but samples."""
     checkpoint = open_checkpoint(config.ptm_pth)
     base = CheckpointModel(checkpoint, checkpoint, ModelEntry("base", config.ptm_pth, 1.0, None), scratch, device)
@@ -97,13 +111,25 @@ def check_masks(base: CheckpointModel, models: Models) -> None:
 def stated(model: CheckpointModel | DeltaModel) -> dict:
     """What the report says of a model."""
     mask = model.entry.premask
-    return {"name": model.name, "source": model.source, "weight": model.entry.weight,
-            "kind": "delta" if isinstance(model, DeltaModel) else "checkpoint", "identity": model.identity,
-            "mask": None if mask is None else vars(mask)}
+    return {
+        "name": model.name,
+        "source": model.source,
+        "weight": model.entry.weight,
+        "kind": "delta" if isinstance(model, DeltaModel) else "checkpoint",
+        "identity": model.identity,
+        "mask": None if mask is None else vars(mask),
+    }
 
 
-def merge_parameter(spec: TensorSpec, method: Method, base: CheckpointModel, models: Models,
-                    alignment: Alignment | None, writer: CheckpointWriter, device: torch.device) -> Tally | None:
+def merge_parameter(
+    spec: TensorSpec,
+    method: Method,
+    base: CheckpointModel,
+    models: Models,
+    alignment: Alignment | None,
+    writer: CheckpointWriter,
+    device: torch.device,
+) -> Tally | None:
     """Merges one parameter and writes it; None for whole numbers and single ones, which stay the base's."""
     if not spec.dtype.is_floating_point or not spec.shape:
         writer.add(spec.name, base.checkpoint.tensor(spec.name).to(spec.dtype))
@@ -114,8 +140,9 @@ def merge_parameter(spec: TensorSpec, method: Method, base: CheckpointModel, mod
     merged, tally = merge.run(spec.dtype)
     if broken := tally.broken():
         source = {"base": base.source, **{model.name: model.source for model in models}}[broken[0]]
-        raise InputError(f"{spec.name} of {broken[0]} ({source}) holds NaN or Inf; fetch the checkpoint again or "
-                         "repair the tensor")
+        raise InputError(
+            f"{spec.name} of {broken[0]} ({source}) holds NaN or Inf; fetch the checkpoint again or repair the tensor"
+        )
     writer.add(spec.name, merged)
     return tally
 
@@ -133,11 +160,23 @@ def summary(method: Method, entries: Sequence[ModelEntry], tallies: Mapping[str,
     for kind, row in by_type.items():
         norms = [row["models"][entry.name]["delta_norm"] for entry in entries]
         zeros = statistics.fmean(own["zeros"] for own in row["models"].values())
-        lines.append([kind, row["entries"], *(f"{norm:.4g}" for norm in (*norms, row["merged_delta_norm"])),
-                      f"{zeros:.1%}", f"{row['sign_conflicts']:.1%}"])
+        lines.append(
+            [
+                kind,
+                row["entries"],
+                *(f"{norm:.4g}" for norm in (*norms, row["merged_delta_norm"])),
+                f"{zeros:.1%}",
+                f"{row['sign_conflicts']:.1%}",
+            ]
+        )
     header = ["norms of the deltas", "entries", *(entry.name for entry in entries), "merged", "zeros", "conflicts"]
-    return "\n".join([f"{method} of {', '.join(map(with_settings, entries))}", table(lines, header),
-                      "zeros: of the deltas as they were merged, mean over models; conflicts: entries where signs differ"])
+    return "\n".join(
+        [
+            f"{method} of {', '.join(map(with_settings, entries))}",
+            table(lines, header),
+            "zeros: of the deltas as they were merged, mean over models; conflicts: entries where signs differ",
+        ]
+    )
 
 
 def with_settings(entry: ModelEntry) -> str:

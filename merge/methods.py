@@ -48,15 +48,20 @@ def parse_method(text: str) -> Method:
     if found := re.fullmatch(rf"ties_({NUMBER})_({NUMBER})", text):
         trim, lam = _finite(text, found[1]), _finite(text, found[2])
         if not 0 <= trim <= 1:
-            raise ValueError(f"{text!r}: the trim ratio {trim:g} is the share of entries set to zero and lies between "
-                             "0 and 1 (the paper's retain ratio is 1 minus it)")
+            raise ValueError(
+                f"{text!r}: the trim ratio {trim:g} is the share of entries set to zero and lies between "
+                "0 and 1 (the paper's retain ratio is 1 minus it)"
+            )
         return Method("ties", lam, trim)
-    raise ValueError(f"{text!r} is none of ta_<lambda> (ta_0.5), ties_<trim ratio>_<lambda> (ties_0.8_1.0: the "
-                     "smallest 80 % of each task vector set to zero, lambda 1) and avg")
+    raise ValueError(
+        f"{text!r} is none of ta_<lambda> (ta_0.5), ties_<trim ratio>_<lambda> (ties_0.8_1.0: the "
+        "smallest 80 % of each task vector set to zero, lambda 1) and avg"
+    )
 
 
-def task_arithmetic(base: Tensor, deltas: Sequence[Tensor], lam: float,
-                    weights: Sequence[float] | None = None) -> Tensor:
+def task_arithmetic(
+    base: Tensor, deltas: Sequence[Tensor], lam: float, weights: Sequence[float] | None = None
+) -> Tensor:
     """W_base + lambda * sum_t w_t dW_t, in base's dtype. base and each delta have one shape; w_t is 1 if not given."""
     return add_delta(base, merged_delta(Method("ta", lam), _checked(base, deltas), weights))
 
@@ -66,8 +71,9 @@ def average(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float] | N
     return add_delta(base, merged_delta(Method("avg"), _checked(base, deltas), weights))
 
 
-def ties(base: Tensor, deltas: Sequence[Tensor], trim: float, lam: float,
-         weights: Sequence[float] | None = None) -> Tensor:
+def ties(
+    base: Tensor, deltas: Sequence[Tensor], trim: float, lam: float, weights: Sequence[float] | None = None
+) -> Tensor:
     """W_base + lambda * the mean of the entries that agree with the elected sign, after each dW_t lost its smallest
     `trim` share of entries (`merge.thresholds.trim_threshold` for ties in magnitude), in base's dtype.
 
@@ -112,13 +118,15 @@ def merged_delta(method: Method, deltas: Sequence[Tensor], weights: Sequence[flo
     merged = torch.empty_like(deltas[0])
     step = PIECE if merged.device.type == "cpu" else max(1, merged.numel())
     for start in range(0, merged.numel(), step):
-        merged[start:start + step] = _merged_piece(method, [delta[start:start + step] for delta in deltas], weights)
+        merged[start : start + step] = _merged_piece(method, [delta[start : start + step] for delta in deltas], weights)
     return merged.view(pairs[0][1].shape)
 
 
 def _merged_piece(method: Method, deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    terms = [delta if weight == 1 else delta.to(torch.float64) * weight
-             for weight, delta in zip(weights, deltas, strict=True)]
+    terms = [
+        delta if weight == 1 else delta.to(torch.float64) * weight
+        for weight, delta in zip(weights, deltas, strict=True)
+    ]
     if method.kind == "ties":
         mean = _elected_mean(terms, weights)
     else:

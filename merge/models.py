@@ -110,8 +110,9 @@ class Model:
 class CheckpointModel(Model):
     """A checkpoint; the base of the merge as well, which has no mask."""
 
-    def __init__(self, checkpoint: Checkpoint, base: Checkpoint, entry: ModelEntry, scratch: Path,
-                 device: torch.device):
+    def __init__(
+        self, checkpoint: Checkpoint, base: Checkpoint, entry: ModelEntry, scratch: Path, device: torch.device
+    ):
         super().__init__(entry, checkpoint.source, checkpoint.config, checkpoint.names(), checkpoint.fingerprint())
         self.checkpoint, self._base, self._rows = checkpoint, base, CheckpointRows(checkpoint)
         self._scratch, self._device, self._linear = scratch, device, set(linear_names(checkpoint))
@@ -138,8 +139,10 @@ class DeltaModel(Model):
 
     def __init__(self, delta: Delta, base: Checkpoint, entry: ModelEntry, scratch: Path, device: torch.device):
         if entry.premask is not None and delta.manifest["kind"] != "svd":
-            raise InputError(f"models.{entry.name}: {str(delta.path)!r} already is a {delta.manifest['kind']} delta; "
-                             f"thin the checkpoint with mask {entry.premask.kind} instead, or set mask: none for it")
+            raise InputError(
+                f"models.{entry.name}: {str(delta.path)!r} already is a {delta.manifest['kind']} delta; "
+                f"thin the checkpoint with mask {entry.premask.kind} instead, or set mask: none for it"
+            )
         self.delta, self._base, self._rows = delta, base, CheckpointRows(base)
         self._scratch, self._device = scratch, device
         self._matrices, self._extras = set(delta.names()), delta.manifest["extras"]
@@ -147,8 +150,13 @@ class DeltaModel(Model):
         names = dict.fromkeys([*base.names(), *delta.names(), *delta.extras()])
         config = next((file for file in delta.companions() if file.name == "config.json"), None)
         stated = json.dumps([delta.manifest["shards"], delta.manifest["matrices"]], sort_keys=True)
-        super().__init__(entry, str(delta.path), json.loads(config.read_text()) if config is not None else base.config,
-                         [name for name in names if name not in dropped], hashlib.sha256(stated.encode()).hexdigest())
+        super().__init__(
+            entry,
+            str(delta.path),
+            json.loads(config.read_text()) if config is not None else base.config,
+            [name for name in names if name not in dropped],
+            hashlib.sha256(stated.encode()).hexdigest(),
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
         name = self.stored_name(name)
@@ -182,11 +190,16 @@ class DeltaModel(Model):
         return mask.thinned_triplets(name, self.delta.factors(name, self._device))
 
 
-def open_models(entries: list[ModelEntry], base: Checkpoint, scratch: Path,
-                device: torch.device) -> list[CheckpointModel | DeltaModel]:
+def open_models(
+    entries: list[ModelEntry], base: Checkpoint, scratch: Path, device: torch.device
+) -> list[CheckpointModel | DeltaModel]:
     """The models in an order that depends on what they are, not on how they are called or given."""
-    models = [DeltaModel(open_delta(entry.path), base, entry, scratch, device) if is_delta(entry.path)
-              else CheckpointModel(open_checkpoint(entry.path), base, entry, scratch, device) for entry in entries]
+    models = [
+        DeltaModel(open_delta(entry.path), base, entry, scratch, device)
+        if is_delta(entry.path)
+        else CheckpointModel(open_checkpoint(entry.path), base, entry, scratch, device)
+        for entry in entries
+    ]
     return sorted(models, key=lambda model: (model.identity, model.entry.weight, model.name))
 
 

@@ -42,8 +42,9 @@ class PreMask:
         """The same from U (m, r), s (r,), V (n, r), for ImPart."""
         U, s, V = triplets
         rank = self.rank((len(U), len(V)))
-        encoded = impart(U[:, :rank], s[:rank], V[:, :rank], name=name, cr=self.cr, beta=self.beta, C=self.C,
-                         seed=self.seed)
+        encoded = impart(
+            U[:, :rank], s[:rank], V[:, :rank], name=name, cr=self.cr, beta=self.beta, C=self.C, seed=self.seed
+        )
         return _decoded(name, encoded)
 
 

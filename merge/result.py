@@ -22,8 +22,10 @@ def gather_small_files(config: Config, base: CheckpointModel, models: Models, fo
     """Puts the merged model's tokenizer and other small files into `folder`, and says where its rows come from."""
     parties = {"base": base, **{model.name: model for model in models}}
     small = {name: party.companions() for name, party in parties.items()}
-    rows = {name: next((party.shape(tensor)[0] for tensor in party.names() if is_vocabulary(tensor)), 0)
-            for name, party in parties.items()}
+    rows = {
+        name: next((party.shape(tensor)[0] for tensor in party.names() if is_vocabulary(tensor)), 0)
+        for name, party in parties.items()
+    }
     origin = config.tokenizer
     alignment = merge_vocabularies(small, rows, origin, folder)
     copy_companions(small[origin], folder, with_tokenizer=alignment is None or not alignment.added)
@@ -34,9 +36,12 @@ def gather_small_files(config: Config, base: CheckpointModel, models: Models, fo
 
 
 def has_template(files: Sequence[Path]) -> bool:
-    return any(file.name.startswith("chat_template") or
-               file.name == "tokenizer_config.json" and "chat_template" in json.loads(file.read_text())
-               for file in files)
+    return any(
+        file.name.startswith("chat_template")
+        or file.name == "tokenizer_config.json"
+        and "chat_template" in json.loads(file.read_text())
+        for file in files
+    )
 
 
 def planned(config: Config, base: CheckpointModel, models: Models, alignment: Alignment | None) -> list[TensorSpec]:
@@ -50,16 +55,18 @@ def planned(config: Config, base: CheckpointModel, models: Models, alignment: Al
         dtypes = {model.dtype(name) for model in models}
         dtype = dtypes.pop() if len(dtypes) == 1 else base.dtype(name)
         if dtype.itemsize == 1 and dtype.is_floating_point:
-            raise InputError(f"{name} is stored as {dtype}, with scales that merging would ignore; give 16-bit "
-                             "checkpoints")
+            raise InputError(
+                f"{name} is stored as {dtype}, with scales that merging would ignore; give 16-bit checkpoints"
+            )
         if config.dtype != "auto" and dtype.is_floating_point:
             dtype = getattr(torch, config.dtype)
         plan.append(TensorSpec(name, shape, dtype))
     return plan
 
 
-def write_config(config: Config, plan: Sequence[TensorSpec], base: CheckpointModel, models: Models,
-                 folder: Path) -> None:
+def write_config(
+    config: Config, plan: Sequence[TensorSpec], base: CheckpointModel, models: Models, folder: Path
+) -> None:
     """config.json of the model that gives the tokenizer, with the merged model's rows, dtype and tied head."""
     parties = {"base": base, **{model.name: model for model in models}}
     settings = dict(parties[config.tokenizer].config)

@@ -19,26 +19,38 @@ NAMED = ("math", "code", "chat")  # the authors' README has one flag for each
 class Config:
     """The keys from `mask` to `seed` hold for every model whose entry in `models` does not say otherwise."""
 
-    merge_method: str = option(help="ta_<lambda>, ties_<trim>_<lambda> (trim: share of entries set to zero, 1 minus "
-                               "the paper's retain ratio) or avg")
+    merge_method: str = option(
+        help="ta_<lambda>, ties_<trim>_<lambda> (trim: share of entries set to zero, 1 minus "
+        "the paper's retain ratio) or avg"
+    )
     ptm_pth: str = option(help="base model: folder or hub id", aliases=("base_model", "ptm_dir"))
     save_pth: str = option(help="folder of the merged model", aliases=("save_path", "save_dir"))
     math_pth: str | None = option(None, help="fine-tuned model for math: checkpoint (folder or hub id) or delta")
     code_pth: str | None = option(None, help="the same for code")
     chat_pth: str | None = option(None, help="the same for chat")
-    models: dict = option({}, help="more models, name: path or name: {path, weight, mask, sparsity, compression_ratio, "
-                          "preprune_ratio, C, seed}; as overrides models.math.weight=0.5")
-    mask: str = option("none", help="what thins each linear weight's delta before merging",
-                       choices=("none", "dare", "impart"))
+    models: dict = option(
+        {},
+        help="more models, name: path or name: {path, weight, mask, sparsity, compression_ratio, "
+        "preprune_ratio, C, seed}; as overrides models.math.weight=0.5",
+    )
+    mask: str = option(
+        "none", help="what thins each linear weight's delta before merging", choices=("none", "dare", "impart")
+    )
     sparsity: float | None = option(None, help="share of the delta that the mask removes, A = 1 - 1 / CR", low=0.0)
     compression_ratio: float | None = option(None, help="CR, the other way to say it", low=1.0)
     preprune_ratio: float | None = option(None, help="beta of mask impart", aliases=("beta",), low=0.0)
     C: float | None = option(None, help="exponent of the importance of mask impart", low=0.0)
     seed: int = option(0, help="decides every mask, together with the model's name unless the model has its own", low=0)
-    dtype: str = option("auto", help="of the merged weights; auto: the models' own, the base's where they differ",
-                        choices=("auto", "float32", "float16", "bfloat16"))
-    tokenizer: str = option("base", help="base or a model's name: whose tokenizer, chat template, config and "
-                            "generation config the merged model gets; tokens that it lacks are added to it")
+    dtype: str = option(
+        "auto",
+        help="of the merged weights; auto: the models' own, the base's where they differ",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    tokenizer: str = option(
+        "base",
+        help="base or a model's name: whose tokenizer, chat template, config and "
+        "generation config the merged model gets; tokens that it lacks are added to it",
+    )
 
 
 @dataclass(frozen=True)
@@ -65,15 +77,17 @@ class ModelEntry:
     premask: PreMask | None
 
 
-def load_config(path: str | None, flags: dict[str, str | None], model_flags: Sequence[str],
-                overrides: Sequence[str]) -> Config:
+def load_config(
+    path: str | None, flags: dict[str, str | None], model_flags: Sequence[str], overrides: Sequence[str]
+) -> Config:
     """The YAML file, then the authors' flags, then --model name=path[:weight], then key=value: the last one holds."""
     nested = [text for text in overrides if text.startswith("models.")]
     plain = [text for text in overrides if not text.startswith("models.")]
     given = [f"{key}={_yaml(value)}" for key, value in flags.items() if value is not None]
     config = load(Config, path, given + plain)
-    models = {str(name): dict(value) if isinstance(value, dict) else {"path": value}
-              for name, value in config.models.items()}
+    models = {
+        str(name): dict(value) if isinstance(value, dict) else {"path": value} for name, value in config.models.items()
+    }
     from_flags = [_model_flag(text) for text in model_flags]
     for name, entry in from_flags:
         if [other for other, _ in from_flags].count(name) > 1:
@@ -94,8 +108,9 @@ def resolve(config: Config) -> tuple[Method, list[ModelEntry]]:
         method = parse_method(config.merge_method)
     except ValueError as error:
         raise InputError(f"merge_method: {error}") from error
-    given: dict[str, dict[str, Any]] = {name: {"path": getattr(config, f"{name}_pth")} for name in NAMED
-                                        if getattr(config, f"{name}_pth") is not None}
+    given: dict[str, dict[str, Any]] = {
+        name: {"path": getattr(config, f"{name}_pth")} for name in NAMED if getattr(config, f"{name}_pth") is not None
+    }
     for name, entry in config.models.items():
         given.setdefault(name, {}).update(entry)
     if not given:
@@ -106,8 +121,10 @@ def resolve(config: Config) -> tuple[Method, list[ModelEntry]]:
     if method.kind != "ta":
         for entry in entries:
             if not entry.weight > 0:
-                raise InputError(f"models.{entry.name}.weight={entry.weight:g} must be positive with {method}; only "
-                                 "task arithmetic can subtract a model")
+                raise InputError(
+                    f"models.{entry.name}.weight={entry.weight:g} must be positive with {method}; only "
+                    "task arithmetic can subtract a model"
+                )
     if config.tokenizer != "base" and config.tokenizer not in given:
         raise InputError(f"tokenizer={config.tokenizer!r} is neither base nor one of the models: {', '.join(given)}")
     return method, entries
@@ -156,16 +173,20 @@ def _premask(name: str, settings: ModelSettings, seed: int) -> PreMask | None:
     if settings.mask == "none":
         return None
     if (settings.sparsity is None) == (settings.compression_ratio is None):
-        raise InputError(f"models.{name}: mask {settings.mask} needs either sparsity (0.9) or compression_ratio (10)"
-                         f"{', not both' if settings.sparsity is not None else ''}")
+        raise InputError(
+            f"models.{name}: mask {settings.mask} needs either sparsity (0.9) or compression_ratio (10)"
+            f"{', not both' if settings.sparsity is not None else ''}"
+        )
     if settings.sparsity is not None and settings.sparsity >= 1:
         raise InputError(f"models.{name}: sparsity={settings.sparsity:g} removes everything; it must be below 1")
     cr = settings.compression_ratio if settings.sparsity is None else 1 / (1 - settings.sparsity)
     if settings.mask == "impart":
         missing = [key for key in ("preprune_ratio", "C") if getattr(settings, key) is None]
         if missing:
-            raise InputError(f"models.{name}: mask impart needs {missing[0]}; preprune_ratio (beta) can be at most "
-                             f"{1 - 1 / (2 * cr):.4f} here, the paper's C are 0.5 and 1")
+            raise InputError(
+                f"models.{name}: mask impart needs {missing[0]}; preprune_ratio (beta) can be at most "
+                f"{1 - 1 / (2 * cr):.4f} here, the paper's C are 0.5 and 1"
+            )
     return PreMask(settings.mask, cr, settings.preprune_ratio, settings.C, seed)
 
 

@@ -31,8 +31,9 @@ class Part:
 class ParameterMerge:
     """The base's and the models' parts of one parameter of shape `shape`, on their way to the merged tensor."""
 
-    def __init__(self, base: Part, models: Sequence[Part], shape: tuple[int, ...], method: Method,
-                 device: torch.device):
+    def __init__(
+        self, base: Part, models: Sequence[Part], shape: tuple[int, ...], method: Method, device: torch.device
+    ):
         self._base, self._models, self._shape, self._method, self._device = base, models, shape, method, device
         row_entries = max(1, torch.Size(shape[1:]).numel())
         step = max(1, BLOCK[device.type] // row_entries)
@@ -74,7 +75,7 @@ class ParameterMerge:
             step = max(1, self._shape[0] // SAMPLED_ROWS)
             rows = [slice(start, start + 1) for start in range(0, self._shape[0], step)]
             sample = torch.cat([row.reshape(-1) for row in deltas(rows)])
-            sample = sample[::max(1, len(sample) // SAMPLED)]
+            sample = sample[:: max(1, len(sample) // SAMPLED)]
         return threshold_of_blocks(lambda: deltas(self._blocks), count, self._method.trim, sample)
 
     def _base_rows(self, block: slice) -> Tensor:

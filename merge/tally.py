@@ -21,10 +21,15 @@ class Tally:
         high, low = _folded(torch.maximum, trimmed).sign(), _folded(torch.minimum, trimmed).sign()
         conflict = high.mul_(low).clamp_max_(0).neg_()  # 1 where both signs are there, else 0
         agreed = conflict * merged.sign().abs_()
-        self._shared += torch.stack([_squares(base), _squares(merged), conflict.sum().double(),
-                                     (conflict.sum() - agreed.sum()).double()])
-        self._own += torch.stack([torch.stack([_squares(delta), _nonzero(delta), _nonzero(kept)])
-                                  for delta, kept in zip(deltas, trimmed, strict=True)])
+        self._shared += torch.stack(
+            [_squares(base), _squares(merged), conflict.sum().double(), (conflict.sum() - agreed.sum()).double()]
+        )
+        self._own += torch.stack(
+            [
+                torch.stack([_squares(delta), _nonzero(delta), _nonzero(kept)])
+                for delta, kept in zip(deltas, trimmed, strict=True)
+            ]
+        )
 
     def broken(self) -> list[str]:
         """Names of the models with NaN or Inf among their deltas; 'base' where it is the base's own."""
@@ -40,11 +45,17 @@ class Tally:
         signs after the trim, `cancelled` is the part of them whose merged delta is 0.
         """
         (base, merged, conflicts, cancelled), entries = self._shared.tolist(), max(self.entries, 1)
-        return {"entries": self.entries, "base_norm": base ** 0.5, "merged_delta_norm": merged ** 0.5,
-                "sign_conflicts": conflicts / entries, "cancelled": cancelled / entries,
-                "models": {name: {"delta_norm": square ** 0.5, "trimmed": (nonzero - kept) / entries,
-                                  "zeros": 1 - kept / entries}
-                           for name, (square, nonzero, kept) in zip(self.models, self._own.tolist(), strict=True)}}
+        return {
+            "entries": self.entries,
+            "base_norm": base**0.5,
+            "merged_delta_norm": merged**0.5,
+            "sign_conflicts": conflicts / entries,
+            "cancelled": cancelled / entries,
+            "models": {
+                name: {"delta_norm": square**0.5, "trimmed": (nonzero - kept) / entries, "zeros": 1 - kept / entries}
+                for name, (square, nonzero, kept) in zip(self.models, self._own.tolist(), strict=True)
+            },
+        }
 
     @staticmethod
     def combined(tallies: Iterable["Tally"]) -> "Tally":

@@ -43,7 +43,7 @@ def trim_threshold(delta: Tensor, trim: float) -> float:
     rank = trimmed_count(len(flat), trim)
     if flat.dtype == torch.float64 and 0 < rank < len(flat):  # no checkpoint's, but a reference computation's
         return float(flat.abs().kthvalue(rank + 1).values)
-    sample = flat[::max(1, len(flat) // SAMPLED)] if len(flat) >= WORTH_A_GUESS else None
+    sample = flat[:: max(1, len(flat) // SAMPLED)] if len(flat) >= WORTH_A_GUESS else None
     return threshold_of_blocks(lambda: [flat], len(flat), trim, sample)
 
 
@@ -101,7 +101,7 @@ def _magnitude_bits(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
             if filled + len(piece) > GATHERED:
                 yield buffer[:filled].view(torch.int32)
                 filled = 0
-            torch.abs(piece, out=buffer[filled:filled + len(piece)])
+            torch.abs(piece, out=buffer[filled : filled + len(piece)])
             filled += len(piece)
     if filled:
         yield buffer[:filled].view(torch.int32)

@@ -20,8 +20,17 @@ from impart.errors import InputError
 
 log = logging.getLogger(__name__)
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-                   "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+)
 LEAST_SHARED = 0.9  # of the smaller vocabulary's tokens; below, the tokenizers are two different ones
 MISSING = -1
 
@@ -47,8 +56,9 @@ class Alignment:
     added: dict[str, int]
 
 
-def merge_vocabularies(small: Mapping[str, Sequence[Path]], rows: Mapping[str, int], origin: str,
-                       folder: Path) -> Alignment | None:
+def merge_vocabularies(
+    small: Mapping[str, Sequence[Path]], rows: Mapping[str, int], origin: str, folder: Path
+) -> Alignment | None:
     """The rows of the merged model, None when every row stays where it is.
 
     `small`: each model's small files; `rows`: of its embedding. A tokenizer to which tokens had to be added is written
@@ -62,8 +72,13 @@ def merge_vocabularies(small: Mapping[str, Sequence[Path]], rows: Mapping[str, i
     alignment = align(vocabularies, origin, write_tokenizer(small, origin, added, folder) if added else {})
     moved = [name for name, places in alignment.maps.items() if places is not None]
     if moved:
-        log.info("vocabulary: %d rows; %d tokens added to the tokenizer of %s; rows matched by token in %s",
-                 alignment.rows, len(added), origin, ", ".join(moved))
+        log.info(
+            "vocabulary: %d rows; %d tokens added to the tokenizer of %s; rows matched by token in %s",
+            alignment.rows,
+            len(added),
+            origin,
+            ", ".join(moved),
+        )
     return alignment if moved else None
 
 
@@ -82,8 +97,13 @@ def tokenizer_digest(companions: Sequence[Path]) -> str:
         content = file.read_bytes()
         if file.name == "tokenizer_config.json":  # the rest of it, a chat template say, moves no token
             settings = json.loads(content)
-            content = json.dumps({key: value for key, value in sorted(settings.items())
-                                  if key == "added_tokens_decoder" or key.endswith("_token")}).encode()
+            content = json.dumps(
+                {
+                    key: value
+                    for key, value in sorted(settings.items())
+                    if key == "added_tokens_decoder" or key.endswith("_token")
+                }
+            ).encode()
         digest.update(file.name.encode() + b"\n" + hashlib.sha256(content).digest())
     return digest.hexdigest()
 
@@ -122,21 +142,26 @@ def comparable(vocabularies: Mapping[str, Vocabulary], origin: str) -> dict[str,
         if vocabulary.ids is None or start.ids is None:
             if vocabulary.rows != start.rows:
                 bare = name if vocabulary.ids is None else origin
-                raise InputError(f"model {name!r} has {vocabulary.rows} token rows, {origin!r} has {start.rows}, and "
-                                 f"{bare!r} has no tokenizer that says which is which; put its tokenizer files there")
+                raise InputError(
+                    f"model {name!r} has {vocabulary.rows} token rows, {origin!r} has {start.rows}, and "
+                    f"{bare!r} has no tokenizer that says which is which; put its tokenizer files there"
+                )
             continue
         shared = len(vocabulary.ids.keys() & start.ids.keys())
         smaller = min(len(vocabulary.ids), len(start.ids))
         if shared < LEAST_SHARED * smaller:
-            raise InputError(f"the tokenizers of {name!r} and {origin!r} share {shared} of {smaller} tokens; models "
-                             "with different tokenizers cannot be merged")
+            raise InputError(
+                f"the tokenizers of {name!r} and {origin!r} share {shared} of {smaller} tokens; models "
+                "with different tokenizers cannot be merged"
+            )
     if start.ids is None:
         return {name: Vocabulary(None, start.rows) for name in vocabularies}
     return {name: vocabulary if vocabulary.ids is not None else start for name, vocabulary in vocabularies.items()}
 
 
-def write_tokenizer(small: Mapping[str, Sequence[Path]], origin: str, added: Sequence[str],
-                    folder: Path) -> dict[str, int]:
+def write_tokenizer(
+    small: Mapping[str, Sequence[Path]], origin: str, added: Sequence[str], folder: Path
+) -> dict[str, int]:
     """Saves the tokenizer of `origin` with `added` tokens into `folder`; returns the ids that these have got.
 
     A token keeps the properties (special, stripping, normalisation) that it has in the first model, by name, to know
@@ -149,8 +174,12 @@ def write_tokenizer(small: Mapping[str, Sequence[Path]], origin: str, added: Seq
             properties.setdefault(token.content, token)
     plain = [token for token in added if token not in properties]
     if plain:
-        log.warning("warning: %d tokens of one model's own vocabulary become added tokens of the merged tokenizer, "
-                    "among them %r: text is split at them wherever they occur", len(plain), plain[0])
+        log.warning(
+            "warning: %d tokens of one model's own vocabulary become added tokens of the merged tokenizer, "
+            "among them %r: text is split at them wherever they occur",
+            len(plain),
+            plain[0],
+        )
     for token in added:  # one by one: a call with several may order them by their properties
         known = properties.get(token, token)
         tokenizer.add_tokens([known], special_tokens=getattr(known, "special", False))
@@ -159,8 +188,10 @@ def write_tokenizer(small: Mapping[str, Sequence[Path]], origin: str, added: Seq
     saved = _load_tokenizer(folder, str(folder)).get_vocab()
     wrong = [token for token in added if token not in ids or saved.get(token) != ids[token]]
     if wrong:
-        raise InputError(f"the tokenizer of {origin!r} does not take {wrong[0]!r} as an added token; name another "
-                         "model with the key tokenizer")
+        raise InputError(
+            f"the tokenizer of {origin!r} does not take {wrong[0]!r} as an added token; name another "
+            "model with the key tokenizer"
+        )
     return {token: ids[token] for token in added}
 
 
@@ -193,10 +224,14 @@ def _row_map(keys: Sequence[str | int], vocabulary: Vocabulary) -> Tensor | None
 
 def _load_tokenizer(folder: Path, owner: str):
     from transformers import AutoTokenizer  # kept out of start-up: most merges need no tokenizer
+
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # its many tokenizer classes raise as many kinds of errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        remedy = "fetch it again" if (folder / "tokenizer.json").is_file() else \
-            "without a tokenizer.json it needs the packages sentencepiece and protobuf, in versions that fit each other"
+        remedy = (
+            "fetch it again"
+            if (folder / "tokenizer.json").is_file()
+            else "without a tokenizer.json it needs the packages sentencepiece and protobuf, in versions that fit each other"
+        )
         raise InputError(f"the tokenizer of {owner!r} in {folder} cannot be loaded ({reason}); {remedy}") from error

@@ -46,8 +46,10 @@ class Activations:
                 return work()
             except torch.OutOfMemoryError as error:
                 if self._spilled:
-                    raise InputError("the GPU's memory is too small even with the activations in main memory; take a "
-                                     "smaller batch, fewer tokens per sequence (seqlen) or --device cpu") from error
+                    raise InputError(
+                        "the GPU's memory is too small even with the activations in main memory; take a "
+                        "smaller batch, fewer tokens per sequence (seqlen) or --device cpu"
+                    ) from error
             self._spilled = True
             log.warning("the GPU is full: the calibration activations go to main memory, which is slower")
             self._inputs = [hidden.cpu() for hidden in self._inputs]

@@ -46,8 +46,18 @@ class ScaledSigns(nn.Module):
         return nn.functional.linear(x, self.base + scale * self.signs, self.bias)
 
 
-def distilled_scales(base: Checkpoint, finetuned: Checkpoint, encoded: Mapping[str, Encoded], sequences: Tensor, *,
-                     steps: int, lr: float, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+def distilled_scales(
+    base: Checkpoint,
+    finetuned: Checkpoint,
+    encoded: Mapping[str, Encoded],
+    sequences: Tensor,
+    *,
+    steps: int,
+    lr: float,
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, float]:
     """mu of every matrix after `steps` of Adam on the mean squared difference of the logits. Holds both models in memory."""
     teacher = AutoModelForCausalLM.from_pretrained(finetuned.path, dtype=dtype).to(device).eval().requires_grad_(False)
     student = AutoModelForCausalLM.from_pretrained(finetuned.path, dtype=dtype).to(device).eval().requires_grad_(False)
@@ -59,8 +69,12 @@ def distilled_scales(base: Checkpoint, finetuned: Checkpoint, encoded: Mapping[s
         facts = {**signs.facts, "encoding": signs.encoding, "shape": signs.shape, "mu": 1.0}
         ones = decode(name, facts, signs.tensors)  # +-1 / keep ratio
         rescale = float(ones.abs().max())
-        scaled[name] = ScaledSigns(base.tensor(name).to(device, dtype), ones.sign().to(device, torch.int8),
-                                   signs.facts["mu"] * rescale, module.bias)
+        scaled[name] = ScaledSigns(
+            base.tensor(name).to(device, dtype),
+            ones.sign().to(device, torch.int8),
+            signs.facts["mu"] * rescale,
+            module.bias,
+        )
         parent, _, leaf = name.removesuffix(".weight").rpartition(".")
         setattr(student.get_submodule(parent), leaf, scaled[name])
     optimizer = torch.optim.Adam([module.log_ratio for module in scaled.values()], lr=lr)
@@ -76,6 +90,10 @@ def distilled_scales(base: Checkpoint, finetuned: Checkpoint, encoded: Mapping[s
         optimizer.step()
         schedule.step()
         if step in (0, steps - 1):
-            log.info("distillation step %d of %d: mean squared difference of the logits %.5f", step + 1, steps,
-                     float(loss.detach()))
+            log.info(
+                "distillation step %d of %d: mean squared difference of the logits %.5f",
+                step + 1,
+                steps,
+                float(loss.detach()),
+            )
     return {name: encoded[name].facts["mu"] * float(module.log_ratio.detach().exp()) for name, module in scaled.items()}

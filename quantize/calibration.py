@@ -1,9 +1,9 @@
 """Calibration text: token sequences of one length, picked by a seed from a hub data set or a local file.
 
-    c4          English C4 (hub): random windows of documents longer than a sequence, as GPTQ takes them
-    wikitext2   WikiText-2 raw, training part (hub)
-    a file      .txt, or .jsonl / .json with a text field per line or item; also wikitext2's way: documents in an order drawn by
-                the seed, one after another, cut into windows of which the seed draws as many as are wanted
+c4          English C4 (hub): random windows of documents longer than a sequence, as GPTQ takes them
+wikitext2   WikiText-2 raw, training part (hub)
+a file      .txt, or .jsonl / .json with a text field per line or item; also wikitext2's way: documents in an order drawn by
+            the seed, one after another, cut into windows of which the seed draws as many as are wanted
 """
 
 import hashlib
@@ -20,14 +20,17 @@ from impart.errors import InputError
 from quantize.settings import Config
 
 SPARE = 8  # a local text is tokenized up to this many times the tokens that are needed
-HUB = {"c4": ("allenai/c4", {"data_files": {"train": "en/c4-train.00000-of-01024.json.gz"}}),
-       "wikitext2": ("Salesforce/wikitext", {"name": "wikitext-2-raw-v1"})}
+HUB = {
+    "c4": ("allenai/c4", {"data_files": {"train": "en/c4-train.00000-of-01024.json.gz"}}),
+    "wikitext2": ("Salesforce/wikitext", {"name": "wikitext-2-raw-v1"}),
+}
 
 Tokenize = Callable[[str], Sequence[int]]
 
 
-def calibration_sequences(source: str, tokenize: Tokenize, *, count: int, length: int, seed: int,
-                          text_field: str = "text") -> Tensor:
+def calibration_sequences(
+    source: str, tokenize: Tokenize, *, count: int, length: int, seed: int, text_field: str = "text"
+) -> Tensor:
     """Token ids (count, length), int64. The same arguments give the same tokens."""
     documents = documents_of(source, text_field)
     if source == "c4":
@@ -39,21 +42,31 @@ def model_tokens(dataset: str, config: Config, finetuned: Checkpoint) -> Tensor:
     """Token ids (nsamples, seqlen), checked against what the model takes."""
     positions = finetuned.config.get("max_position_embeddings")
     if positions is not None and config.seqlen > positions:
-        raise InputError(f"seqlen={config.seqlen} is more than the {positions} positions of {finetuned.source!r}; lower it")
+        raise InputError(
+            f"seqlen={config.seqlen} is more than the {positions} positions of {finetuned.source!r}; lower it"
+        )
     from transformers import AutoTokenizer  # slow to import; the other functions do without it
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(finetuned.path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{finetuned.source!r} has no tokenizer that transformers can read "
-                         f"({str(error).splitlines()[0]})") from error
-    sequences = calibration_sequences(dataset, lambda text: tokenizer(text, verbose=False)["input_ids"],
-                                      count=config.nsamples, length=config.seqlen, seed=config.seed,
-                                      text_field=config.text_field)
+        raise InputError(
+            f"{finetuned.source!r} has no tokenizer that transformers can read ({str(error).splitlines()[0]})"
+        ) from error
+    sequences = calibration_sequences(
+        dataset,
+        lambda text: tokenizer(text, verbose=False)["input_ids"],
+        count=config.nsamples,
+        length=config.seqlen,
+        seed=config.seed,
+        text_field=config.text_field,
+    )
     rows = finetuned.config.get("vocab_size")
     if rows is not None and int(sequences.max()) >= rows:
-        raise InputError(f"the tokenizer of {finetuned.source!r} gives token {int(sequences.max())}, but the model has "
-                         f"{rows} embeddings; is it the right tokenizer?")
+        raise InputError(
+            f"the tokenizer of {finetuned.source!r} gives token {int(sequences.max())}, but the model has "
+            f"{rows} embeddings; is it the right tokenizer?"
+        )
     return sequences
 
 
@@ -73,7 +86,9 @@ def documents_of(source: str, text_field: str = "text") -> Sequence[str]:
         return [path.read_text(encoding="utf-8")]
     if path.suffix == ".jsonl":
         lines = path.read_text(encoding="utf-8").splitlines()
-        items = [(f"line {number}", _parsed(line, path, number)) for number, line in enumerate(lines, 1) if line.strip()]
+        items = [
+            (f"line {number}", _parsed(line, path, number)) for number, line in enumerate(lines, 1) if line.strip()
+        ]
     elif path.suffix == ".json":
         content = _parsed(path.read_text(encoding="utf-8"), path, 1)
         if not isinstance(content, list):
@@ -83,12 +98,15 @@ def documents_of(source: str, text_field: str = "text") -> Sequence[str]:
         raise InputError(f"calibration file {str(path)!r} must end in .txt, .jsonl or .json")
     for place, item in items:
         if not isinstance(item, dict) or not isinstance(item.get(text_field), str):
-            raise InputError(f"{place} of {path} has no text in a field {text_field!r}; name the field by text_field=...")
+            raise InputError(
+                f"{place} of {path} has no text in a field {text_field!r}; name the field by text_field=..."
+            )
     return [item[text_field] for _, item in items]
 
 
-def windows_of_documents(documents: Sequence[str], tokenize: Tokenize, *, count: int, length: int, seed: int,
-                         source: str) -> Tensor:
+def windows_of_documents(
+    documents: Sequence[str], tokenize: Tokenize, *, count: int, length: int, seed: int, source: str
+) -> Tensor:
     """One random window from each of `count` documents, drawn by the seed, that are longer than a sequence."""
     draw, windows, tried = random.Random(seed), [], 0
     order = list(range(len(documents)))
@@ -101,12 +119,15 @@ def windows_of_documents(documents: Sequence[str], tokenize: Tokenize, *, count:
             windows.append(torch.tensor(ids[start : start + length], dtype=torch.long))
         if len(windows) == count:
             return torch.stack(windows)
-    raise InputError(f"calibration text {source!r} has {len(windows)} documents of more than {length} tokens among {tried}, "
-                     f"and {count} were wanted; take fewer sequences (nsamples) or shorter ones (seqlen)")
+    raise InputError(
+        f"calibration text {source!r} has {len(windows)} documents of more than {length} tokens among {tried}, "
+        f"and {count} were wanted; take fewer sequences (nsamples) or shorter ones (seqlen)"
+    )
 
 
-def windows_of_text(documents: Sequence[str], tokenize: Tokenize, *, count: int, length: int, seed: int,
-                    source: str) -> Tensor:
+def windows_of_text(
+    documents: Sequence[str], tokenize: Tokenize, *, count: int, length: int, seed: int, source: str
+) -> Tensor:
     """`count` of the windows of the documents joined in an order drawn by the seed; no two overlap."""
     draw, tokens = random.Random(seed), []
     order = list(range(len(documents)))
@@ -117,8 +138,10 @@ def windows_of_text(documents: Sequence[str], tokenize: Tokenize, *, count: int,
             break
     available = len(tokens) // length
     if available < count:
-        raise InputError(f"calibration text {source!r} is too short: {len(tokens)} tokens, but {count} sequences of {length} "
-                         f"need {count * length}; give more text, or lower nsamples or seqlen")
+        raise InputError(
+            f"calibration text {source!r} is too short: {len(tokens)} tokens, but {count} sequences of {length} "
+            f"need {count * length}; give more text, or lower nsamples or seqlen"
+        )
     chosen = draw.sample(range(available), count)
     return torch.stack([torch.tensor(tokens[i * length : (i + 1) * length], dtype=torch.long) for i in chosen])
 
@@ -130,8 +153,10 @@ def _hub_documents(source: str) -> Sequence[str]:
     try:
         rows: Iterable[dict] = load_dataset(repository, split="train", **options)
     except Exception as error:  # offline, a moved data set, a full disk: many kinds, one remedy
-        raise InputError(f"calibration text {source!r}: the hub did not give {repository} ({str(error).splitlines()[0]}); "
-                         "check the network, or name a local .txt or .jsonl file instead") from error
+        raise InputError(
+            f"calibration text {source!r}: the hub did not give {repository} ({str(error).splitlines()[0]}); "
+            "check the network, or name a local .txt or .jsonl file instead"
+        ) from error
     texts = rows["text"]
     return texts if source == "c4" else ["".join(texts)]
 

@@ -48,8 +48,16 @@ class Weights:
         return self._base.tensor(name).to(self._device).float().add_(dW).to(self.delta.dtype(name))
 
 
-def quantize_layers(decoder: StreamedDecoder, weights: Weights, writer: DeltaWriter, sequences: Tensor, rule: Rule, *,
-                    true_sequential: bool, batch: int) -> None:
+def quantize_layers(
+    decoder: StreamedDecoder,
+    weights: Weights,
+    writer: DeltaWriter,
+    sequences: Tensor,
+    rule: Rule,
+    *,
+    true_sequential: bool,
+    batch: int,
+) -> None:
     """Fills the writer with every matrix of the delta, quantized, and with its extras; complete shards are kept."""
     pending = {shard.file for shard in writer.pending()}
     by_layer = {_layer(shard): shard for shard in writer.shards}
@@ -61,8 +69,13 @@ def quantize_layers(decoder: StreamedDecoder, weights: Weights, writer: DeltaWri
             done = writer.written(shard) if shard is not None and shard.file not in pending else None
             names = list(shard.matrices) if shard is not None else []
             encoded = done or {name: weights.sparse(name) for name in names}
-            decoder.load(layer, {name: weights.with_delta(name, encoded[name]) if name in encoded else weights.plain(name)
-                                 for name in decoder.parameter_names(layer)})
+            decoder.load(
+                layer,
+                {
+                    name: weights.with_delta(name, encoded[name]) if name in encoded else weights.plain(name)
+                    for name in decoder.parameter_names(layer)
+                },
+            )
             if shard is not None and done is None:
                 encoded, rows = _quantize_layer(decoder, weights, activations, layer, encoded, rule, true_sequential)
                 writer.write(shard, encoded, {name: weights.delta.extra(name) for name in shard.extras}, rows)
@@ -78,9 +91,15 @@ def _layer(shard: Shard) -> int | None:
     return layer_of((*shard.matrices, *shard.extras, "")[0])
 
 
-def _quantize_layer(decoder: StreamedDecoder, weights: Weights, activations: Activations, layer: int,
-                    sparse: Mapping[str, Encoded], rule: Rule,
-                    true_sequential: bool) -> tuple[dict[str, Encoded], list[dict]]:
+def _quantize_layer(
+    decoder: StreamedDecoder,
+    weights: Weights,
+    activations: Activations,
+    layer: int,
+    sparse: Mapping[str, Encoded],
+    rule: Rule,
+    true_sequential: bool,
+) -> tuple[dict[str, Encoded], list[dict]]:
     """The quantized matrices of one layer, which the layer then holds, and their rows of the report."""
     stages, found, rows = activations.stages(layer, list(sparse)), {}, []
     hessians = {} if true_sequential else activations.hessians(layer, [stage[0] for stage in stages])
@@ -90,15 +109,26 @@ def _quantize_layer(decoder: StreamedDecoder, weights: Weights, activations: Act
             H = activations.hessians(layer, stage[:1])[stage[0]]
         inverse = activations.with_room(partial(named_inverse, H, rule, stage))
         if inverse.dead:
-            log.warning("%s: %d of %d inputs are never active on the calibration text; their weights are rounded to nearest",
-                        ", ".join(stage), inverse.dead, len(H))
+            log.warning(
+                "%s: %d of %d inputs are never active on the calibration text; their weights are rounded to nearest",
+                ", ".join(stage),
+                inverse.dead,
+                len(H),
+            )
         for name in stage:
             started = time.perf_counter()
             found[name], errors = activations.with_room(partial(quantize_matrix, name, sparse[name], H, inverse, rule))
             decoder.load(layer, {name: weights.with_delta(name, found[name])})
             seconds = time.perf_counter() - started
-            rows.append({"name": name, "seconds": round(seconds, 4), "dead_inputs": inverse.dead,
-                         **{key: round(value, 6) for key, value in errors.items()}, **found[name].facts})
+            rows.append(
+                {
+                    "name": name,
+                    "seconds": round(seconds, 4),
+                    "dead_inputs": inverse.dead,
+                    **{key: round(value, 6) for key, value in errors.items()},
+                    **found[name].facts,
+                }
+            )
             log.info("layer %d %s: %s", layer, weight_type(name), _told(errors))
     return {name: found[name] for name in sparse}, rows
 
@@ -107,6 +137,9 @@ def _told(errors: Mapping[str, float]) -> str:
     """error 0.213 (8 bit 0.004, 3 bit 0.120, 2 bit 0.310)"""
     if not errors:
         return "empty"
-    parts = [f"{key.removeprefix('error_').removesuffix('bit')} bit {value:.3f}" for key, value in errors.items()
-             if key != "error"]
+    parts = [
+        f"{key.removeprefix('error_').removesuffix('bit')} bit {value:.3f}"
+        for key, value in errors.items()
+        if key != "error"
+    ]
     return f"error {errors['error']:.4f}" + (f" ({', '.join(parts)})" if parts else "")

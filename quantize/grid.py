@@ -14,7 +14,15 @@ import math
 import torch
 from torch import Tensor
 
-SHARES = (0.9, 0.7, 0.55, 0.43, 0.34, 0.26, 0.2)  # of the largest distance from the mean: ranges from which a fit starts
+SHARES = (
+    0.9,
+    0.7,
+    0.55,
+    0.43,
+    0.34,
+    0.26,
+    0.2,
+)  # of the largest distance from the mean: ranges from which a fit starts
 TURNS = 3  # of rounding and least squares from each start
 LAST_TURNS = 6  # and from the best of them
 TINY = 1e-12

@@ -46,8 +46,10 @@ def named_inverse(H: Tensor, rule: Rule, names: Sequence[str], what: str = "inpu
     try:
         return inverse_of(H, rule.damping, rule.act_order)
     except NotPositiveDefinite as error:
-        raise InputError(f"{', '.join(names)}: {error} (Hessian of the {what}); raise damping, which is {rule.damping:g}, or "
-                         "give more calibration text (nsamples)") from error
+        raise InputError(
+            f"{', '.join(names)}: {error} (Hessian of the {what}); raise damping, which is {rule.damping:g}, or "
+            "give more calibration text (nsamples)"
+        ) from error
 
 
 def quantize_matrix(name: str, source: Encoded, H: Tensor, inverse: Inverse, rule: Rule) -> tuple[Encoded, dict]:
@@ -67,8 +69,16 @@ def quantize_matrix(name: str, source: Encoded, H: Tensor, inverse: Inverse, rul
     return encoded, factor_errors(U, V.T, Uq, Vq, s, H, plan)
 
 
-def _quantize_vectors(name: str, source: Encoded, triplets: tuple[Tensor, Tensor, Tensor], masks: tuple[Tensor, Tensor],
-                      plan: Plan, H: Tensor, inverse: Inverse, rule: Rule) -> tuple[Encoded, Tensor, Tensor]:
+def _quantize_vectors(
+    name: str,
+    source: Encoded,
+    triplets: tuple[Tensor, Tensor, Tensor],
+    masks: tuple[Tensor, Tensor],
+    plan: Plan,
+    H: Tensor,
+    inverse: Inverse,
+    rule: Rule,
+) -> tuple[Encoded, Tensor, Tensor]:
     U, s, Vt = triplets
     bits = plan_bits(plan).to(U.device)
     V = quantize_vectors(Vt, masks[1], inverse, bits, along_rows=True)
@@ -83,8 +93,16 @@ def _quantize_vectors(name: str, source: Encoded, triplets: tuple[Tensor, Tensor
     return encoded, quantized.values(), Vq
 
 
-def _quantize_groups(name: str, source: Encoded, triplets: tuple[Tensor, Tensor, Tensor], masks: tuple[Tensor, Tensor],
-                     plan: Plan, H: Tensor, inverse: Inverse, rule: Rule) -> tuple[Encoded, Tensor, Tensor]:
+def _quantize_groups(
+    name: str,
+    source: Encoded,
+    triplets: tuple[Tensor, Tensor, Tensor],
+    masks: tuple[Tensor, Tensor],
+    plan: Plan,
+    H: Tensor,
+    inverse: Inverse,
+    rule: Rule,
+) -> tuple[Encoded, Tensor, Tensor]:
     U, s, Vt = triplets
     units = fp16_unit(U), fp16_unit(Vt)  # powers of two, which s takes
     U, Vt, s = U / units[0], Vt / units[1], s * (units[0] * units[1])
@@ -99,13 +117,15 @@ def _quantize_groups(name: str, source: Encoded, triplets: tuple[Tensor, Tensor,
         parts.append(replace(quantized, group=quantized.group + before))
     codes, scale, zero = (torch.cat([getattr(part, key) for part in parts], 1) for key in ("codes", "scale", "zero"))
     group = torch.cat([part.group for part in parts])
-    encoded = groups_encoded(source.shape, plan, (codes.T, V.codes), masks, s, (scale, V.scale), (zero, V.zero),
-                             (group, V.group), source)
+    encoded = groups_encoded(
+        source.shape, plan, (codes.T, V.codes), masks, s, (scale, V.scale), (zero, V.zero), (group, V.group), source
+    )
     return encoded, Quantized(codes, scale, zero, group, masks[0].T).values() * units[0], Vq * units[1]
 
 
-def _quantize_entries(name: str, entry: Mapping, source: Encoded, H: Tensor, inverse: Inverse,
-                      rule: Rule) -> tuple[Encoded, dict]:
+def _quantize_entries(
+    name: str, entry: Mapping, source: Encoded, H: Tensor, inverse: Inverse, rule: Rule
+) -> tuple[Encoded, dict]:
     W, bits = decode(name, dict(entry), source.tensors), rule.entry_bits  # (m, n), masked and rescaled
     mask = torch.from_numpy(entry_masks(name, dict(entry))).to(W.device)
     unit = fp16_unit(W)

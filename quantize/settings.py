@@ -19,11 +19,16 @@ def _columns(kind: str, bits: int, default: str):
 class Config:
     """How to quantize a sparse delta, and on what to calibrate."""
 
-    baseModel: str | None = option(None, help="base model: folder or hub id; default: the one that the delta names",
-                                   aliases=("base_model",))
-    grid: str | None = option(None, choices=GRIDS, help="paper: min-max grids for groups of columns; compact: one "
-                              "fitted grid per singular vector, about as accurate in 55 to 70 % of the bytes "
-                              "(benchmarks/README.md); default: what the delta was allocated for, else compact")
+    baseModel: str | None = option(
+        None, help="base model: folder or hub id; default: the one that the delta names", aliases=("base_model",)
+    )
+    grid: str | None = option(
+        None,
+        choices=GRIDS,
+        help="paper: min-max grids for groups of columns; compact: one "
+        "fitted grid per singular vector, about as accurate in 55 to 70 % of the bytes "
+        "(benchmarks/README.md); default: what the delta was allocated for, else compact",
+    )
     attn_fp16_col: int | None = _columns("self_attn", 16, "; must be 0")
     attn_int8_col: int | None = _columns("self_attn", 8, "; default: the delta's bit plan, else 2")
     attn_int4_col: int | None = _columns("self_attn", 4, "; default: the delta's, else 0")
@@ -35,23 +40,36 @@ class Config:
     mlp_int3_col: int | None = _columns("mlp", 3, "; as for self_attn")
     mlp_int2_col: int | None = _columns("mlp", 2, "; as for self_attn")
     bits: list[int] | None = option(None, help="the bits that the keys above use, checked against them")
-    wbits: int | None = option(None, help="bits of a DARE delta's entries; default: those that it was made for; no "
-                               "effect on singular vectors", choices=BITS)
+    wbits: int | None = option(
+        None,
+        help="bits of a DARE delta's entries; default: those that it was made for; no effect on singular vectors",
+        choices=BITS,
+    )
     true_sequential: bool = option(True, help="every matrix sees the outputs of those already quantized in its layer")
     act_order: bool = option(True, help="columns by descending activation")
-    groupsize: int = option(128, help="columns that share a min-max grid (grid: paper); -1: all", unit="columns", low=-1)
-    damping: float = option(0.01, help="added to the Hessian's diagonal", unit="of its mean", low=0.0,
-                            aliases=("percdamp",))
+    groupsize: int = option(
+        128, help="columns that share a min-max grid (grid: paper); -1: all", unit="columns", low=-1
+    )
+    damping: float = option(
+        0.01, help="added to the Hessian's diagonal", unit="of its mean", low=0.0, aliases=("percdamp",)
+    )
     nsamples: int = option(128, help="calibration sequences", low=1)
     seqlen: int = option(2048, help="length of a calibration sequence", unit="tokens", low=1)
     batch: int = option(1, help="sequences that pass a layer together", low=1)
     text_field: str = option("text", help="field of a calibration .jsonl or .json that holds the text")
     seed: int = option(0, help="decides the calibration sequences, and BitDelta's mask", low=0)
-    method: str | None = option(None, choices=("bitdelta",), help="bitdelta: signs and one scale per matrix, from "
-                                "the two models; default: quantize the sparse delta")
+    method: str | None = option(
+        None,
+        choices=("bitdelta",),
+        help="bitdelta: signs and one scale per matrix, from the two models; default: quantize the sparse delta",
+    )
     compression_ratio_qt: float | None = option(None, low=1.0, help="of BitDelta: above 16, DARE drops entries first")
-    distill_steps: int = option(0, low=0, help="of BitDelta: training steps of the scales on the calibration text, "
-                                "after the fine-tuned model's logits; 0: mean |dW|")
+    distill_steps: int = option(
+        0,
+        low=0,
+        help="of BitDelta: training steps of the scales on the calibration text, "
+        "after the fine-tuned model's logits; 0: mean |dW|",
+    )
     distill_lr: float = option(0.02, low=0.0, help="of BitDelta: learning rate of the scales, relative to mean |dW|")
 
 
@@ -60,8 +78,10 @@ def resolved_rule(config: Config, manifest: Mapping) -> Rule:
     allocated = manifest["settings"]
     grid = config.grid or allocated.get("grid") or "compact"
     if allocated.get("accounting") == "bytes" and grid != allocated.get("grid", grid):
-        raise InputError(f"grid: {grid} does not fit this delta: its bytes were counted for grid: {allocated['grid']}; "
-                         f"run sparsify_quant.py with grid={grid} or leave grid out here")
+        raise InputError(
+            f"grid: {grid} does not fit this delta: its bytes were counted for grid: {allocated['grid']}; "
+            f"run sparsify_quant.py with grid={grid} or leave grid out here"
+        )
     if config.groupsize == 0:
         raise InputError("groupsize=0 means nothing; take -1 for one group of all columns")
     plans = {kind: _plan(config, kind, allocated.get("bit_plan")) for kind in ("attn", "mlp")}
@@ -71,20 +91,29 @@ def resolved_rule(config: Config, manifest: Mapping) -> Rule:
         if entry_bits is None:
             raise InputError("wbits is missing: the bits of a DARE delta's entries (2, 3, 4 or 8)")
         if allocated.get("bits") not in (None, entry_bits):
-            raise InputError(f"wbits={entry_bits} does not fit this delta: its entries were counted at "
-                             f"{allocated['bits']} bits; leave wbits out (wbits=null) or run sparsify_quant.py with "
-                             f"bits={entry_bits}")
+            raise InputError(
+                f"wbits={entry_bits} does not fit this delta: its entries were counted at "
+                f"{allocated['bits']} bits; leave wbits out (wbits=null) or run sparsify_quant.py with "
+                f"bits={entry_bits}"
+            )
     return Rule(grid, plans["attn"], plans["mlp"], entry_bits or 0, config.groupsize, config.damping, config.act_order)
 
 
 def _plan(config: Config, kind: str, allocated: list | None) -> list:
-    given = plan_of_columns({bits: getattr(config, f"{kind}_{name}_col") for bits, name in
-                             ((16, "fp16"), (8, "int8"), (4, "int4"), (3, "int3"), (2, "int2"))}, kind)
+    given = plan_of_columns(
+        {
+            bits: getattr(config, f"{kind}_{name}_col")
+            for bits, name in ((16, "fp16"), (8, "int8"), (4, "int4"), (3, "int3"), (2, "int2"))
+        },
+        kind,
+    )
     if allocated is None:
         return given or [list(part) for part in PAPER_PLAN]
     if given is not None and not _agree(given, allocated):
-        raise InputError(f"the keys {kind}_int*_col say {given}, but this delta was allocated for the bit plan {allocated}; "
-                         "leave them out, or run sparsify_quant.py with that bit_plan")
+        raise InputError(
+            f"the keys {kind}_int*_col say {given}, but this delta was allocated for the bit plan {allocated}; "
+            "leave them out, or run sparsify_quant.py with that bit_plan"
+        )
     return allocated
 
 
@@ -96,8 +125,10 @@ def _agree(given: list, allocated: list) -> bool:
 def _check_bits(config: Config, plans: Mapping[str, list]) -> None:
     used = {bits for plan in plans.values() for bits, _ in plan}
     if config.bits is not None and set(config.bits) != used:
-        raise InputError(f"bits: {config.bits} does not agree with the number of triplets per bits, which use "
-                         f"{sorted(used, reverse=True)}; the keys are attn_int8_col ... mlp_int2_col")
+        raise InputError(
+            f"bits: {config.bits} does not agree with the number of triplets per bits, which use "
+            f"{sorted(used, reverse=True)}; the keys are attn_int8_col ... mlp_int2_col"
+        )
 
 
 def head_settings(config: Config, rule: Rule, manifest: Mapping, tokens: str) -> dict:
@@ -106,6 +137,13 @@ def head_settings(config: Config, rule: Rule, manifest: Mapping, tokens: str) ->
     allocated = "bit_plan" in manifest["settings"] or manifest["method"] == "dare"
     plans = {} if allocated else {"attn_plan": rule.attn_plan, "mlp_plan": rule.mlp_plan}
     entry_bits = {"bits": rule.entry_bits} if manifest["method"] == "dare" else {}
-    return {**manifest["settings"], **plans, **entry_bits, "grid": rule.grid,
-            **({"groupsize": rule.groupsize} if rule.grid == "paper" else {}),
-            **{key: getattr(config, key) for key in keys}, "calibration_seed": config.seed, "calibration_tokens": tokens}
+    return {
+        **manifest["settings"],
+        **plans,
+        **entry_bits,
+        "grid": rule.grid,
+        **({"groupsize": rule.groupsize} if rule.grid == "paper" else {}),
+        **{key: getattr(config, key) for key in keys},
+        "calibration_seed": config.seed,
+        "calibration_tokens": tokens,
+    }

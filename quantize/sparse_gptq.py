@@ -19,7 +19,9 @@ from quantize.grid import fitted_grid, fp16_unit, minmax_grid, top_codes
 
 BLOCK = 128  # columns that collect the errors of everything to their left together (a lazy batch)
 SUB_BLOCK = 32  # columns that collect the errors of earlier columns of their block together
-RETURNED_BLOCK = 32 << 20  # bytes (glibc's most): new pages for each of its many blocks of some MB would double a sweep's time
+RETURNED_BLOCK = (
+    32 << 20
+)  # bytes (glibc's most): new pages for each of its many blocks of some MB would double a sweep's time
 
 
 class NotPositiveDefinite(ValueError):
@@ -47,13 +49,22 @@ class Quantized:
 
     def values(self) -> Tensor:
         """The dequantized matrix (rows, columns); worked out transposed, where a column's grid is one piece of memory."""
-        zero, scale = (x.T.contiguous().index_select(0, self.group) for x in (self.zero, self.scale))  # (columns, rows or 1)
+        zero, scale = (
+            x.T.contiguous().index_select(0, self.group) for x in (self.zero, self.scale)
+        )  # (columns, rows or 1)
         kept = self.mask.T.contiguous().view(torch.uint8)  # bool is slower to multiply with
         return self.codes.T.contiguous().to(scale.dtype).sub_(zero).mul_(scale).mul_(kept).T
 
 
-def sparse_gptq(W: Tensor, mask: Tensor, H: Tensor, bits: int | Tensor, groupsize: int = -1, damping: float = 0.01,
-                act_order: bool = True) -> Tensor:
+def sparse_gptq(
+    W: Tensor,
+    mask: Tensor,
+    H: Tensor,
+    bits: int | Tensor,
+    groupsize: int = -1,
+    damping: float = 0.01,
+    act_order: bool = True,
+) -> Tensor:
     """Algorithm 2: W, mask (rows, n), H (n, n) -> Q (rows, n) dequantized, zero where the mask is.
 
     `bits` is a number or one per row; `groupsize` -1 means one group; `damping` is a share of H's mean diagonal.
@@ -125,8 +136,15 @@ def quantize_vectors(W: Tensor, mask: Tensor, inverse: Inverse, bits: int | Tens
     return Quantized(codes, scale[None], zero[None], torch.arange(columns, device=W.device), mask.bool())
 
 
-def _sweep(W: Tensor, mask: Tensor, inverse: Inverse, top: Sequence[Tensor], spans: list[tuple[int, int]],
-           grid_at: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]], propagate: bool) -> Tensor:
+def _sweep(
+    W: Tensor,
+    mask: Tensor,
+    inverse: Inverse,
+    top: Sequence[Tensor],
+    spans: list[tuple[int, int]],
+    grid_at: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    propagate: bool,
+) -> Tensor:
     """Algorithm 2 in the order of `inverse` -> codes (rows, columns), uint8, in W's own order.
 
     `grid_at` says scale and zero of a span of columns once its turn has come; a scale holds for a whole row of the span.
@@ -143,15 +161,18 @@ def _sweep(W: Tensor, mask: Tensor, inverse: Inverse, top: Sequence[Tensor], spa
         X, M, here = Wt[first:last], Mt[first:last].to(W.dtype), slice(first, last)
         _collect(X, R[:first, here], Wt[:first])
         scale, zero = grid_at(first, X, M)
-        torch.addcdiv(zero, X, scale, out=X)  # in steps: an error reaches its own row only, and a row has one scale in a span
+        torch.addcdiv(
+            zero, X, scale, out=X
+        )  # in steps: an error reaches its own row only, and a row has one scale in a span
         _quantize_span(X, M, R[here, here] / diagonal[here], zero, top[here], codes[here], propagate)
         X.mul_(scale).div_(diagonal[here])
     return codes.index_select(0, torch.argsort(inverse.order)).T.contiguous()
 
 
 @torch.inference_mode()  # five small calls per column, each faster without autograd's bookkeeping
-def _quantize_span(X: Tensor, M: Tensor, R: Tensor, zero: Tensor, top: Sequence[Tensor], codes: Tensor,
-                   propagate: bool) -> None:
+def _quantize_span(
+    X: Tensor, M: Tensor, R: Tensor, zero: Tensor, top: Sequence[Tensor], codes: Tensor, propagate: bool
+) -> None:
     """X (columns, rows), w / scale + zero of a span, becomes its errors in steps of the grid; fills `codes`, 0 where M is 0."""
     R.diagonal().zero_()  # what is left says how much of each error reaches the columns to its right
     rounded, (x, low) = X.new_empty(SUB_BLOCK, X.shape[1]), X.new_zeros(2, X.shape[1])

@@ -59,16 +59,19 @@ def main(arguments: Sequence[str]) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if processes.world_size() > 1:
-        raise InputError("calibration goes through the layers one after another and cannot be split over processes; run it "
-                         "without accelerate or torchrun")
+        raise InputError(
+            "calibration goes through the layers one after another and cannot be split over processes; run it "
+            "without accelerate or torchrun"
+        )
     refuse_existing(Path(flags.save_compressed_delta_dir), flags.overwrite)
     device = use_device(flags.device, flags.threads, RETURNED_BLOCK)
     report = Report(as_dict(config))
     finetuned = open_checkpoint(flags.model)
     if config.method == "bitdelta":
         sequences = model_tokens(flags.dataset, config, finetuned) if config.distill_steps else None
-        delta = write_bitdelta(flags.save_compressed_delta_dir, config, finetuned, sequences, device, report,
-                               flags.overwrite)
+        delta = write_bitdelta(
+            flags.save_compressed_delta_dir, config, finetuned, sequences, device, report, flags.overwrite
+        )
     else:
         if flags.sparsify_config:
             sparsify_first(flags)
@@ -81,10 +84,16 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("model", help="fine-tuned model: folder or hub id")
     parser.add_argument("dataset", help="calibration text: c4, wikitext2, or a .txt, .jsonl or .json file")
     parser.add_argument("--config", help="YAML file with the keys below")
-    parser.add_argument("--saved_delta_path", "--saved_delta_pth", dest="saved_delta_path",
-                        help="sparse delta to quantize, from sparsify/sparsify_quant.py")
+    parser.add_argument(
+        "--saved_delta_path",
+        "--saved_delta_pth",
+        dest="saved_delta_path",
+        help="sparse delta to quantize, from sparsify/sparsify_quant.py",
+    )
     parser.add_argument("--sparsify_config", help="YAML file of sparsify_quant.py, which is then run first")
-    parser.add_argument("--save_compressed_delta_dir", required=True, help="folder of the quantized delta that is written")
+    parser.add_argument(
+        "--save_compressed_delta_dir", required=True, help="folder of the quantized delta that is written"
+    )
     add_run_flags(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the YAML file")
     flags = parser.parse_intermixed_args(arguments)
@@ -96,8 +105,18 @@ def parse(arguments: Sequence[str]) -> Namespace:
 def sparsify_first(flags: Namespace) -> None:
     """Runs sparsify_quant.py into saved_delta_path, unless a finished delta is there from an earlier run."""
     script = Path(__file__).resolve().parents[1] / "sparsify" / "sparsify_quant.py"
-    command = [sys.executable, str(script), "--config", flags.sparsify_config, "--device", flags.device, "--threads",
-               str(flags.threads), f"save_dir={flags.saved_delta_path}", *(["--overwrite"] if flags.overwrite else [])]
+    command = [
+        sys.executable,
+        str(script),
+        "--config",
+        flags.sparsify_config,
+        "--device",
+        flags.device,
+        "--threads",
+        str(flags.threads),
+        f"save_dir={flags.saved_delta_path}",
+        *(["--overwrite"] if flags.overwrite else []),
+    ]
     if Path(flags.saved_delta_path).exists() and not flags.overwrite:
         log.info("%s is there and is used as it is; --overwrite makes it anew", flags.saved_delta_path)
         return
@@ -106,12 +125,15 @@ def sparsify_first(flags: Namespace) -> None:
         sys.exit(code)  # it has said why
 
 
-def quantize_sparse(flags: Namespace, config: Config, finetuned: Checkpoint, device: torch.device,
-                    report: Report) -> Delta:
+def quantize_sparse(
+    flags: Namespace, config: Config, finetuned: Checkpoint, device: torch.device, report: Report
+) -> Delta:
     """Everything checked -> calibration tokens -> layer by layer -> artifact."""
     if flags.saved_delta_path is None:
-        raise InputError("--saved_delta_path is missing: the sparse delta from sparsify/sparsify_quant.py; or let "
-                         "--sparsify_config YAML make it")
+        raise InputError(
+            "--saved_delta_path is missing: the sparse delta from sparsify/sparsify_quant.py; or let "
+            "--sparsify_config YAML make it"
+        )
     delta = open_delta(flags.saved_delta_path)
     if delta.manifest["kind"] == "quantized":
         raise InputError(f"{flags.saved_delta_path!r} is already quantized; give the sparse delta it came from")
@@ -121,16 +143,28 @@ def quantize_sparse(flags: Namespace, config: Config, finetuned: Checkpoint, dev
             cut_plan(rule.attn_plan if "self_attn" in name else rule.mlp_plan, delta.rank(name), name)
     base = open_base(config, delta, finetuned)
     sequences = model_tokens(flags.dataset, config, finetuned)
-    head = {"kind": "quantized", "method": delta.manifest["method"], "seed": delta.manifest["seed"],
-            "settings": head_settings(config, rule, delta.manifest, digest(sequences)),
-            **{key: delta.manifest[key] for key in ("base", "finetuned")}}
-    writer = DeltaWriter(flags.save_compressed_delta_dir, head, dtypes={name: delta.dtype(name) for name in delta.names()},
-                         extras=delta.extras(), dropped=delta.manifest["dropped"], needed_bytes=delta.sizes().total,
-                         overwrite=flags.overwrite)
+    head = {
+        "kind": "quantized",
+        "method": delta.manifest["method"],
+        "seed": delta.manifest["seed"],
+        "settings": head_settings(config, rule, delta.manifest, digest(sequences)),
+        **{key: delta.manifest[key] for key in ("base", "finetuned")},
+    }
+    writer = DeltaWriter(
+        flags.save_compressed_delta_dir,
+        head,
+        dtypes={name: delta.dtype(name) for name in delta.names()},
+        extras=delta.extras(),
+        dropped=delta.manifest["dropped"],
+        needed_bytes=delta.sizes().total,
+        overwrite=flags.overwrite,
+    )
     dtype = finetuned.model_dtype() if device.type == "cuda" else torch.float32
     weights = Weights(base, finetuned, delta, device)
     decoder = StreamedDecoder(finetuned, layers_prefix(finetuned), device, dtype)
-    quantize_layers(decoder, weights, writer, sequences, rule, true_sequential=config.true_sequential, batch=config.batch)
+    quantize_layers(
+        decoder, weights, writer, sequences, rule, true_sequential=config.true_sequential, batch=config.batch
+    )
     return writer.finish(delta.companions(), report)
 
 
@@ -140,8 +174,10 @@ def open_base(config: Config, delta: Delta, finetuned: Checkpoint) -> Checkpoint
     delta.check_base(base)
     expected, found = delta.manifest["finetuned"]["fingerprint"], finetuned.fingerprint()
     if expected != found:
-        raise InputError(f"{str(delta.path)!r} is a delta of fine-tuned model {delta.manifest['finetuned']['source']!r}, but "
-                         f"{finetuned.source!r} has other weights; give that model")
+        raise InputError(
+            f"{str(delta.path)!r} is a delta of fine-tuned model {delta.manifest['finetuned']['source']!r}, but "
+            f"{finetuned.source!r} has other weights; give that model"
+        )
     delta.verify()
     return base
 
@@ -158,18 +194,40 @@ def summary(delta: Delta, report: Report) -> str:
     lines = []
     worst = sorted((row for row in report.rows if "error" in row), key=lambda row: -row["error"])[:WORST]
     if worst:
-        parts = sorted({key for row in worst for key in row if key.startswith("error_")}, key=lambda key: -int(key[6:-3]))
-        rows = [(row["name"].removesuffix(".weight"), f"{row['error']:.4f}",
-                 *(f"{row[key]:.4f}" if key in row else "" for key in parts)) for row in worst]
-        lines += ["relative output error of the worst matrices, against the sparse delta",
-                  table(rows, ("matrix", "all", *(key.removeprefix("error_") for key in parts))), ""]
-    rows = [("linear layers, values only", f"{sizes.linear_dense:,}", f"{sizes.values:,}",
-             f"{sizes.linear_dense / max(sizes.values, 1):.2f}"),
-            ("linear layers, all bytes", f"{sizes.linear_dense:,}", f"{sizes.linear:,}", f"{sizes.linear_ratio:.2f}"),
-            ("whole checkpoint", f"{sizes.checkpoint:,}", f"{sizes.total:,}", f"{sizes.checkpoint_ratio:.2f}")]
+        parts = sorted(
+            {key for row in worst for key in row if key.startswith("error_")}, key=lambda key: -int(key[6:-3])
+        )
+        rows = [
+            (
+                row["name"].removesuffix(".weight"),
+                f"{row['error']:.4f}",
+                *(f"{row[key]:.4f}" if key in row else "" for key in parts),
+            )
+            for row in worst
+        ]
+        lines += [
+            "relative output error of the worst matrices, against the sparse delta",
+            table(rows, ("matrix", "all", *(key.removeprefix("error_") for key in parts))),
+            "",
+        ]
+    rows = [
+        (
+            "linear layers, values only",
+            f"{sizes.linear_dense:,}",
+            f"{sizes.values:,}",
+            f"{sizes.linear_dense / max(sizes.values, 1):.2f}",
+        ),
+        ("linear layers, all bytes", f"{sizes.linear_dense:,}", f"{sizes.linear:,}", f"{sizes.linear_ratio:.2f}"),
+        ("whole checkpoint", f"{sizes.checkpoint:,}", f"{sizes.total:,}", f"{sizes.checkpoint_ratio:.2f}"),
+    ]
     title = f"bytes (nominal ratio {nominal:g})" if nominal else "bytes"
-    return "\n".join([*lines, f"{delta.path}: {delta.manifest['method']}, quantized",
-                      table(rows, (title, "16 bit / as stored", "delta", "ratio"))])
+    return "\n".join(
+        [
+            *lines,
+            f"{delta.path}: {delta.manifest['method']}, quantized",
+            table(rows, (title, "16 bit / as stored", "delta", "ratio")),
+        ]
+    )
 
 
 if __name__ == "__main__":

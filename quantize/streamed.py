@@ -32,21 +32,28 @@ class StreamedDecoder:
             with init_empty_weights(include_buffers=False):
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         except (ValueError, OSError) as error:
-            raise InputError(f"transformers cannot build {checkpoint.source!r} ({str(error).splitlines()[0]}); calibration "
-                             "runs the model's own code and needs an architecture that this transformers has") from error
+            raise InputError(
+                f"transformers cannot build {checkpoint.source!r} ({str(error).splitlines()[0]}); calibration "
+                "runs the model's own code and needs an architecture that this transformers has"
+            ) from error
         trunk, _, attribute = layers_prefix.rpartition(".")
         try:
             self._trunk = model.get_submodule(trunk).eval()
             self.layers: Sequence[nn.Module] = getattr(self._trunk, attribute)
         except AttributeError as error:
-            raise InputError(f"transformers' {type(model).__name__} has no {layers_prefix!r}, where the weights of "
-                             f"{checkpoint.source!r} lie; calibration does not know this architecture") from error
-        missing = [name for layer in range(len(self.layers)) for name in self.parameter_names(layer)
-                   if name not in checkpoint]
+            raise InputError(
+                f"transformers' {type(model).__name__} has no {layers_prefix!r}, where the weights of "
+                f"{checkpoint.source!r} lie; calibration does not know this architecture"
+            ) from error
+        missing = [
+            name for layer in range(len(self.layers)) for name in self.parameter_names(layer) if name not in checkpoint
+        ]
         if missing:
-            raise InputError(f"transformers' {type(model).__name__} has a parameter {missing[0]!r}, which "
-                             f"{checkpoint.source!r} lacks; calibration needs an architecture that transformers stores as "
-                             "it runs it (mixtures of experts are not)")
+            raise InputError(
+                f"transformers' {type(model).__name__} has a parameter {missing[0]!r}, which "
+                f"{checkpoint.source!r} lacks; calibration needs an architecture that transformers stores as "
+                "it runs it (mixtures of experts are not)"
+            )
         outside = [name for name, _ in self._trunk.named_parameters() if not name.startswith(f"{attribute}.")]
         self._fill(self._trunk, {name: checkpoint.tensor(f"{trunk}.{name}" if trunk else name) for name in outside})
         for module in self._trunk.children():
@@ -84,6 +91,7 @@ class StreamedDecoder:
                     first.append(hidden)
                 calls[index] = (args, keywords)
                 return hidden
+
             return forward
 
         for index, layer in enumerate(self.layers):
@@ -105,8 +113,12 @@ class StreamedDecoder:
     def stages(self, layer: int, names: Sequence[str], hidden: Tensor, call: Call) -> list[list[str]]:
         """The linear weights of a layer in the order in which the layer uses them; those fed by one tensor together."""
         used: list[tuple[str, Tensor]] = []
-        hooks = [self.module(layer, name).register_forward_pre_hook(
-            lambda _, inputs, name=name: used.append((name, inputs[0]))) for name in names]
+        hooks = [
+            self.module(layer, name).register_forward_pre_hook(
+                lambda _, inputs, name=name: used.append((name, inputs[0]))
+            )
+            for name in names
+        ]
         try:
             self.run(layer, hidden, call)
         finally:
@@ -114,8 +126,10 @@ class StreamedDecoder:
                 hook.remove()
         idle = sorted(set(names) - {name for name, _ in used})
         if idle:
-            raise InputError(f"{idle[0]} takes no part in the layer's forward pass on the calibration text, so it cannot "
-                             "be calibrated; leave it out by weight_types")
+            raise InputError(
+                f"{idle[0]} takes no part in the layer's forward pass on the calibration text, so it cannot "
+                "be calibrated; leave it out by weight_types"
+            )
         stages: list[tuple[list[str], Tensor]] = []
         for name, value in used:
             if stages and stages[-1][1] is value:
@@ -133,6 +147,7 @@ class StreamedDecoder:
                 seen[name] = inputs[0].detach()
                 if len(seen) == len(names):
                     raise _Reached
+
             return hook
 
         hooks = [self.module(layer, name).register_forward_pre_hook(see(name)) for name in names]
@@ -147,6 +162,8 @@ class StreamedDecoder:
             yield name, seen.pop(name).flatten(0, -2)
 
     def _fill(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        state = {name: nn.Parameter(value.to(self.device, self.dtype), requires_grad=False)
-                 for name, value in weights.items()}
+        state = {
+            name: nn.Parameter(value.to(self.device, self.dtype), requires_grad=False)
+            for name, value in weights.items()
+        }
         module.load_state_dict(state, strict=False, assign=True)

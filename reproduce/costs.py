@@ -25,15 +25,18 @@ from impart.config import Parser
 from impart.errors import InputError, run
 
 CONFIGS = Path("configs")
-START = 3.0                       # seconds until a script has imported what it needs
-DISK_RATE = 1e9                   # bytes per second
+START = 3.0  # seconds until a script has imported what it needs
+DISK_RATE = 1e9  # bytes per second
 TINY_TOKENS = 25
 # items and mean tokens of an answer, the file in IMPART_DATA, and the data set on the hub (none: a package has them)
-BENCHMARKS = {"gsm8k": (1319, 200, "gsm8k_test.jsonl", "openai/gsm8k"),
-              "math": (5000, 400, "math_test.jsonl", "DigitalLearningGmbH/MATH-lighteval"),
-              "humaneval": (164, 250, None, None), "mbpp": (378, 150, None, None),
-              "ifeval": (541, 400, "ifeval.jsonl", "google/IFEval"),
-              "alpacaeval": (805, 400, "alpaca_eval_gpt4_1106_preview.json", "tatsu-lab/alpaca_eval")}
+BENCHMARKS = {
+    "gsm8k": (1319, 200, "gsm8k_test.jsonl", "openai/gsm8k"),
+    "math": (5000, 400, "math_test.jsonl", "DigitalLearningGmbH/MATH-lighteval"),
+    "humaneval": (164, 250, None, None),
+    "mbpp": (378, 150, None, None),
+    "ifeval": (541, 400, "ifeval.jsonl", "google/IFEval"),
+    "alpacaeval": (805, 400, "alpaca_eval_gpt4_1106_preview.json", "tatsu-lab/alpaca_eval"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,11 @@ class Machine:
     """Coefficients of one device. `svd`: seconds per m * n * min(m, n); `flops` per second of calibration."""
 
     svd: float
-    mask: float          # seconds per entry of the factors
+    mask: float  # seconds per entry of the factors
     flops: float
     answer_flops: float  # 2 * parameters per generated token
-    most_tokens: float   # tokens per second, however small the model
-    merge: float         # seconds per parameter
+    most_tokens: float  # tokens per second, however small the model
+    merge: float  # seconds per parameter
 
 
 CPU = Machine(svd=2.75e-10, mask=4.3e-9, flops=4e10, answer_flops=4e9, most_tokens=1600, merge=3.2e-8)
@@ -167,13 +170,17 @@ def summary(steps: Sequence[Step], sizes: Mapping[str, Size | None], jobs: int, 
             spent_gpu = sum(seconds(step, sizes[step.pair], GPU) for step in known) / 3600
             memory = max((gpu_bytes(step, sizes[step.pair]) for step in known), default=0.0) / 1e9
             total += spent
-            lines.append(f"# {stage}: {len(own)} steps, {spent:.2f} h ({device})"
-                         + ("" if gpus else f", {spent_gpu:.2f} h on one GPU (estimated)")
-                         + f", {memory:.1f} GB of GPU memory where there is one")
+            lines.append(
+                f"# {stage}: {len(own)} steps, {spent:.2f} h ({device})"
+                + ("" if gpus else f", {spent_gpu:.2f} h on one GPU (estimated)")
+                + f", {memory:.1f} GB of GPU memory where there is one"
+            )
     if any(size is None for size in sizes.values()):
         lines.append("# not counted: pairs whose pair.yaml lacks parameters, hidden_size or layers")
-    lines.append(f"# in all: {len(steps)} steps missing, {total:.2f} h on one device, {total / jobs:.2f} h with {jobs} at a "
-                 f"time; {disk(steps, sizes, jobs) / 1e9:.2f} GB of disk")
+    lines.append(
+        f"# in all: {len(steps)} steps missing, {total:.2f} h on one device, {total / jobs:.2f} h with {jobs} at a "
+        f"time; {disk(steps, sizes, jobs) / 1e9:.2f} GB of disk"
+    )
     return "\n".join(lines)
 
 

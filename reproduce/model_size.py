@@ -1,6 +1,6 @@
 """Prints a model's size as lines of a pair.yaml; reads its config.json, from the folder or the hub.
 
-    python reproduce/model_size.py meta-llama/Llama-2-13b-hf
+python reproduce/model_size.py meta-llama/Llama-2-13b-hf
 """
 
 import json
@@ -20,23 +20,31 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("model", help="folder or hub id")
     flags = parser.parse_args(arguments)
     config = read_config(flags.model)
-    print(f"parameters: {parameters(config) / 1e9:.4g}          # billions; with the two below only --dry-run needs it\n"
-          f"hidden_size: {config['hidden_size']}\nlayers: {config['num_hidden_layers']}")
+    print(
+        f"parameters: {parameters(config) / 1e9:.4g}          # billions; with the two below only --dry-run needs it\n"
+        f"hidden_size: {config['hidden_size']}\nlayers: {config['num_hidden_layers']}"
+    )
 
 
 def read_config(model: str) -> dict:
     file = Path(model).expanduser() / "config.json"
     if not file.is_file():
         from huggingface_hub import hf_hub_download
+
         try:
             file = Path(hf_hub_download(model, "config.json"))
         except Exception as error:  # offline, gated, no such model: the remedy is the same
-            raise InputError(f"{model!r} is no folder with a config.json, and the hub does not give one "
-                             f"({type(error).__name__})") from error
+            raise InputError(
+                f"{model!r} is no folder with a config.json, and the hub does not give one ({type(error).__name__})"
+            ) from error
     config = json.loads(file.read_text())
-    missing = [key for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size") if key not in config]
+    missing = [
+        key for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size") if key not in config
+    ]
     if missing:
-        raise InputError(f"{file} lacks {missing[0]}; write parameters, hidden_size and layers into the pair.yaml yourself")
+        raise InputError(
+            f"{file} lacks {missing[0]}; write parameters, hidden_size and layers into the pair.yaml yourself"
+        )
     return config
 
 

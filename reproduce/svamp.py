@@ -27,7 +27,9 @@ def main(arguments: Sequence[str]) -> None:
     try:
         items = [converted(item) for item in json.loads(flags.source.read_text())]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{flags.source} is not SVAMP's JSON array of Body, Question and Answer ({error!r})") from error
+        raise InputError(
+            f"{flags.source} is not SVAMP's JSON array of Body, Question and Answer ({error!r})"
+        ) from error
     write_atomically(flags.target, "".join(json.dumps(item) + "\n" for item in items).encode())
     print(f"{flags.target}: {len(items)} items")
 

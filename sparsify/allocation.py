@@ -40,7 +40,8 @@ def check_feasible(name: str, m: int, n: int, cr: float, beta: float) -> None:
         largest = math.floor(largest_beta(cr) * 10**4) / 10**4  # rounded down: what the message names has to work
         raise InputError(
             f"{name} ({m} x {n}): preprune_ratio beta={beta:g} already drops b={b:.4f} of its singular vectors, more "
-            f"than compression_ratio={cr:g} allows (alpha={alpha:.4f}); take beta <= {largest:g} or a higher ratio")
+            f"than compression_ratio={cr:g} allows (alpha={alpha:.4f}); take beta <= {largest:g} or a higher ratio"
+        )
 
 
 def lowrank_rank(m: int, n: int, cr: float) -> int:
@@ -96,7 +97,7 @@ def _shifted_boundary(p: np.ndarray, remaining: int, gamma: float) -> np.ndarray
     """Drops columns from the end until the mean of p over all K reaches gamma (Alg. 1, shift the boundary)."""
     K = len(p)
     means = (np.concatenate(([0.0], np.cumsum(p))) + (K - np.arange(K + 1))) / K  # means[r]: columns r.. dropped
-    reached = np.flatnonzero(means[:remaining + 1] >= gamma)
+    reached = np.flatnonzero(means[: remaining + 1] >= gamma)
     r = int(reached[-1]) if len(reached) else 0
     # The rule compares a left-to-right sum; next to the boundary repeat it to the letter, or exact ties differ.
     while r < remaining and _mean_with_dropped(p, r + 1) >= gamma:

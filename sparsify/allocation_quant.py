@@ -85,9 +85,13 @@ def check_quantized(name: str, m: int, n: int, cr: float, beta: float, cost: Cos
         return
     needed = dense_rank(N, cost, budget) + 1
     if needed > N:
-        raise InputError(f"{name} ({m} x {n}): even all {N} singular vectors take less than compression_ratio_qt={cr:g} "
-                         "allows; take a higher ratio or more bits")
+        raise InputError(
+            f"{name} ({m} x {n}): even all {N} singular vectors take less than compression_ratio_qt={cr:g} "
+            "allows; take a higher ratio or more bits"
+        )
     largest = 1.0 - needed * (m + n) / (2.0 * m * n)  # needed / N = 1 - b = (1 - beta) 2 m n / ((m + n) N)
-    raise InputError(f"{name} ({m} x {n}): preprune_ratio beta={beta:g} leaves {K} singular vectors, which at their bits "
-                     f"take less than compression_ratio_qt={cr:g} allows; take beta <= {np.floor(largest * 1e4) / 1e4:.4f} "
-                     "or a higher ratio")
+    raise InputError(
+        f"{name} ({m} x {n}): preprune_ratio beta={beta:g} leaves {K} singular vectors, which at their bits "
+        f"take less than compression_ratio_qt={cr:g} allows; take beta <= {np.floor(largest * 1e4) / 1e4:.4f} "
+        "or a higher ratio"
+    )

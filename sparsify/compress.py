@@ -12,15 +12,30 @@ from impart.report import Report, progress
 from sparsify.sources import Source
 
 
-def compress(source: Source, encode: Callable[[str], Encoded], path: str | Path, head: Mapping, *, needed_bytes: int,
-             overwrite: bool, report: Report, what: str) -> Delta | None:
+def compress(
+    source: Source,
+    encode: Callable[[str], Encoded],
+    path: str | Path,
+    head: Mapping,
+    *,
+    needed_bytes: int,
+    overwrite: bool,
+    report: Report,
+    what: str,
+) -> Delta | None:
     """Encodes every matrix of `source` into the artifact `path`; returns it, or None in all processes but the first.
 
     `head`: kind, method, settings and seed; `encode(name)` gives one matrix as it is stored.
     """
-    writer = DeltaWriter(path, {**head, **source.head()}, dtypes={name: source.dtype(name) for name in source.matrices},
-                         extras=source.extras, dropped=source.dropped,
-                         needed_bytes=needed_bytes + source.extra_bytes(), overwrite=overwrite)
+    writer = DeltaWriter(
+        path,
+        {**head, **source.head()},
+        dtypes={name: source.dtype(name) for name in source.matrices},
+        extras=source.extras,
+        dropped=source.dropped,
+        needed_bytes=needed_bytes + source.extra_bytes(),
+        overwrite=overwrite,
+    )
     pending = writer.pending()
     steps = progress([name for shard in pending for name in shard.matrices], what=what)
     for shard in pending:

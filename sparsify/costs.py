@@ -51,7 +51,9 @@ class Accounting:
         header = self._header(name, m, n, cr)
         return lambda p: expected_code_bits(p, m, n, bits) + 8 * (header + self._overhead(m, n, len(p), endless))
 
-    def drawn_bytes(self, name: str, m: int, n: int, p: np.ndarray, *, seed: int, mask: str, cr: float) -> tuple[int, int]:
+    def drawn_bytes(
+        self, name: str, m: int, n: int, p: np.ndarray, *, seed: int, mask: str, cr: float
+    ) -> tuple[int, int]:
         """Bytes of the codes, and of all that is stored of the matrix, with the masks of this seed."""
         t = keep_thresholds(p)
         kept = tuple(MASKS[mask](seed, name, letter, t, rows).sum(1) for letter, rows in (("U", m), ("V", n)))

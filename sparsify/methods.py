@@ -15,8 +15,20 @@ def impart_rank(m: int, n: int, beta: float) -> int:
     return kept_rank(min(m, n), preprune_ratio(m, n, beta))
 
 
-def impart(U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, *, name: str, cr: float, beta: float, C: float, seed: int,
-           allocation: str = "importance", mask: str = "bernoulli", rescale: bool = True) -> Encoded:
+def impart(
+    U: torch.Tensor,
+    s: torch.Tensor,
+    V: torch.Tensor,
+    *,
+    name: str,
+    cr: float,
+    beta: float,
+    C: float,
+    seed: int,
+    allocation: str = "importance",
+    mask: str = "bernoulli",
+    rescale: bool = True,
+) -> Encoded:
     """ImPart on U (m, r), s (r,), V (n, r) at compression ratio `cr`; the leading K triplets are enough.
 
     allocation: "importance" (Algorithm 1) or "uniform" (every kept column the same); beta = 0 skips pre-pruning;
@@ -25,7 +37,7 @@ def impart(U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, *, name: str, cr: 
     m, n = len(U), len(V)
     N, alpha, b = min(m, n), uv_sparsity(m, n, cr), preprune_ratio(m, n, beta)
     values = np.zeros(N)
-    values[:len(s)] = s.double().cpu().numpy()
+    values[: len(s)] = s.double().cpu().numpy()
     p = sparsity_ratios(values, alpha, b, C) if allocation == "importance" else uniform_ratios(values, alpha, b)
     r = len(p)
     if r == 0:  # departs from the paper: it does not treat a p that leaves no column

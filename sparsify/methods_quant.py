@@ -13,13 +13,25 @@ from sparsify.allocation_quant import budget_bits, dense_rank, quantized_ratios,
 from sparsify.costs import Accounting
 
 
-def impart_to_size(U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, *, name: str, cr: float, beta: float, C: float,
-                   seed: int, accounting: Accounting, mask: str = "bernoulli", rescale: bool = True) -> Encoded:
+def impart_to_size(
+    U: torch.Tensor,
+    s: torch.Tensor,
+    V: torch.Tensor,
+    *,
+    name: str,
+    cr: float,
+    beta: float,
+    C: float,
+    seed: int,
+    accounting: Accounting,
+    mask: str = "bernoulli",
+    rescale: bool = True,
+) -> Encoded:
     """The kept entries of U (m, r) and V (n, r), r >= K, that at their bits take 1 / cr of dW in 16 bit (Algorithm 3)."""
     m, n = len(U), len(V)
     N, b, budget = min(m, n), preprune_ratio(m, n, beta), budget_bits(m, n, cr)
     values = np.zeros(N)
-    values[:len(s)] = s.double().cpu().numpy()
+    values[: len(s)] = s.double().cpu().numpy()
     cost = accounting.cost(name, m, n, cr)
     p = quantized_ratios(values, b, C, cost, budget)
 
@@ -30,22 +42,26 @@ def impart_to_size(U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, *, name: s
         p = redrawn(p, cost, lambda q: 8 * drawn(q)[1], budget)
     r = len(p)
     if r == 0:
-        raise InputError(f"{name} ({m} x {n}): compression ratio {cr:g} leaves {budget / 8:.0f} bytes, less than one "
-                         f"singular triplet needs (accounting: {accounting.count}); take a lower ratio or fewer bits")
+        raise InputError(
+            f"{name} ({m} x {n}): compression ratio {cr:g} leaves {budget / 8:.0f} bytes, less than one "
+            f"singular triplet needs (accounting: {accounting.count}); take a lower ratio or fewer bits"
+        )
     encoded = sparse_factors(U[:, :r], s[:r], V[:, :r], p, seed=seed, name=name, mask=mask, rescale=rescale)
     return encoded if accounting.plan is None else _with_sizes(encoded, *drawn(p))
 
 
-def deltacome(U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, *, name: str, cr: float,
-              accounting: Accounting) -> Encoded:
+def deltacome(
+    U: torch.Tensor, s: torch.Tensor, V: torch.Tensor, *, name: str, cr: float, accounting: Accounting
+) -> Encoded:
     """The leading triplets, dense: as many as 1 / cr of dW in 16 bit holds at their bits."""
     r = deltacome_rank(name, len(U), len(V), cr, accounting)
     r = min(r, int(torch.count_nonzero(s)))
     if r == 0:
         return empty((len(U), len(V)))
     kept = np.full(r, len(U)), np.full(r, len(V))
-    return _with_sizes(svd_factors(U[:, :r], s[:r], V[:, :r], torch.float16),
-                       *accounting.kept_bytes(name, len(U), len(V), kept, cr))
+    return _with_sizes(
+        svd_factors(U[:, :r], s[:r], V[:, :r], torch.float16), *accounting.kept_bytes(name, len(U), len(V), kept, cr)
+    )
 
 
 def deltacome_rank(name: str, m: int, n: int, cr: float, accounting: Accounting) -> int:
@@ -53,8 +69,10 @@ def deltacome_rank(name: str, m: int, n: int, cr: float, accounting: Accounting)
     N, budget = min(m, n), budget_bits(m, n, cr)
     r = dense_rank(N, accounting.cost(name, m, n, cr), budget)
     if r == 0:
-        raise InputError(f"{name} ({m} x {n}): compression_ratio_qt={cr:g} leaves {budget / 8:.0f} bytes, less than one "
-                         f"dense triplet needs (accounting: {accounting.count}); take a lower ratio or fewer bits")
+        raise InputError(
+            f"{name} ({m} x {n}): compression_ratio_qt={cr:g} leaves {budget / 8:.0f} bytes, less than one "
+            f"dense triplet needs (accounting: {accounting.count}); take a lower ratio or fewer bits"
+        )
     return r
 
 
@@ -70,8 +88,10 @@ def dare_keep_ratio(name: str, m: int, n: int, cr: float, bits: int, accounting:
     """The share of entries that DARE keeps; InputError when not even 1 of 65536 fits."""
     keep = accounting.entries_keep_ratio(name, m, n, bits, cr)
     if keep < 1 / 65536:
-        raise InputError(f"{name} ({m} x {n}): compression_ratio_qt={cr:g} leaves no byte for entries of {bits} bits after "
-                         f"their grids (accounting: {accounting.count}); take a lower ratio or a larger groupsize")
+        raise InputError(
+            f"{name} ({m} x {n}): compression_ratio_qt={cr:g} leaves no byte for entries of {bits} bits after "
+            f"their grids (accounting: {accounting.count}); take a lower ratio or a larger groupsize"
+        )
     return keep
 
 

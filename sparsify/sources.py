@@ -91,14 +91,18 @@ class SvdSource:
 
     def __init__(self, delta: Delta, matrices: list[str], device: torch.device, finetuned: Checkpoint | None):
         if delta.manifest["kind"] != "svd":
-            raise InputError(f"{str(delta.path)!r} is a {delta.manifest['kind']} delta; an SVD delta is wanted here, "
-                             "as delta.py --svd makes it")
+            raise InputError(
+                f"{str(delta.path)!r} is a {delta.manifest['kind']} delta; an SVD delta is wanted here, "
+                "as delta.py --svd makes it"
+            )
         self._delta, self._device, self._finetuned = delta, device, finetuned
         chosen = set(matrices)
         self._left_out = [name for name in delta.names() if name not in chosen]
         if self._left_out and finetuned is None:
-            raise InputError(f"weight_types leaves out {self._left_out[0]} and {len(self._left_out) - 1} more of "
-                             f"{str(delta.path)!r}, which then come from the fine-tuned model; name it as ftm_dir")
+            raise InputError(
+                f"weight_types leaves out {self._left_out[0]} and {len(self._left_out) - 1} more of "
+                f"{str(delta.path)!r}, which then come from the fine-tuned model; name it as ftm_dir"
+            )
         if finetuned is not None:
             delta.check_finetuned(finetuned)
         self.matrices, self.extras = matrices, delta.extras() + self._left_out
@@ -122,9 +126,11 @@ class SvdSource:
         for name in self.matrices:
             held, wanted = self._delta.rank(name), rank(name)
             if 0 < held < wanted:
-                raise InputError(f"{name} has {held} singular triplets in {str(self._delta.path)!r}, and {wanted} are "
-                                 "needed; make the SVD with a larger --dim or without, or give base_model and ftm_dir "
-                                 "instead of svd_dir")
+                raise InputError(
+                    f"{name} has {held} singular triplets in {str(self._delta.path)!r}, and {wanted} are "
+                    "needed; make the SVD with a larger --dim or without, or give base_model and ftm_dir "
+                    "instead of svd_dir"
+                )
 
     def extra(self, name: str) -> torch.Tensor:
         return self._finetuned.tensor(name) if name in self._left_out else self._delta.extra(name)
@@ -141,7 +147,9 @@ class SvdSource:
         return self._delta.companions()
 
 
-def open_source(config: Config, device: torch.device, check_shapes: Callable[[Mapping[str, tuple[int, int]]], None]) -> Source:
+def open_source(
+    config: Config, device: torch.device, check_shapes: Callable[[Mapping[str, tuple[int, int]]], None]
+) -> Source:
     """The models or the saved SVD, checked against each other and the settings before anything long begins."""
     keys = (config.weight_types, config.layer_num, config.weight_name)
     if config.svd_dir is not None:
@@ -150,7 +158,9 @@ def open_source(config: Config, device: torch.device, check_shapes: Callable[[Ma
         # The models are not needed here but for what is left out or rebuilt, so a hub id is fetched only then; a folder
         # that is named all the same has to be the one that the SVD was made from.
         left_out = len(matrices) < len(svd.names())
-        finetuned = open_checkpoint(config.ftm_dir) if config.ftm_dir and (left_out or is_folder(config.ftm_dir)) else None
+        finetuned = (
+            open_checkpoint(config.ftm_dir) if config.ftm_dir and (left_out or is_folder(config.ftm_dir)) else None
+        )
         source = SvdSource(svd, matrices, device, finetuned)
         check_shapes({name: source.shape(name) for name in source.matrices})
         if config.save_model or is_folder(config.base_model):

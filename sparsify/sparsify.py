@@ -49,8 +49,16 @@ def main(arguments: Sequence[str]) -> None:
     device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
     source = open_source(config, device, lambda shapes: check_budgets(config, shapes))
     source.require(lambda name: needed_rank(config, *source.shape(name)))
-    delta = compress(source, encoder(config, source), config.save_dir, head(config), overwrite=flags.overwrite,
-                     needed_bytes=expected_bytes(config, source), report=report, what=config.method)
+    delta = compress(
+        source,
+        encoder(config, source),
+        config.save_dir,
+        head(config),
+        overwrite=flags.overwrite,
+        needed_bytes=expected_bytes(config, source),
+        report=report,
+        what=config.method,
+    )
     if delta is not None:
         print(summary(delta))
         if config.log_dir:
@@ -66,8 +74,11 @@ def needed_rank(config: Config, m: int, n: int) -> int:
     """Number of leading singular triplets of an (m, n) matrix that the method reads."""
     if config.method == "dare":
         return min(m, n)
-    return impart_rank(m, n, config.preprune_ratio) if config.method == "impart" \
+    return (
+        impart_rank(m, n, config.preprune_ratio)
+        if config.method == "impart"
         else min(m, n, lowrank_rank(m, n, config.compression_ratio))
+    )
 
 
 def encoder(config: Config, source: Source) -> Callable[[str], Encoded]:
@@ -84,10 +95,28 @@ def encoder(config: Config, source: Source) -> Callable[[str], Encoded]:
         if config.method == "lowrank":
             return lowrank(*triplets, cr=cr)
         if config.accounting == "bytes":
-            return impart_to_size(*triplets, name=name, cr=cr, beta=beta, C=config.C, seed=seed, mask=config.mask,
-                                  rescale=config.rescale, accounting=Accounting(plan=None))
-        return impart(*triplets, name=name, cr=cr, beta=beta, C=config.C, seed=seed, allocation=config.allocation,
-                      mask=config.mask, rescale=config.rescale)
+            return impart_to_size(
+                *triplets,
+                name=name,
+                cr=cr,
+                beta=beta,
+                C=config.C,
+                seed=seed,
+                mask=config.mask,
+                rescale=config.rescale,
+                accounting=Accounting(plan=None),
+            )
+        return impart(
+            *triplets,
+            name=name,
+            cr=cr,
+            beta=beta,
+            C=config.C,
+            seed=seed,
+            allocation=config.allocation,
+            mask=config.mask,
+            rescale=config.rescale,
+        )
 
     return encode
 
@@ -102,29 +131,49 @@ def summary(delta: Delta) -> str:
     """Nominal ratio against what was written: by values, by bytes of the linear layers, by bytes of the checkpoint."""
     sizes, nominal = delta.sizes(), delta.manifest["settings"]["compression_ratio"]
     kept = sum(sum(entry["kept"]) for entry in delta.manifest["matrices"].values())
-    rows = [("values of the linear layers", f"{sizes.linear_dense // 2:,}", f"{kept:,}",
-             f"{sizes.linear_dense / 2 / max(kept, 1):.2f}"),
-            ("bytes of the linear layers", f"{sizes.linear_dense:,}", f"{sizes.linear:,}", f"{sizes.linear_ratio:.2f}"),
-            ("bytes of the checkpoint", f"{sizes.checkpoint:,}", f"{sizes.total:,}", f"{sizes.checkpoint_ratio:.2f}")]
-    return (f"{delta.path}: {delta.manifest['method']} at compression ratio {nominal:g}, seed {delta.manifest['seed']}\n"
-            + table(rows, ("", "before", "after", "ratio")))
+    rows = [
+        (
+            "values of the linear layers",
+            f"{sizes.linear_dense // 2:,}",
+            f"{kept:,}",
+            f"{sizes.linear_dense / 2 / max(kept, 1):.2f}",
+        ),
+        ("bytes of the linear layers", f"{sizes.linear_dense:,}", f"{sizes.linear:,}", f"{sizes.linear_ratio:.2f}"),
+        ("bytes of the checkpoint", f"{sizes.checkpoint:,}", f"{sizes.total:,}", f"{sizes.checkpoint_ratio:.2f}"),
+    ]
+    return (
+        f"{delta.path}: {delta.manifest['method']} at compression ratio {nominal:g}, seed {delta.manifest['seed']}\n"
+        + table(rows, ("", "before", "after", "ratio"))
+    )
 
 
 def write_table(delta: Delta, file: Path) -> None:
     """One line per matrix: shape, ranks, sparsity asked for and measured, and true ratios."""
     settings, text = delta.manifest["settings"], io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("name", "type", "m", "n", "alpha", "b", "rank", "kept_u", "kept_v", "sparsity", "value_ratio",
-                     "byte_ratio"))
+    writer.writerow(
+        ("name", "type", "m", "n", "alpha", "b", "rank", "kept_u", "kept_v", "sparsity", "value_ratio", "byte_ratio")
+    )
     for name, entry in delta.manifest["matrices"].items():
         (m, n), kept = entry["shape"], sum(entry["kept"])
         capacity = (m + n) * min(m, n) if len(entry["kept"]) == 2 else m * n
         beta = settings.get("preprune_ratio")
-        writer.writerow((
-            name, weight_type(name), m, n, f"{uv_sparsity(m, n, settings['compression_ratio']):.6f}",
-            "" if beta is None else f"{preprune_ratio(m, n, beta):.6f}", entry.get("rank", ""), entry["kept"][0],
-            entry["kept"][1] if len(entry["kept"]) == 2 else "", f"{1 - kept / capacity:.6f}",
-            f"{m * n / kept:.4f}" if kept else "", f"{2 * m * n / entry['bytes']:.4f}" if kept else ""))
+        writer.writerow(
+            (
+                name,
+                weight_type(name),
+                m,
+                n,
+                f"{uv_sparsity(m, n, settings['compression_ratio']):.6f}",
+                "" if beta is None else f"{preprune_ratio(m, n, beta):.6f}",
+                entry.get("rank", ""),
+                entry["kept"][0],
+                entry["kept"][1] if len(entry["kept"]) == 2 else "",
+                f"{1 - kept / capacity:.6f}",
+                f"{m * n / kept:.4f}" if kept else "",
+                f"{2 * m * n / entry['bytes']:.4f}" if kept else "",
+            )
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, text.getvalue().encode())
 

@@ -42,8 +42,16 @@ def main(arguments: Sequence[str]) -> None:
     device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
     source = open_source(config, device, lambda shapes: check_quantized_budgets(config, shapes))
     source.require(lambda name: needed_rank(config, name, *source.shape(name)))
-    delta = compress(source, encoder(config, source), config.save_dir, head_quant(config), overwrite=flags.overwrite,
-                     needed_bytes=expected_bytes(config, source), report=report, what=config.method)
+    delta = compress(
+        source,
+        encoder(config, source),
+        config.save_dir,
+        head_quant(config),
+        overwrite=flags.overwrite,
+        needed_bytes=expected_bytes(config, source),
+        report=report,
+        what=config.method,
+    )
     if delta is not None:
         print(summary(delta))
         if config.log_dir:
@@ -55,8 +63,11 @@ def needed_rank(config: QuantConfig, name: str, m: int, n: int) -> int:
     """Number of leading singular triplets of an (m, n) matrix that the method reads."""
     if config.method == "dare":
         return min(m, n)
-    return impart_rank(m, n, config.preprune_ratio) if config.method == "impart" \
+    return (
+        impart_rank(m, n, config.preprune_ratio)
+        if config.method == "impart"
         else deltacome_rank(name, m, n, config.compression_ratio_qt, accounting_of(config))
+    )
 
 
 def encoder(config: QuantConfig, source: Source) -> Callable[[str], Encoded]:
@@ -66,15 +77,24 @@ def encoder(config: QuantConfig, source: Source) -> Callable[[str], Encoded]:
     def encode(name: str) -> Encoded:
         m, n = source.shape(name)
         if config.method == "dare":
-            return dare_quantized(source.dense(name), name=name, cr=cr, bits=config.bits, seed=config.seed,
-                                  accounting=accounting)
+            return dare_quantized(
+                source.dense(name), name=name, cr=cr, bits=config.bits, seed=config.seed, accounting=accounting
+            )
         triplets = source.triplets(name, needed_rank(config, name, m, n))
         if triplets is None:
             return empty((m, n))
         if config.method == "deltacome":
             return deltacome(*triplets, name=name, cr=cr, accounting=accounting)
-        return impart_to_size(*triplets, name=name, cr=cr, beta=config.preprune_ratio, C=config.C, seed=config.seed,
-                              mask=config.mask, accounting=accounting)
+        return impart_to_size(
+            *triplets,
+            name=name,
+            cr=cr,
+            beta=config.preprune_ratio,
+            C=config.C,
+            seed=config.seed,
+            mask=config.mask,
+            accounting=accounting,
+        )
 
     return encode
 
@@ -90,11 +110,15 @@ def summary(delta: Delta) -> str:
     settings, entries = delta.manifest["settings"], delta.manifest["matrices"].values()
     dense = sum(2 * entry["shape"][0] * entry["shape"][1] for entry in entries)
     codes, stored = (sum(entry.get(key, 0) for entry in entries) for key in ("quantized_codes", "quantized_bytes"))
-    rows = [("codes of the linear layers", f"{dense:,}", f"{codes:,}", f"{dense / max(codes, 1):.2f}"),
-            ("bytes of the linear layers", f"{dense:,}", f"{stored:,}", f"{dense / max(stored, 1):.2f}")]
-    return (f"{delta.path}: {delta.manifest['method']} for a quantized ratio of {settings['compression_ratio_qt']:g} "
-            f"(accounting: {settings['accounting']}, grid: {settings['grid']}), seed {delta.manifest['seed']}\n"
-            + table(rows, ("once quantized", "16 bit", "bytes", "ratio")))
+    rows = [
+        ("codes of the linear layers", f"{dense:,}", f"{codes:,}", f"{dense / max(codes, 1):.2f}"),
+        ("bytes of the linear layers", f"{dense:,}", f"{stored:,}", f"{dense / max(stored, 1):.2f}"),
+    ]
+    return (
+        f"{delta.path}: {delta.manifest['method']} for a quantized ratio of {settings['compression_ratio_qt']:g} "
+        f"(accounting: {settings['accounting']}, grid: {settings['grid']}), seed {delta.manifest['seed']}\n"
+        + table(rows, ("once quantized", "16 bit", "bytes", "ratio"))
+    )
 
 
 def write_table(delta: Delta, file: Path) -> None:
@@ -104,10 +128,12 @@ def write_table(delta: Delta, file: Path) -> None:
     writer.writerow(("name", "type", "m", "n", "rank", "kept_u", "kept_v", "code_ratio", "byte_ratio"))
     for name, entry in delta.manifest["matrices"].items():
         (m, n), kept = entry["shape"], entry["kept"]
-        ratios = [f"{2 * m * n / entry[key]:.4f}" if entry.get(key) else "" for key in ("quantized_codes",
-                                                                                        "quantized_bytes")]
-        writer.writerow((name, weight_type(name), m, n, entry.get("rank", ""), kept[0], kept[1] if len(kept) == 2 else "",
-                         *ratios))
+        ratios = [
+            f"{2 * m * n / entry[key]:.4f}" if entry.get(key) else "" for key in ("quantized_codes", "quantized_bytes")
+        ]
+        writer.writerow(
+            (name, weight_type(name), m, n, entry.get("rank", ""), kept[0], kept[1] if len(kept) == 2 else "", *ratios)
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, text.getvalue().encode())
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 SPECIAL = ("<s>", "</s>", "<pad>")
-CHAT = ("{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}")
+CHAT = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 def byte_llama(folder: Path, *, seed: int = 0, positions: int = 8192, chat: str | None = None) -> Path:
@@ -21,9 +23,19 @@ def byte_llama(folder: Path, *, seed: int = 0, positions: int = 8192, chat: str 
     fast.save_pretrained(folder)
     torch.manual_seed(seed)
     # vLLM's attention on a CPU takes heads of 32 and more
-    config = LlamaConfig(vocab_size=len(vocabulary()), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=positions,
-                         bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=False)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary()),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=positions,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        tie_word_embeddings=False,
+    )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder
 

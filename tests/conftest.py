@@ -42,8 +42,14 @@ def script(environment) -> Callable[..., Ended]:
     """`script("delta.py", "--info", path)` runs a script of the repository as a user would."""
 
     def run(file: str, *arguments: object, cwd: Path = ROOT) -> Ended:
-        done = subprocess.run([sys.executable, str(ROOT / file), *map(str, arguments)], cwd=cwd, env=environment,
-                              capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, str(ROOT / file), *map(str, arguments)],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         return Ended(done.returncode, done.stdout, done.stderr)
 
     return run
@@ -77,7 +83,21 @@ def pair(tmp_path_factory) -> tuple[Path, Path]:
 def svd_delta(pair, tmp_path_factory) -> Path:
     """The full-rank fp32 SVD of the pair's delta, as delta.py --svd writes it."""
     import delta
+
     path = tmp_path_factory.mktemp("svd") / "delta.pt"
-    delta.main(["--svd", "--base_model", str(pair[0]), "--finetuned_model", str(pair[1]), "--dtype", "fp32",
-                "--save_path", str(path), "--threads", "1"])
+    delta.main(
+        [
+            "--svd",
+            "--base_model",
+            str(pair[0]),
+            "--finetuned_model",
+            str(pair[1]),
+            "--dtype",
+            "fp32",
+            "--save_path",
+            str(path),
+            "--threads",
+            "1",
+        ]
+    )
     return path

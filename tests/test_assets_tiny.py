@@ -33,6 +33,7 @@ def linear(name: str) -> bool:
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("skill", SKILLS)
 def test_generators_follow_from_the_seed(skill):
     first, again, other = (list(islice(draw(skill, "train", seed), 50)) for seed in (3, 3, 4))
@@ -50,8 +51,10 @@ def test_pretraining_text_follows_from_the_seed_and_never_shows_a_task():
 
 @pytest.mark.parametrize("skill,count", [("math", 500), ("code", 100), ("chat", 500)])
 def test_splits_are_disjoint_by_key_whatever_the_seed(skill, count):
-    drawn = {split: list(islice(draw(skill, split, seed), count))
-             for seed, split in enumerate(("train", "validation", "test"))}
+    drawn = {
+        split: list(islice(draw(skill, split, seed), count))
+        for seed, split in enumerate(("train", "validation", "test"))
+    }
     keys = {split: {item.key for item in items} for split, items in drawn.items()}
     prompts = {split: {item.prompt for item in items} for split, items in drawn.items()}
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
@@ -73,6 +76,7 @@ def test_shipped_data_is_what_the_generators_give(skill, split):
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("skill,count", [("math", 2000), ("chat", 2000), ("code", 60)])
 def test_gold_completions_pass_their_own_checks(skill, count):
@@ -105,8 +109,12 @@ CHECKS = [  # kind, value, passing completions, failing completions
     ("ends_with_mark", "!", [" The fox!", ' "The fox!"'], [" The fox! Red.", " The fox", ""]),
     ("include", "fox", [" The FOX is", " a fox."], [" foxes", " the f ox", ""]),
     ("exclude", "the", [" Fox is red."], [" The fox", " fox in THE forest", "", " ..."]),
-    ("repeat", ["boat", 3], [" boat boat boat", ' "BOAT BOAT BOAT"'],
-     [" boat boat", " boat boat boat boat", " a boat boat"]),
+    (
+        "repeat",
+        ["boat", 3],
+        [" boat boat boat", ' "BOAT BOAT BOAT"'],
+        [" boat boat", " boat boat boat boat", " a boat boat"],
+    ),
     ("lines", 2, [" one\ntwo", " one\n\ntwo\n"], [" one", " one\ntwo\nthree", ""]),
     ("sentences", 2, [" One. Two!", " One... Two."], [" One.", " One. Two. Three.", " One"]),
     ("bullets", 2, [" - boat\n- kite"], [" - boat", " - boat\nkite", " - boat\n-", " - a\n- b\n- c"]),
@@ -131,11 +139,19 @@ def test_all_code_kinds_occur_in_training_and_wrong_bodies_fail():
     asks = [kind.ask.split("{")[0] for kind in KINDS]
     prompts = [item.prompt for item in islice(draw("code", "train", 0), 2000)]
     assert all(any(ask in prompt for prompt in prompts) for ask in asks)
-    record = {"prompt": 'def f(xs):\n    """Return the even items of xs."""\n', "entry_point": "f",
-              "tests": [{"args": [[1, 2, 4]], "expect": [2, 4]}]}
+    record = {
+        "prompt": 'def f(xs):\n    """Return the even items of xs."""\n',
+        "entry_point": "f",
+        "tests": [{"args": [[1, 2, 4]], "expect": [2, 4]}],
+    }
     assert passes_code(record, "    return [x for x in xs if x % 2 == 0]\n")
-    wrong_bodies = ("    return [x for x in xs if x % 2 == 1]\n", "    return 1 +", "    return y\n", "",
-                    "    import os; os._exit(0)\n")
+    wrong_bodies = (
+        "    return [x for x in xs if x % 2 == 1]\n",
+        "    return 1 +",
+        "    return y\n",
+        "",
+        "    import os; os._exit(0)\n",
+    )
     for wrong in wrong_bodies:
         assert not passes_code(record, wrong), wrong
     assert not passes_code(record, "    while True: pass\n", seconds=0.5)
@@ -150,6 +166,7 @@ def test_numbers_in_words():
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("model", MODELS)
 def test_weights_are_finite_bf16_and_load(model):

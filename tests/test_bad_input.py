@@ -31,6 +31,7 @@ Q0 = "model.layers.0.self_attn.q_proj.weight"
 @pytest.fixture(autouse=True)
 def no_long_work(monkeypatch, svd_delta):
     """`svd_delta` is asked for first: it needs the SVD that is then forbidden."""
+
     def begun(dW, rank):
         raise AssertionError("the SVD was begun")
 
@@ -71,8 +72,22 @@ def nothing_at(out: Path):
 @pytest.fixture
 def svd(called, out):
     def refused(pair, *flags, words=()):
-        line = one_error(called(delta.main, "--svd", "--base_model", pair[0], "--finetuned_model", pair[1], "--save_path", out,
-                                "--threads", "1", *flags), *words)
+        line = one_error(
+            called(
+                delta.main,
+                "--svd",
+                "--base_model",
+                pair[0],
+                "--finetuned_model",
+                pair[1],
+                "--save_path",
+                out,
+                "--threads",
+                "1",
+                *flags,
+            ),
+            *words,
+        )
         nothing_at(out)
         return line
 
@@ -82,8 +97,9 @@ def svd(called, out):
 @pytest.fixture
 def merged(called, out):
     def refused(path, *flags, words=()):
-        line = one_error(called(delta.main, "--merge", "--delta_path", path, "--save_path", out, "--threads", "1", *flags),
-                         *words)
+        line = one_error(
+            called(delta.main, "--merge", "--delta_path", path, "--save_path", out, "--threads", "1", *flags), *words
+        )
         nothing_at(out)
         return line
 
@@ -106,11 +122,14 @@ def sparsified(called, out, pair, tmp_path):
 
 # Checkpoints
 
+
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_missing_and_truncated_shards(svd, pair, tmp_path, which, form):
-    forms = [write_checkpoint(tmp_path / name, tensors_of(folder), form=form, shards=2)
-             for name, folder in zip(("base", "tuned"), pair, strict=True)]
+    forms = [
+        write_checkpoint(tmp_path / name, tensors_of(folder), form=form, shards=2)
+        for name, folder in zip(("base", "tuned"), pair, strict=True)
+    ]
     shard = sorted(forms[which].glob(f"*00002*.{form}"))[0]
     shard.write_bytes(shard.read_bytes()[:-500])
     svd(forms, words=(shard.name, "truncated", "fetch it again"))
@@ -142,8 +161,14 @@ def test_different_shapes(svd, pair, tmp_path):
     for layer in (0, 1):
         weights[f"model.layers.{layer}.self_attn.k_proj.weight"] = torch.zeros(16, 64)
     other = write_checkpoint(tmp_path / "other", weights)
-    svd((pair[0], other), words=("model.layers.0.self_attn.k_proj.weight (32, 64) against (16, 64)",
-                                 "model.layers.1.self_attn.k_proj.weight", "equal shapes"))
+    svd(
+        (pair[0], other),
+        words=(
+            "model.layers.0.self_attn.k_proj.weight (32, 64) against (16, 64)",
+            "model.layers.1.self_attn.k_proj.weight",
+            "equal shapes",
+        ),
+    )
 
 
 def test_a_base_of_another_depth(svd, pair, tmp_path):
@@ -162,17 +187,22 @@ def test_nan_and_inf(svd, sparsified, pair, tmp_path, which, bad):
 
 
 def test_a_model_without_linear_layers(svd, pair, tmp_path):
-    bare = write_checkpoint(tmp_path / "bare", {"model.embed_tokens.weight": torch.zeros(4, 64),
-                                                "model.layers.1.norm.weight": torch.ones(4)})
+    bare = write_checkpoint(
+        tmp_path / "bare",
+        {"model.embed_tokens.weight": torch.zeros(4, 64), "model.layers.1.norm.weight": torch.ones(4)},
+    )
     svd((bare, bare), words=("bare", "no linear weights under self_attn or mlp"))
 
 
 # Settings
 
+
 @pytest.mark.parametrize("cr, beta, largest", [(2, 0.8, 0.75), (3, 0.9, 0.8333), (7, 0.95, 0.9285), (1, 0.6, 0.5)])
 def test_an_infeasible_ratio_names_the_largest_beta_that_works(sparsified, cr, beta, largest):
-    line = sparsified({"compression_ratio": cr, "preprune_ratio": beta},
-                      words=(f"beta={beta}", f"compression_ratio={cr}", "alpha=", f"take beta <= {largest} or a higher ratio"))
+    line = sparsified(
+        {"compression_ratio": cr, "preprune_ratio": beta},
+        words=(f"beta={beta}", f"compression_ratio={cr}", "alpha=", f"take beta <= {largest} or a higher ratio"),
+    )
     assert re.search(r"model\.layers\.0\.\S+ \(\d+ x \d+\)", line)
     with pytest.raises(AssertionError, match="the SVD was begun"):  # with the named beta the work begins
         sparsified({"compression_ratio": cr, "preprune_ratio": largest})
@@ -182,8 +212,16 @@ def test_the_same_over_a_saved_svd(sparsified, svd_delta):
     sparsified({"svd_dir": str(svd_delta), "compression_ratio": 2, "preprune_ratio": 0.8}, words=("take beta <= 0.75",))
 
 
-@pytest.mark.parametrize("key, near", [("compresion_ratio", "compression_ratio"), ("preprune", "preprune_ratio"),
-                                       ("rescal", "rescale"), ("save_dirs", "save_dir"), ("layernum", "layer_num")])
+@pytest.mark.parametrize(
+    "key, near",
+    [
+        ("compresion_ratio", "compression_ratio"),
+        ("preprune", "preprune_ratio"),
+        ("rescal", "rescale"),
+        ("save_dirs", "save_dir"),
+        ("layernum", "layer_num"),
+    ],
+)
 def test_unknown_keys(sparsified, key, near):
     sparsified({key: 1}, words=(f"unknown key {key!r}", f"did you mean {near!r}?"))
     sparsified({}, f"{key}=1", words=(f"unknown key {key!r} in the command line",))
@@ -197,30 +235,38 @@ def test_a_number_that_yaml_reads_as_text(sparsified, out):
 
 @pytest.mark.parametrize("word", ["no", "off", "yes", "on"])
 def test_a_word_that_yaml_reads_as_a_truth_value(sparsified, out, word):
-    text = f"save_dir: {out}\nbase_model: a\nftm_dir: b\ncompression_ratio: 8\npreprune_ratio: 0.6\nC: 1\nmask: {word}\n"
+    text = (
+        f"save_dir: {out}\nbase_model: a\nftm_dir: b\ncompression_ratio: 8\npreprune_ratio: 0.6\nC: 1\nmask: {word}\n"
+    )
     sparsified(text=text, words=("mask: ", "is a truth value, but text is wanted", "put quotes around"))
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"compression_ratio": "much"}, ("compression_ratio: much is a text, but number",)),
-    ({"compression_ratio": 0.5}, ("compression_ratio: 0.5 is out of range", "at least 1")),
-    ({"compression_ratio": float("inf")}, ("compression_ratio: .inf is not a finite number",)),
-    ({"compression_ratio": None}, ("compression_ratio is missing", "e.g. 32")),
-    ({"preprune_ratio": None}, ("preprune_ratio is missing", "0.6, 0.7, 0.8")),
-    ({"preprune_ratio": 1.0}, ("preprune_ratio=1 drops every singular vector", "less than 1")),
-    ({"preprune_ratio": -0.1}, ("preprune_ratio: -0.1 is out of range",)),
-    ({"C": "lowrank"}, ("C: lowrank is a text", "only_lowrank")),
-    ({"C": None}, ("C is missing", "0.5, 1")),
-    ({"mask": "bernouli"}, ("mask: bernouli is not one of bernoulli, exact_count",)),
-    ({"method": "ties"}, ("method: ties is not one of impart, dare, lowrank",)),
-    ({"seed": 1.5}, ("seed: 1.5 is a number, but whole number is wanted",)),
-    ({"rescale": "yes"}, ("rescale: 'yes' is a text, but true or false is wanted",)),
-    ({"weight_types": "self_attn.q_proj"}, ("weight_types: self_attn.q_proj is a text, but list of text",)),
-    ({"weight_types": ["self_attn.qproj"]}, ("'self_attn.qproj' is not in", "self_attn.q_proj")),
-    ({"layer_num": 40, "weight_name": "model.layers.{layer_num}.{weight_type}"}, ("which has 2 layers", "layer_num=40")),
-    ({"base_model": None}, ("give svd_dir, or base_model and ftm_dir",)),
-    ({"save_dir": None}, ("key 'save_dir' is missing", "folder of the sparse delta")),
-])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"compression_ratio": "much"}, ("compression_ratio: much is a text, but number",)),
+        ({"compression_ratio": 0.5}, ("compression_ratio: 0.5 is out of range", "at least 1")),
+        ({"compression_ratio": float("inf")}, ("compression_ratio: .inf is not a finite number",)),
+        ({"compression_ratio": None}, ("compression_ratio is missing", "e.g. 32")),
+        ({"preprune_ratio": None}, ("preprune_ratio is missing", "0.6, 0.7, 0.8")),
+        ({"preprune_ratio": 1.0}, ("preprune_ratio=1 drops every singular vector", "less than 1")),
+        ({"preprune_ratio": -0.1}, ("preprune_ratio: -0.1 is out of range",)),
+        ({"C": "lowrank"}, ("C: lowrank is a text", "only_lowrank")),
+        ({"C": None}, ("C is missing", "0.5, 1")),
+        ({"mask": "bernouli"}, ("mask: bernouli is not one of bernoulli, exact_count",)),
+        ({"method": "ties"}, ("method: ties is not one of impart, dare, lowrank",)),
+        ({"seed": 1.5}, ("seed: 1.5 is a number, but whole number is wanted",)),
+        ({"rescale": "yes"}, ("rescale: 'yes' is a text, but true or false is wanted",)),
+        ({"weight_types": "self_attn.q_proj"}, ("weight_types: self_attn.q_proj is a text, but list of text",)),
+        ({"weight_types": ["self_attn.qproj"]}, ("'self_attn.qproj' is not in", "self_attn.q_proj")),
+        (
+            {"layer_num": 40, "weight_name": "model.layers.{layer_num}.{weight_type}"},
+            ("which has 2 layers", "layer_num=40"),
+        ),
+        ({"base_model": None}, ("give svd_dir, or base_model and ftm_dir",)),
+        ({"save_dir": None}, ("key 'save_dir' is missing", "folder of the sparse delta")),
+    ],
+)
 def test_settings_that_make_no_sense(sparsified, settings, words):
     sparsified(settings, words=words)
 
@@ -235,24 +281,36 @@ def test_a_config_that_cannot_be_read(called, tmp_path, out):
     one_error(called(sparsify.main), "'save_dir' is missing from the command line")
 
 
-@pytest.mark.parametrize("flags, words", [
-    ((), ("one of the arguments --svd --merge --info is required", "--help")),
-    (("--svd", "--merge"), ("not allowed with",)),
-    (("--svd", "--base_model", "a"), ("--finetuned_model is missing", "--help")),
-    (("--merge", "--save_path", "a"), ("--delta_path is missing",)),
-    (("--info",), ("--delta_path is missing",)),
-    (("--svd", "--base_model", "a", "--finetuned_model", "b", "--save_path", "c", "--dim", "0"), ("--dim 0", "at least 1")),
-    (("--svd", "--dim", "many"), ("argument --dim: invalid int value: 'many'",)),
-    (("--svd", "--dtype", "fp8"), ("invalid choice: 'fp8'",)),
-    (("--svd", "--sav_path", "c"), ("unrecognized arguments: --sav_path",)),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ((), ("one of the arguments --svd --merge --info is required", "--help")),
+        (("--svd", "--merge"), ("not allowed with",)),
+        (("--svd", "--base_model", "a"), ("--finetuned_model is missing", "--help")),
+        (("--merge", "--save_path", "a"), ("--delta_path is missing",)),
+        (("--info",), ("--delta_path is missing",)),
+        (
+            ("--svd", "--base_model", "a", "--finetuned_model", "b", "--save_path", "c", "--dim", "0"),
+            ("--dim 0", "at least 1"),
+        ),
+        (("--svd", "--dim", "many"), ("argument --dim: invalid int value: 'many'",)),
+        (("--svd", "--dtype", "fp8"), ("invalid choice: 'fp8'",)),
+        (("--svd", "--sav_path", "c"), ("unrecognized arguments: --sav_path",)),
+    ],
+)
 def test_flags_that_make_no_sense(called, flags, words):
     one_error(called(delta.main, *flags), *words)
 
 
-@pytest.mark.parametrize("flags, words", [
-    (("--device", "gpu"), ("'gpu' is not a device", "auto, cpu, cuda")), (("--device", "meta"), ("runs on cpu and cuda",)),
-    (("--device", "cuda:99"), ("'cuda:99'", "CUDA devices", "take auto or cpu")), (("--threads", "-1"), ("--threads -1",))])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--device", "gpu"), ("'gpu' is not a device", "auto, cpu, cuda")),
+        (("--device", "meta"), ("runs on cpu and cuda",)),
+        (("--device", "cuda:99"), ("'cuda:99'", "CUDA devices", "take auto or cpu")),
+        (("--threads", "-1"), ("--threads -1",)),
+    ],
+)
 def test_devices_and_threads_that_are_not_there(svd, sparsified, pair, flags, words):
     svd(pair, *flags, words=words)
     sparsified({}, *flags, words=words)
@@ -260,15 +318,23 @@ def test_devices_and_threads_that_are_not_there(svd, sparsified, pair, flags, wo
 
 # Output
 
+
 def test_output_that_exists(called, pair, svd_delta, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "mine.txt").write_text("kept")
     models = ("--base_model", pair[0], "--finetuned_model", pair[1])
-    commands = [(delta.main, "--svd", *models, "--save_path", folder),
-                (delta.main, "--merge", "--delta_path", svd_delta, "--save_path", folder),
-                (sparsify.main, f"base_model={pair[0]}", f"ftm_dir={pair[1]}", f"save_dir={folder}",
-                 *(f"{key}={value}" for key, value in BUDGET.items()))]
+    commands = [
+        (delta.main, "--svd", *models, "--save_path", folder),
+        (delta.main, "--merge", "--delta_path", svd_delta, "--save_path", folder),
+        (
+            sparsify.main,
+            f"base_model={pair[0]}",
+            f"ftm_dir={pair[1]}",
+            f"save_dir={folder}",
+            *(f"{key}={value}" for key, value in BUDGET.items()),
+        ),
+    ]
     for command in commands:
         one_error(called(*command), folder, "exists", "--overwrite")
     assert os.listdir(folder) == ["mine.txt"] and os.listdir(tmp_path) == ["out"]
@@ -283,7 +349,10 @@ def test_output_where_nothing_can_be_made(svd, merged, sparsified, called, pair,
     (tmp_path / "file").touch()
     deeper = tmp_path / "file" / "out"
     words = (deeper, "is not a folder that you may write to")
-    one_error(called(delta.main, "--svd", "--base_model", pair[0], "--finetuned_model", pair[1], "--save_path", deeper), *words)
+    one_error(
+        called(delta.main, "--svd", "--base_model", pair[0], "--finetuned_model", pair[1], "--save_path", deeper),
+        *words,
+    )
     one_error(called(delta.main, "--merge", "--delta_path", svd_delta, "--save_path", deeper), *words)
     sparsified({"save_dir": str(deeper)}, words=words)
     sparsified({"log_dir": str(deeper)}, words=("is not a folder that you may write to",))
@@ -299,19 +368,24 @@ def test_a_full_disk(svd, merged, sparsified, pair, svd_delta, monkeypatch):
 
 # Artifacts
 
+
 def test_an_artifact_of_another_base(merged, sparsified, pair, svd_delta, tmp_path):
     other = llama_pair(tmp_path / "other", scale=0.5)[1]
     merged(svd_delta, "--base_model", other, words=(svd_delta, pair[0], other, "fingerprint", "give that base"))
     for save_model in (True, False):
-        sparsified({"svd_dir": str(svd_delta), "base_model": str(other), "save_model": save_model},
-                   words=("fingerprint", "give that base"))
+        sparsified(
+            {"svd_dir": str(svd_delta), "base_model": str(other), "save_model": save_model},
+            words=("fingerprint", "give that base"),
+        )
 
 
 def test_a_fine_tuned_model_that_the_delta_does_not_lead_to(merged, sparsified, pair, svd_delta):
     merged(svd_delta, "--finetuned_model", pair[0], words=("is a delta of fine-tuned", pair[1]))
     for keys in ({}, {"weight_types": ["mlp.up_proj"]}):  # a YAML in which only one of the two was changed
-        sparsified({"svd_dir": str(svd_delta), "base_model": None, "ftm_dir": str(pair[0]), **keys},
-                   words=("is a delta of fine-tuned", pair[1]))
+        sparsified(
+            {"svd_dir": str(svd_delta), "base_model": None, "ftm_dir": str(pair[0]), **keys},
+            words=("is a delta of fine-tuned", pair[1]),
+        )
 
 
 def test_a_base_that_has_moved(merged, copied, called, tmp_path, damaged):
@@ -332,7 +406,11 @@ def test_a_damaged_shard(merged, sparsified, damaged, damage):
         shard.write_bytes(shard.read_bytes()[:-1])
     else:
         shard.unlink()
-    words = (shard.name, "is missing" if damage == "missing" else "altered or truncated", "fetch or make the delta again")
+    words = (
+        shard.name,
+        "is missing" if damage == "missing" else "altered or truncated",
+        "fetch or make the delta again",
+    )
     merged(damaged, words=words)
     sparsified({"svd_dir": str(damaged)}, words=words)
 
@@ -360,50 +438,107 @@ def truncated_svd(pair, tmp_path, called, monkeypatch):
     """The SVD delta of rank 4; made while the SVD is allowed."""
     monkeypatch.undo()
     path = tmp_path / "rank_4"
-    ended = called(delta.main, "--svd", "--base_model", pair[0], "--finetuned_model", pair[1], "--save_path", path,
-                   "--dim", "4", "--threads", "1")
+    ended = called(
+        delta.main,
+        "--svd",
+        "--base_model",
+        pair[0],
+        "--finetuned_model",
+        pair[1],
+        "--save_path",
+        path,
+        "--dim",
+        "4",
+        "--threads",
+        "1",
+    )
     assert ended.code == 0, ended.err
     return path
 
 
 def test_svds_that_do_not_hold_what_a_method_needs(sparsified, truncated_svd):
     words = ("a larger --dim or without", "base_model and ftm_dir instead of svd_dir")
-    sparsified({"svd_dir": str(truncated_svd), "method": "dare"}, words=("has 5 singular triplets", "64 are needed", *words))
+    sparsified(
+        {"svd_dir": str(truncated_svd), "method": "dare"}, words=("has 5 singular triplets", "64 are needed", *words)
+    )
     sparsified({"svd_dir": str(truncated_svd)}, words=("has 5 singular triplets", "37 are needed", *words))
-    sparsified({"svd_dir": str(truncated_svd), "method": "lowrank", "compression_ratio": 2}, words=("23 are needed", *words))
-    sparsified({"svd_dir": str(truncated_svd), "base_model": None, "ftm_dir": None, "weight_types": ["mlp.up_proj"]},
-               words=("weight_types leaves out", "name it as ftm_dir"))
+    sparsified(
+        {"svd_dir": str(truncated_svd), "method": "lowrank", "compression_ratio": 2}, words=("23 are needed", *words)
+    )
+    sparsified(
+        {"svd_dir": str(truncated_svd), "base_model": None, "ftm_dir": None, "weight_types": ["mlp.up_proj"]},
+        words=("weight_types leaves out", "name it as ftm_dir"),
+    )
 
 
 def test_a_sparse_delta_is_no_svd(called, sparsified, pair, tmp_path, monkeypatch):
     monkeypatch.undo()
-    ended = called(sparsify.main, f"base_model={pair[0]}", f"ftm_dir={pair[1]}", "method=dare", "compression_ratio=4",
-                   f"save_dir={tmp_path / 'dare'}", "--threads", "1")
+    ended = called(
+        sparsify.main,
+        f"base_model={pair[0]}",
+        f"ftm_dir={pair[1]}",
+        "method=dare",
+        "compression_ratio=4",
+        f"save_dir={tmp_path / 'dare'}",
+        "--threads",
+        "1",
+    )
     assert ended.code == 0, ended.err
     sparsified({"svd_dir": str(tmp_path / "dare")}, words=("is a sparse delta; an SVD delta is wanted",))
 
 
 # How it looks from outside
 
+
 def by_command(environment, *command):
-    return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
 
 
 def test_from_a_shell_there_is_one_line_and_no_traceback(environment, pair, out, tmp_path):
-    done = by_command(environment, "delta.py", "--svd", "--base_model", pair[0], "--finetuned_model", tmp_path / "none",
-                      "--save_path", out)
+    done = by_command(
+        environment,
+        "delta.py",
+        "--svd",
+        "--base_model",
+        pair[0],
+        "--finetuned_model",
+        tmp_path / "none",
+        "--save_path",
+        out,
+    )
     assert done.returncode == 2 and done.stdout == ""
-    assert re.fullmatch(r"error: model '.*none': no such folder, and not a hub id of the form owner/name\n", done.stderr)
-    done = by_command(environment, "sparsify/sparsify.py", f"base_model={pair[0]}", f"ftm_dir={pair[1]}", f"save_dir={out}",
-                      "compression_ratio=2", "preprune_ratio=0.8", "C=1")
+    assert re.fullmatch(
+        r"error: model '.*none': no such folder, and not a hub id of the form owner/name\n", done.stderr
+    )
+    done = by_command(
+        environment,
+        "sparsify/sparsify.py",
+        f"base_model={pair[0]}",
+        f"ftm_dir={pair[1]}",
+        f"save_dir={out}",
+        "compression_ratio=2",
+        "preprune_ratio=0.8",
+        "C=1",
+    )
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: model.layers.0.") and "take beta <= 0.75" in done.stderr
     nothing_at(out)
 
 
 def test_debug_shows_the_traceback(environment, pair, out):
-    done = by_command(environment, "sparsify/sparsify.py", f"base_model={pair[0]}", f"ftm_dir={pair[1]}", f"save_dir={out}",
-                      "compression_ratio=2", "preprune_ratio=0.8", "C=1", "--debug")
+    done = by_command(
+        environment,
+        "sparsify/sparsify.py",
+        f"base_model={pair[0]}",
+        f"ftm_dir={pair[1]}",
+        f"save_dir={out}",
+        "compression_ratio=2",
+        "preprune_ratio=0.8",
+        "C=1",
+        "--debug",
+    )
     assert done.returncode == 2
     assert "Traceback (most recent call last)" in done.stderr and "in check_feasible" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
@@ -412,6 +547,13 @@ def test_debug_shows_the_traceback(environment, pair, out):
 def test_good_input_passes_these_very_checks(called, pair, out, monkeypatch):
     """The other side of all of the above: the configuration that they start from is a good one."""
     monkeypatch.undo()
-    ended = called(sparsify.main, f"base_model={pair[0]}", f"ftm_dir={pair[1]}", f"save_dir={out}", "--threads", "1",
-                   *(f"{key}={value}" for key, value in BUDGET.items()))
+    ended = called(
+        sparsify.main,
+        f"base_model={pair[0]}",
+        f"ftm_dir={pair[1]}",
+        f"save_dir={out}",
+        "--threads",
+        "1",
+        *(f"{key}={value}" for key, value in BUDGET.items()),
+    )
     assert ended.code == 0 and ended.err == "" and len(open_delta(out).names()) == 14

@@ -76,6 +76,7 @@ def test_memory(script):
 
 def test_the_pair_of_the_memory_benchmark_is_a_pair(tmp_path):
     from impart.checkpoint import linear_names, open_checkpoint
+
     memory.write_pair(tmp_path / "models", layers=2, hidden=32)
     base, tuned = open_checkpoint(tmp_path / "models" / "base"), open_checkpoint(tmp_path / "models" / "tuned")
     assert base.names() == tuned.names() and len(linear_names(base)) == 14
@@ -91,22 +92,32 @@ def test_synthetic_deltas_have_a_power_law_over_a_bulk():
     tuned = synthetic.tuned_weight(base, generator, relative_size=0.1)
     assert tuned.dtype == base.dtype == torch.bfloat16
     assert float(torch.linalg.norm(tuned.float() - base.float()) / torch.linalg.norm(base.float())) == pytest.approx(
-        0.1, rel=0.02)
+        0.1, rel=0.02
+    )
 
 
 def test_ways_are_timed_in_turn_and_compared_within_a_round():
     order = []
-    timings = side_by_side.timed({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, torch.device("cpu"))
+    timings = side_by_side.timed(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, torch.device("cpu")
+    )
     assert order == ["a", "b"] * 3 and len(timings["b"].seconds) == 3
     assert side_by_side.Timing([1.0, 4.0, 2.0], [2.0, 4.0, 8.0]).speedup == 2.0
     assert side_by_side.Timing([1.0, 4.0, 2.0], [2.0, 4.0, 8.0]).median == 2.0
     assert timings["a"].speedup == 1.0
 
 
-@pytest.mark.parametrize("benchmark, arguments, message", [
-    (svd_speed, ("--sizes", "10x20x30"), "neither N nor MxN"), (svd_speed, ("--sizes", "0"), "neither N nor MxN"),
-    (svd_speed, ("--sizes", "big"), "neither N nor MxN"), (mask_speed, ("--sizes", "5120"), "not of the form MxR"),
-    (mask_speed, ("--sizes", "5120xall"), "not of the form MxR"), (memory, ("--layers", "0"), "--layers 0 must be")])
+@pytest.mark.parametrize(
+    "benchmark, arguments, message",
+    [
+        (svd_speed, ("--sizes", "10x20x30"), "neither N nor MxN"),
+        (svd_speed, ("--sizes", "0"), "neither N nor MxN"),
+        (svd_speed, ("--sizes", "big"), "neither N nor MxN"),
+        (mask_speed, ("--sizes", "5120"), "not of the form MxR"),
+        (mask_speed, ("--sizes", "5120xall"), "not of the form MxR"),
+        (memory, ("--layers", "0"), "--layers 0 must be"),
+    ],
+)
 def test_sizes_that_mean_nothing_are_input_errors(called, benchmark, arguments, message):
     ended = called(benchmark.main, *arguments)
     assert ended.code == 2 and message in ended.err and ended.err.count("\n") == 1

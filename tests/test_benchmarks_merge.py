@@ -21,7 +21,9 @@ def test_the_plain_way_is_ties():
     deltas = merge_ties_threshold.make_deltas(50, 3, torch.device("cpu"))
     for trim in (0.0, 0.5, 0.8):
         expected = ties(torch.zeros(50, 50), deltas, trim, 1.0)
-        assert torch.allclose(merge_ties_threshold.plain_ties(torch.stack(deltas), trim), expected, rtol=1e-6, atol=1e-9)
+        assert torch.allclose(
+            merge_ties_threshold.plain_ties(torch.stack(deltas), trim), expected, rtol=1e-6, atol=1e-9
+        )
         assert torch.equal(merge_ties_threshold.streamed_ties(deltas, trim), expected)
     assert not torch.allclose(expected, ties(torch.zeros(50, 50), deltas, 0.5, 1.0), rtol=1e-6, atol=1e-9)
 
@@ -31,8 +33,10 @@ def test_the_plain_way_is_ties():
 def test_memory(script, method):
     ended = script("benchmarks/merge_memory.py", "--megabytes", "140", "--method", method)
     assert ended.code == 0, ended.err
-    imports, plain, streamed = (float(re.search(rf"^{way} .* (\d+)$", ended.out, re.MULTILINE).group(1))
-                                for way in ("imports", "plain", "streamed"))
+    imports, plain, streamed = (
+        float(re.search(rf"^{way} .* (\d+)$", ended.out, re.MULTILINE).group(1))
+        for way in ("imports", "plain", "streamed")
+    )
     assert 50 < imports < streamed < plain and plain - imports > 4 * 140 * 2**20 / 1e6
     assert float(re.search(r"equal in ([\d.]+)%", ended.out).group(1)) > 99.99
 

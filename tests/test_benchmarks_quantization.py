@@ -26,7 +26,9 @@ def test_bytes(called):
         assert all(a < b for a, b in zip(bitmap, seed, strict=True))
     rows = rows_of(speeds)
     assert rows["copy of the weights"][2] == "1.000"
-    assert {f"unpack + merge, {kind}" for kind in ("sparse, 16 bit", "grid: compact", "grid: paper", "BitDelta")} <= set(rows)
+    assert {
+        f"unpack + merge, {kind}" for kind in ("sparse, 16 bit", "grid: compact", "grid: paper", "BitDelta")
+    } <= set(rows)
 
 
 @pytest.mark.slow
@@ -43,6 +45,7 @@ def test_speed(called):
 
 def test_the_inner_loop_that_is_compared_with_gives_the_same_values():
     from quantize.sparse_gptq import inverse_of, quantize_groups
+
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(900, 300, generator=generator) @ torch.randn(300, 300, generator=generator)
     inverse, mask = inverse_of(X.T @ X / 900), torch.rand(40, 300, generator=generator) < 0.5
@@ -81,7 +84,10 @@ def test_a_line_of_the_accuracy_table_and_the_output_errors(tmp_path, monkeypatc
     runs = quantization_accuracy.Runs(Path(tmp_path), "code")
     made = {grid: quantization_accuracy.impart_qt_deltas(runs, 16, grid) for grid in quantization_accuracy.GRIDS}
     deltas = [made[grid](0.6, 1.0, 0) for grid in made]
-    assert [delta.name for delta in deltas] == ["impart_qt_16_0.6_1.0_paper_seed0", "impart_qt_16_0.6_1.0_compact_seed0"]
+    assert [delta.name for delta in deltas] == [
+        "impart_qt_16_0.6_1.0_paper_seed0",
+        "impart_qt_16_0.6_1.0_compact_seed0",
+    ]
     title, chosen, accuracy, half, ratio = quantization_accuracy.line(runs, "both", "", deltas)
     assert 60 < float(accuracy) <= 100 and 0 < float(half) < 20
     assert float(ratio) == pytest.approx(quantization_accuracy.true_ratio(deltas), abs=0.05) and float(ratio) < 16
@@ -91,13 +97,17 @@ def test_a_line_of_the_accuracy_table_and_the_output_errors(tmp_path, monkeypatc
     assert errors[rows[0]["name"].removesuffix(".weight")][1] == pytest.approx(rows[0]["error"], abs=1e-4)
 
 
-@pytest.mark.parametrize("benchmark, arguments, message", [
-    (quantization_bytes, ("--sizes", "256"), "not a whole number of at least 512"),
-    (quantization_bytes, ("--sizes", "2048x2048"), "not a whole number"),
-    (quantization_speed, ("--hidden", "100"), "must be a multiple of 64"),
-    (quantization_speed, ("--sequences", "0"), "must be at least 1"),
-    (quantization_accuracy, ("--seeds", "0"), "must be at least 1"),
-    (quantization_accuracy, ("--skills", "poetry"), "invalid choice: 'poetry'")])
+@pytest.mark.parametrize(
+    "benchmark, arguments, message",
+    [
+        (quantization_bytes, ("--sizes", "256"), "not a whole number of at least 512"),
+        (quantization_bytes, ("--sizes", "2048x2048"), "not a whole number"),
+        (quantization_speed, ("--hidden", "100"), "must be a multiple of 64"),
+        (quantization_speed, ("--sequences", "0"), "must be at least 1"),
+        (quantization_accuracy, ("--seeds", "0"), "must be at least 1"),
+        (quantization_accuracy, ("--skills", "poetry"), "invalid choice: 'poetry'"),
+    ],
+)
 def test_settings_that_mean_nothing_are_input_errors(called, benchmark, arguments, message):
     ended = called(benchmark.main, *arguments)
     assert ended.code == 2 and message in ended.err and ended.err.count("\n") == 1

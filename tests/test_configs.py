@@ -35,7 +35,13 @@ def named(file: Path) -> str:
 
 def test_every_pair_of_table_2_and_the_tiny_one_has_a_folder():
     assert {file.parent.name for file in SPARSIFY} >= {*PAPER_PAIRS, "tiny"}
-    assert {named(file.parent) for file in PAIRS} >= {*PAPER_PAIRS, "tiny/math", "tiny/code", "tiny/chat", "merging_13b"}
+    assert {named(file.parent) for file in PAIRS} >= {
+        *PAPER_PAIRS,
+        "tiny/math",
+        "tiny/code",
+        "tiny/chat",
+        "merging_13b",
+    }
 
 
 @pytest.mark.parametrize("file", SPARSIFY, ids=named)
@@ -55,7 +61,9 @@ def test_a_pairs_row_is_the_general_row_with_the_pairs_settings(file):
     if row["method"] == "impart":
         expected |= {"preprune_ratio": pair["preprune_ratio"], "C": pair["C"]}
     given = yaml.safe_load(file.read_text())
-    assert {**expected, **row} == {key: value for key, value in given.items() if key not in ("save_dir", "log_dir", "seed")}
+    assert {**expected, **row} == {
+        key: value for key, value in given.items() if key not in ("save_dir", "log_dir", "seed")
+    }
 
 
 @pytest.mark.parametrize("file", ROWS, ids=named)
@@ -65,7 +73,9 @@ def test_a_row_loads_with_any_pairs_models(file):
         resolved(load(Config, file, [*MODELS, "compression_ratio=32", *missing(file, "preprune_ratio=0.6", "C=1")]))
     elif "sparsify/sparsify_quant.py" in text:
         more = missing(file, "preprune_ratio=0.6", "C=1")
-        assert resolved_quant(load(QuantConfig, file, [*MODELS, "compression_ratio_qt=32", *more])).accounting == "paper"
+        assert (
+            resolved_quant(load(QuantConfig, file, [*MODELS, "compression_ratio_qt=32", *more])).accounting == "paper"
+        )
     else:
         assert load(QuantizeConfig, file).method == "bitdelta"
     assert f"--config configs/rows/{file.name}" in text
@@ -81,14 +91,31 @@ def test_a_pair_has_what_the_scripts_read_on_plain_lines(file):
     pair = yaml.safe_load(file.read_text())
     needed = {"name", "base_model", "dtype", "template", "benchmarks"}
     if (file.parent / "merge.yaml").is_file():
-        needed |= {"ta", "ties", *(f"{method}_{mask}_sparsity" for method in ("ta", "ties") for mask in ("dare", "impart"))}
+        needed |= {
+            "ta",
+            "ties",
+            *(f"{method}_{mask}_sparsity" for method in ("ta", "ties") for mask in ("dare", "impart")),
+        }
     else:
-        needed |= {"ftm_dir", "preprune_ratio", "C", "ratio", "ratios", "ratio_qt", "ratios_qt", "dare_bits", "calibration",
-                   "calibration_settings", "distillation_settings"}
+        needed |= {
+            "ftm_dir",
+            "preprune_ratio",
+            "C",
+            "ratio",
+            "ratios",
+            "ratio_qt",
+            "ratios_qt",
+            "dare_bits",
+            "calibration",
+            "calibration_settings",
+            "distillation_settings",
+        }
     assert needed <= set(pair)
     for benchmark in pair["benchmarks"].split():
         assert benchmark.startswith("tiny_") or (ROOT / "eval" / "scripts" / f"{benchmark}.sh").is_file()
-    shell = subprocess.run(["sed", "-n", "s/^[A-Za-z_]*: *//p", file], capture_output=True, text=True, check=True).stdout
+    shell = subprocess.run(
+        ["sed", "-n", "s/^[A-Za-z_]*: *//p", file], capture_output=True, text=True, check=True
+    ).stdout
     as_bash_reads = [line.partition("#")[0].strip() for line in shell.splitlines()]
     assert [yaml.safe_load(value) for value in as_bash_reads] == list(pair.values())
 
@@ -116,22 +143,39 @@ def test_a_merge_loads_with_every_method_and_mask_of_table_8(file):
     for method in ("ta", "ties"):
         for mask in ("none", "dare", "impart"):
             sparsity = [] if mask == "none" else [f"sparsity={pair[f'{method}_{mask}_sparsity']}"]
-            _, entries = resolve(load_config(str(file), {}, [], [f"merge_method={pair[method]}", f"mask={mask}", *sparsity]))
+            _, entries = resolve(
+                load_config(str(file), {}, [], [f"merge_method={pair[method]}", f"mask={mask}", *sparsity])
+            )
             assert [entry.name for entry in entries] == ["chat", "code", "math"]
 
 
 def test_the_six_lines_of_table_8_run_and_are_those_of_its_script(called, tmp_path):
-    lines = [line.split()[1:] for line in (CONFIGS / "README.md").read_text().splitlines() if line.startswith("    $merge ")]
+    lines = [
+        line.split()[1:] for line in (CONFIGS / "README.md").read_text().splitlines() if line.startswith("    $merge ")
+    ]
     pair = yaml.safe_load((CONFIGS / "tiny" / "merging" / "pair.yaml").read_text())
-    masked = {(method, mask): [f"mask={mask}", f"sparsity={pair[f'{method}_{mask}_sparsity']}"]
-              for method in ("ta", "ties") for mask in ("dare", "impart")}
-    assert [line[:-1] for line in lines] == [[f"merge_method={pair[method]}", *masked.get((method, mask), [])]
-                                             for method in ("ta", "ties") for mask in ("none", "dare", "impart")]
+    masked = {
+        (method, mask): [f"mask={mask}", f"sparsity={pair[f'{method}_{mask}_sparsity']}"]
+        for method in ("ta", "ties")
+        for mask in ("dare", "impart")
+    }
+    assert [line[:-1] for line in lines] == [
+        [f"merge_method={pair[method]}", *masked.get((method, mask), [])]
+        for method in ("ta", "ties")
+        for mask in ("none", "dare", "impart")
+    ]
     digests = set()
     for *settings, target in lines:
         out = tmp_path / Path(target.removeprefix("save_pth=")).name
-        ended = called(merge.main, "--config", CONFIGS / "tiny" / "merging" / "merge.yaml", *settings, f"save_pth={out}",
-                       "--threads", 1)
+        ended = called(
+            merge.main,
+            "--config",
+            CONFIGS / "tiny" / "merging" / "merge.yaml",
+            *settings,
+            f"save_pth={out}",
+            "--threads",
+            1,
+        )
         assert ended.code == 0, ended.err
         digests.add((out / "model.safetensors").read_bytes())
     assert len(digests) == 6
@@ -156,7 +200,9 @@ def test_the_authors_example_loads_unchanged():
 
 
 def test_the_authors_only_lowrank_loads_unchanged():
-    config = resolved(load(Config, ROOT / "sparsify" / "config_example.yaml", ["C=only_lowrank", "preprune_ratio=null"]))
+    config = resolved(
+        load(Config, ROOT / "sparsify" / "config_example.yaml", ["C=only_lowrank", "preprune_ratio=null"])
+    )
     assert config.method == "lowrank"
 
 
@@ -177,13 +223,19 @@ def test_new_pair_makes_one_yaml_that_the_scripts_take(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["a", "b"], ["a", "b", "x/y"], ["a", "b", "c", "gsm9k"]])
 def test_new_pair_refuses_with_one_line(arguments, tmp_path):
-    done = subprocess.run(["bash", "configs/new_pair.sh", *arguments], cwd=ROOT, env=os.environ | {"CONFIGS": str(tmp_path)},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "configs/new_pair.sh", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"CONFIGS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and done.stderr.startswith("error:") and len(done.stderr.splitlines()) == 1
 
 
 def test_the_training_recipe_is_the_papers():
     from configs.llamacoder_13b.train import Config as Training
+
     recipe = load(Training, CONFIGS / "llamacoder_13b" / "train.yaml")
     assert (recipe.epochs, recipe.batch, recipe.learning_rate, recipe.length) == (3, 8, 2e-5, 4096)
     assert yaml.safe_load((CONFIGS / "merging_13b" / "merge.yaml").read_text())["code_pth"] == recipe.save_dir
@@ -209,15 +261,36 @@ def test_the_loss_is_on_the_answer_alone_and_long_instructions_are_left_out():
 
 @pytest.mark.slow
 def test_the_training_script_learns_on_the_tiny_base_and_its_model_merges(tmp_path, script):
-    items = [json.loads(line) for line in (ROOT / "assets/tiny/data/code_validation.jsonl").read_text().splitlines()[:16]]
+    items = [
+        json.loads(line) for line in (ROOT / "assets/tiny/data/code_validation.jsonl").read_text().splitlines()[:16]
+    ]
     data = tmp_path / "answers.jsonl"
-    data.write_text("".join(json.dumps({"prompt": item["prompt"], "completion": "    return xs\n"}) + "\n" for item in items))
+    data.write_text(
+        "".join(json.dumps({"prompt": item["prompt"], "completion": "    return xs\n"}) + "\n" for item in items)
+    )
     out = tmp_path / "tuned"
-    done = script("configs/llamacoder_13b/train.py", "base_model=assets/tiny/base", f"data=[{data}]", f"save_dir={out}",
-                  "length=200", "learning_rate=0.001", "--device", "cpu")
+    done = script(
+        "configs/llamacoder_13b/train.py",
+        "base_model=assets/tiny/base",
+        f"data=[{data}]",
+        f"save_dir={out}",
+        "length=200",
+        "learning_rate=0.001",
+        "--device",
+        "cpu",
+    )
     assert done.code == 0, done.err
     losses = json.loads((out / "training.json").read_text())["losses"]
     assert len(losses) == 6 and losses[-1] < losses[0] / 10
-    merged = script("merge/merge.py", "--merge_method", "ta_0.5", "--ptm_pth", "assets/tiny/base", "--code_pth", out,
-                    "--save_pth", tmp_path / "merged")
+    merged = script(
+        "merge/merge.py",
+        "--merge_method",
+        "ta_0.5",
+        "--ptm_pth",
+        "assets/tiny/base",
+        "--code_pth",
+        out,
+        "--save_pth",
+        tmp_path / "merged",
+    )
     assert merged.code == 0, merged.err

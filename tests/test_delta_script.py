@@ -23,8 +23,9 @@ ONE = ("--threads", "1")
 
 
 def svd(called, pair, path, *flags):
-    ended = called(delta.main, "--svd", "--base_model", pair[0], "--finetuned_model", pair[1], "--save_path", path, *ONE,
-                   *flags)
+    ended = called(
+        delta.main, "--svd", "--base_model", pair[0], "--finetuned_model", pair[1], "--save_path", path, *ONE, *flags
+    )
     assert ended.code == 0, ended.err
     return ended
 
@@ -48,22 +49,49 @@ def assert_equal_to_rounding(found, expected, base):
     certain = y.abs() * mantissa / 4 > e
     if expected.dtype != torch.float32:
         assert torch.equal(x[certain], y[certain]) and certain.float().mean() > 0.95
-    assert torch.all((x - y).abs() <= 2 * e + 2 * mantissa * y.abs() * ~certain + torch.finfo(torch.float32).eps * y.abs())
+    assert torch.all(
+        (x - y).abs() <= 2 * e + 2 * mantissa * y.abs() * ~certain + torch.finfo(torch.float32).eps * y.abs()
+    )
 
 
 # SVD
 
+
 def test_the_readme_commands_by_subprocess(pair, tmp_path, script):
-    ended = script("delta.py", "--svd", "--base_model", pair[0], "--finetuned_model", pair[1], "--dim", 20,
-                   "--save_path", tmp_path / "delta.pt")
+    ended = script(
+        "delta.py",
+        "--svd",
+        "--base_model",
+        pair[0],
+        "--finetuned_model",
+        pair[1],
+        "--dim",
+        20,
+        "--save_path",
+        tmp_path / "delta.pt",
+    )
     assert ended.code == 0, ended.err
     assert sorted(os.listdir(tmp_path)) == ["delta.pt"]
     assert sorted(os.listdir(tmp_path / "delta.pt")) == [
-        "delta.json", "layer-00000.safetensors", "layer-00001.safetensors", "model", "report.json", "rest.safetensors"]
+        "delta.json",
+        "layer-00000.safetensors",
+        "layer-00001.safetensors",
+        "model",
+        "report.json",
+        "rest.safetensors",
+    ]
     ended = script("delta.py", "--info", tmp_path / "delta.pt", cwd=tmp_path)
     assert ended.code == 0 and "svd delta, method svd (dim=20, dtype=fp16)" in ended.out
-    ended = script("delta.py", "--merge", "--finetuned_model", pair[1], "--delta_path", tmp_path / "delta.pt",
-                   "--save_path", tmp_path / "model")
+    ended = script(
+        "delta.py",
+        "--merge",
+        "--finetuned_model",
+        pair[1],
+        "--delta_path",
+        tmp_path / "delta.pt",
+        "--save_path",
+        tmp_path / "model",
+    )
     assert ended.code == 0, ended.err
     assert set(tensors_of(tmp_path / "model")) == set(tensors_of(pair[1]))
 
@@ -74,7 +102,11 @@ def test_the_factors_are_those_of_the_delta(pair, svd_delta):
     for name in artifact.names():
         dW = tuned.tensor(name).double() - base.tensor(name).double()
         U, s, V = artifact.factors(name)
-        assert artifact.rank(name) == min(dW.shape) and U.shape == (dW.shape[0], len(s)) and V.shape == (dW.shape[1], len(s))
+        assert (
+            artifact.rank(name) == min(dW.shape)
+            and U.shape == (dW.shape[0], len(s))
+            and V.shape == (dW.shape[1], len(s))
+        )
         assert torch.allclose(s.double(), torch.linalg.svdvals(dW), rtol=1e-3, atol=1e-7 * float(s[0]))
         assert torch.allclose((U * s) @ V.T, dW.float(), atol=4e-6 * float(dW.abs().max()))
         assert torch.equal(artifact.reconstruct(name), (U * s) @ V.T)
@@ -84,7 +116,15 @@ def test_dim_is_the_rank_of_attention_and_mlp_keeps_more(pair, tmp_path, called)
     svd(called, pair, tmp_path / "d", "--dim", "20")
     artifact = open_delta(tmp_path / "d")
     ranks = {name.split(".")[-2]: artifact.rank(name) for name in artifact.names()}
-    assert ranks == {"q_proj": 20, "k_proj": 20, "v_proj": 20, "o_proj": 20, "gate_proj": 29, "up_proj": 29, "down_proj": 29}
+    assert ranks == {
+        "q_proj": 20,
+        "k_proj": 20,
+        "v_proj": 20,
+        "o_proj": 20,
+        "gate_proj": 29,
+        "up_proj": 29,
+        "down_proj": 29,
+    }
     assert artifact.manifest["settings"] == {"dim": 20, "dtype": "fp16"}
 
 
@@ -122,12 +162,17 @@ def test_the_same_command_twice_gives_the_same_bytes(pair, svd_delta, tmp_path, 
 
 
 def test_every_form_of_checkpoint_gives_the_same_matrices(pair, svd_delta, tmp_path, called):
-    forms = [write_checkpoint(tmp_path / f"{number}", tensors_of(folder), form="bin", shards=2 - number)
-             for number, folder in enumerate(pair)]
+    forms = [
+        write_checkpoint(tmp_path / f"{number}", tensors_of(folder), form="bin", shards=2 - number)
+        for number, folder in enumerate(pair)
+    ]
     svd(called, forms, tmp_path / "d", "--dtype", "fp32")
     for file in ("layer-00000.safetensors", "layer-00001.safetensors", "rest.safetensors"):
         assert (tmp_path / "d" / file).read_bytes() == (svd_delta / file).read_bytes()
-    assert open_delta(tmp_path / "d").manifest["base"]["fingerprint"] == open_delta(svd_delta).manifest["base"]["fingerprint"]
+    assert (
+        open_delta(tmp_path / "d").manifest["base"]["fingerprint"]
+        == open_delta(svd_delta).manifest["base"]["fingerprint"]
+    )
 
 
 def test_report_and_info_agree_with_the_files(pair, svd_delta, called):
@@ -143,6 +188,7 @@ def test_report_and_info_agree_with_the_files(pair, svd_delta, called):
 
 
 # Merge
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_full_rank_in_fp32_merged_back_is_the_fine_tuned_model(tmp_path, called, dtype):
@@ -188,8 +234,10 @@ def odd_pair(tmp_path):
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         tuned[name] = torch.cat([base[name], base[name].float().mean(0, keepdim=True).to(base[name].dtype)])
     tuned["model.layers.1.self_attn.q_proj.bias"] = torch.linspace(0, 1, 32).bfloat16()
-    folders = (write_checkpoint(tmp_path / "odd_base", base),
-               write_checkpoint(tmp_path / "odd_tuned", tuned, config={"vocab_size": 51}))
+    folders = (
+        write_checkpoint(tmp_path / "odd_base", base),
+        write_checkpoint(tmp_path / "odd_tuned", tuned, config={"vocab_size": 51}),
+    )
     return *folders, unchanged
 
 
@@ -197,13 +245,22 @@ def test_extras_added_and_dropped_parameters_travel(odd_pair, tmp_path, called):
     *pair, unchanged = odd_pair
     ended = svd(called, pair, tmp_path / "d", "--dtype", "fp32")
     artifact = open_delta(tmp_path / "d")
-    assert sorted(artifact.extras()) == ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.input_layernorm.weight",
-                                         "model.layers.1.self_attn.q_proj.bias", "model.norm.weight"]
+    assert sorted(artifact.extras()) == [
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.1.self_attn.q_proj.bias",
+        "model.norm.weight",
+    ]
     assert "5 extra parameters" in ended.out
     assert artifact.manifest["dropped"] == ["model.layers.0.self_attn.rotary_emb.inv_freq"]
     assert artifact.manifest["matrices"][unchanged]["encoding"] == "empty"
     shutil.move(pair[1], tmp_path / "away")  # the fine-tuned model is not needed
-    merged, base, tuned = merge(called, tmp_path / "d", tmp_path / "m"), tensors_of(pair[0]), tensors_of(tmp_path / "away")
+    merged, base, tuned = (
+        merge(called, tmp_path / "d", tmp_path / "m"),
+        tensors_of(pair[0]),
+        tensors_of(tmp_path / "away"),
+    )
     assert set(merged.names()) == set(tuned) and merged.config["vocab_size"] == 51
     for name in tuned:
         if name in artifact.names():
@@ -221,7 +278,9 @@ def test_identical_models_give_a_valid_empty_delta_and_say_so(pair, tmp_path, ca
     svd(called, (pair[0], copy), tmp_path / "d")
     assert "are identical: the delta is empty" in caplog.text
     artifact = open_delta(tmp_path / "d")
-    assert {entry["encoding"] for entry in artifact.manifest["matrices"].values()} == {"empty"} and artifact.extras() == []
+    assert {entry["encoding"] for entry in artifact.manifest["matrices"].values()} == {
+        "empty"
+    } and artifact.extras() == []
     assert artifact.sizes().values == 0 and called(delta.main, "--info", tmp_path / "d").code == 0
     assert_equal_tensors(tensors_of(merge(called, tmp_path / "d", tmp_path / "m").path), tensors_of(pair[0]))
 
@@ -247,9 +306,11 @@ def test_overwrite_replaces_and_nothing_else_does(pair, svd_delta, tmp_path, cal
 
 # Families
 
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_comes_back_and_loads_in_transformers(tmp_path, called, family):
     import transformers
+
     pair = family_pair(tmp_path, family)
     svd(called, pair, tmp_path / "d", "--dtype", "fp32")
     merged = merge(called, tmp_path / "d", tmp_path / "m")
@@ -260,8 +321,10 @@ def test_every_family_comes_back_and_loads_in_transformers(tmp_path, called, fam
             assert_equal_to_rounding(merged.tensor(name), tuned[name], base[name])
         else:
             assert torch.equal(merged.tensor(name), tuned[name])
-    loaded, expected = (transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-                        for path in (tmp_path / "m", pair[1]))
+    loaded, expected = (
+        transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        for path in (tmp_path / "m", pair[1])
+    )
     tokens = torch.arange(3, 13)[None]
     with torch.no_grad():
         ours, theirs = loaded(tokens).logits, expected(tokens).logits
@@ -269,7 +332,10 @@ def test_every_family_comes_back_and_loads_in_transformers(tmp_path, called, fam
 
 
 def test_experts_are_compressed_one_by_one_and_three_dimensional_ones_travel_whole(tmp_path, called):
-    for family, kind in (("Mixtral", "block_sparse_moe.experts.3.w2.weight"), ("Qwen3Moe", "mlp.experts.3.up_proj.weight")):
+    for family, kind in (
+        ("Mixtral", "block_sparse_moe.experts.3.w2.weight"),
+        ("Qwen3Moe", "mlp.experts.3.up_proj.weight"),
+    ):
         svd(called, family_pair(tmp_path / family, family), tmp_path / f"d{family}")
         artifact = open_delta(tmp_path / f"d{family}")
         assert f"model.layers.1.{kind}" in artifact.names()
@@ -283,6 +349,7 @@ def test_experts_are_compressed_one_by_one_and_three_dimensional_ones_travel_who
 
 # Killed and continued
 
+
 @pytest.fixture(scope="module")
 def deep_pair(tmp_path_factory):
     """Many layers, so that there are many moments to be killed at."""
@@ -291,10 +358,21 @@ def deep_pair(tmp_path_factory):
 
 @pytest.mark.slow
 def test_killed_at_random_points_and_run_again_gives_the_same_bytes(deep_pair, tmp_path, called, environment):
-    command = [sys.executable, "delta.py", "--svd", "--base_model", str(deep_pair[0]), "--finetuned_model", str(deep_pair[1]),
-               *ONE, "--save_path"]
+    command = [
+        sys.executable,
+        "delta.py",
+        "--svd",
+        "--base_model",
+        str(deep_pair[0]),
+        "--finetuned_model",
+        str(deep_pair[1]),
+        *ONE,
+        "--save_path",
+    ]
     svd(called, deep_pair, tmp_path / "whole")
-    landed = stopped_at_random([*command, str(tmp_path / "killed")], tmp_path / "killed", environment, 3, random.Random(0))
+    landed = stopped_at_random(
+        [*command, str(tmp_path / "killed")], tmp_path / "killed", environment, 3, random.Random(0)
+    )
     assert landed >= 2
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert sorted(os.listdir(tmp_path)) == ["killed", "whole"]
@@ -302,6 +380,7 @@ def test_killed_at_random_points_and_run_again_gives_the_same_bytes(deep_pair, t
 
 def test_a_continued_run_does_not_repeat_what_is_done(deep_pair, tmp_path, called, monkeypatch):
     from sparsify import sources
+
     real, names = sources.delta_svd, []
 
     def dies_after_thirty(dW, rank):
@@ -311,7 +390,16 @@ def test_a_continued_run_does_not_repeat_what_is_done(deep_pair, tmp_path, calle
         return real(dW, rank)
 
     monkeypatch.setattr(sources, "delta_svd", dies_after_thirty)
-    flags = ("--svd", "--base_model", deep_pair[0], "--finetuned_model", deep_pair[1], "--save_path", tmp_path / "d", *ONE)
+    flags = (
+        "--svd",
+        "--base_model",
+        deep_pair[0],
+        "--finetuned_model",
+        deep_pair[1],
+        "--save_path",
+        tmp_path / "d",
+        *ONE,
+    )
     ended = called(delta.main, *flags)
     assert ended.code == 130 and "rerun the same command to continue" in ended.err
     names.clear()
@@ -322,6 +410,7 @@ def test_a_continued_run_does_not_repeat_what_is_done(deep_pair, tmp_path, calle
 
 def test_another_command_over_an_interrupted_run_is_refused(deep_pair, tmp_path, called, monkeypatch):
     from sparsify import sources
+
     real, count = sources.delta_svd, iter(range(100))
 
     def dies(dW, rank):
@@ -330,7 +419,16 @@ def test_another_command_over_an_interrupted_run_is_refused(deep_pair, tmp_path,
         return real(dW, rank)
 
     monkeypatch.setattr(sources, "delta_svd", dies)
-    flags = ("--svd", "--base_model", deep_pair[0], "--finetuned_model", deep_pair[1], "--save_path", tmp_path / "d", *ONE)
+    flags = (
+        "--svd",
+        "--base_model",
+        deep_pair[0],
+        "--finetuned_model",
+        deep_pair[1],
+        "--save_path",
+        tmp_path / "d",
+        *ONE,
+    )
     assert called(delta.main, *flags).code == 130
     ended = called(delta.main, *flags, "--dim", "8")
     assert ended.code == 2 and "settings.dim was None, is 8" in ended.err
@@ -340,8 +438,23 @@ def test_another_command_over_an_interrupted_run_is_refused(deep_pair, tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_two_processes_give_the_bytes_of_one(pair, svd_delta, tmp_path, environment, launcher):
-    done = launched(launcher, ["delta.py", "--svd", "--base_model", pair[0], "--finetuned_model", pair[1], "--dtype", "fp32",
-                               "--save_path", tmp_path / "d", *ONE], environment)
+    done = launched(
+        launcher,
+        [
+            "delta.py",
+            "--svd",
+            "--base_model",
+            pair[0],
+            "--finetuned_model",
+            pair[1],
+            "--dtype",
+            "fp32",
+            "--save_path",
+            tmp_path / "d",
+            *ONE,
+        ],
+        environment,
+    )
     assert files_of(tmp_path / "d") == files_of(svd_delta)
     assert done.stdout.count("svd delta, method svd") == 1 and os.listdir(tmp_path) == ["d"]
     assert len(load_file(tmp_path / "d" / "layer-00001.safetensors")) == 21
@@ -350,5 +463,12 @@ def test_two_processes_give_the_bytes_of_one(pair, svd_delta, tmp_path, environm
 def test_help_shows_the_commands_and_flags(called):
     ended = called(delta.main, "--help")
     assert ended.code == 0 and ended.err == ""
-    for words in ("python delta.py --svd", "--finetuned_model", "--save_pth", "--delta_pth", "{fp16,bf16,fp32}", "--overwrite"):
+    for words in (
+        "python delta.py --svd",
+        "--finetuned_model",
+        "--save_pth",
+        "--delta_pth",
+        "{fp16,bf16,fp32}",
+        "--overwrite",
+    ):
         assert words in ended.out

@@ -20,8 +20,10 @@ from eval.judge import LENGTH_CONTROLLED, PLAIN, Judge
 from impart.errors import InputError
 
 pytest.importorskip("alpaca_eval", reason="the judge is asked by the package alpaca_eval")
-ITEMS = [{"instruction": f"Say {word}.", "output": f"{word}!", "generator": "reference", "dataset": "x"}
-         for word in ("yes", "no", "maybe", "never", "always", "often")]
+ITEMS = [
+    {"instruction": f"Say {word}.", "output": f"{word}!", "generator": "reference", "dataset": "x"}
+    for word in ("yes", "no", "maybe", "never", "always", "often")
+]
 
 
 @pytest.fixture
@@ -34,14 +36,18 @@ def data(tmp_path) -> Path:
 @pytest.fixture
 def answers(tmp_path) -> Path:
     path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps({"id": str(index), "completion": f"{index} is my answer."}) + "\n"
-                            for index in range(len(ITEMS))))
+    path.write_text(
+        "".join(
+            json.dumps({"id": str(index), "completion": f"{index} is my answer."}) + "\n" for index in range(len(ITEMS))
+        )
+    )
     return path
 
 
 @pytest.fixture
 def server():
     """An endpoint that answers every request with `server.status` and `server.body`, to see what is made of it."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             self.server.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -68,10 +74,21 @@ def reply(*tokens: str) -> dict:
     """A chat completion of one token, with these as the likeliest ones."""
     top = [{"token": token, "logprob": -float(rank), "bytes": None} for rank, token in enumerate(tokens)]
     content = [{**top[0], "top_logprobs": top}] if tokens else None
-    return {"id": "1", "object": "chat.completion", "created": 0, "model": "j", "usage":
-            {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-            "choices": [{"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": "m"},
-                         "logprobs": {"content": content} if content else None}]}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "j",
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "length",
+                "message": {"role": "assistant", "content": "m"},
+                "logprobs": {"content": content} if content else None,
+            }
+        ],
+    }
 
 
 def test_no_key_is_said_first(monkeypatch):
@@ -88,12 +105,15 @@ def test_an_endpoint_that_is_not_there():
         judge.check_judge(Judge("j", f"http://127.0.0.1:{port}/v1"))
 
 
-@pytest.mark.parametrize(("status", "body", "message"), [
-    (401, {"error": {"message": "bad key"}}, "refuses the key in OPENAI_API_KEY.*bad key"),
-    (404, {"error": {"message": "no such model"}}, "does not exist.*no such model.*--judge_model"),
-    (400, {"error": {"message": "too many logprobs"}}, "refuses the request.*too many logprobs.*--max-logprobs"),
-    (200, reply(), "returns no token probabilities"),
-])
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (401, {"error": {"message": "bad key"}}, "refuses the key in OPENAI_API_KEY.*bad key"),
+        (404, {"error": {"message": "no such model"}}, "does not exist.*no such model.*--judge_model"),
+        (400, {"error": {"message": "too many logprobs"}}, "refuses the request.*too many logprobs.*--max-logprobs"),
+        (200, reply(), "returns no token probabilities"),
+    ],
+)
 def test_a_judge_that_cannot_judge(server, status, body, message):
     server.status, server.body = status, body
     with pytest.raises(InputError, match=message):
@@ -119,8 +139,14 @@ def test_a_judge_that_says_neither_m_nor_M(server, tmp_path, caplog):
     judge.check_judge(Judge("j", server.url))
     assert "neither m nor M" in caplog.text
     with pytest.raises(InputError, match="no readable verdict.*2 comparisons.*the answers are kept"):
-        judge.compare(Judge("j", server.url), ITEMS[:2], [{**item, "output": "other"} for item in ITEMS[:2]], "me",
-                      tmp_path / "verdicts", PLAIN)
+        judge.compare(
+            Judge("j", server.url),
+            ITEMS[:2],
+            [{**item, "output": "other"} for item in ITEMS[:2]],
+            "me",
+            tmp_path / "verdicts",
+            PLAIN,
+        )
     assert not (tmp_path / "verdicts").exists()  # so that a better judge is asked again
 
 
@@ -133,7 +159,7 @@ def test_a_verdict_is_a_probability_and_the_order_is_shuffled(server, tmp_path):
     """A judge that always likes the first of the two prefers each side about half the time: m means output 1."""
     server.body = reply("m", "M")  # log-probabilities 0 and -1
     metrics, annotations = compared(server, tmp_path)
-    ratio = 1 / (1 + 2.718281828 ** -1)
+    ratio = 1 / (1 + 2.718281828**-1)
     assert {round(row["preference"], 4) for row in annotations} <= {round(1 + ratio, 4), round(2 - ratio, 4)}
     assert metrics["win_rate"] == pytest.approx(100 * sum(row["preference"] - 1 for row in annotations) / 6)
     assert [row["instruction"] for row in annotations] == [item["instruction"] for item in ITEMS]
@@ -196,6 +222,7 @@ def test_the_805_instructions(tmp_path):
     folder = os.environ.get("IMPART_DATA")
     if not folder:
         pytest.skip("IMPART_DATA is unset: no alpaca_eval_gpt4_1106_preview.json to test with")
+
     def official(*flags):
         given = alpacaeval.parse(alpacaeval.parser(), ["model", "llama2", *flags])
         items, is_official = alpacaeval.reference_answers(alpacaeval.options_from(given))
@@ -216,8 +243,18 @@ def gamed_csv(path: Path) -> Path:
     for model, shorter in (("concise", 1.0), ("verbose", -1.0)):  # delta: by how much the reference is longer
         delta = shorter + 0.3 * random.normal(size=805)
         preference = 1 / (1 + np.exp(0.9 * np.tanh(delta) - 0.2 * difficulty))
-        frames.append(pd.DataFrame({"model": model, "preference": preference, "index": range(805), "std_delta_len": delta,
-                                    "instruction_difficulty": difficulty, "not_gamed_baseline": False}))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "model": model,
+                    "preference": preference,
+                    "index": range(805),
+                    "std_delta_len": delta,
+                    "instruction_difficulty": difficulty,
+                    "not_gamed_baseline": False,
+                }
+            )
+        )
     pd.concat(frames).to_csv(path, index=False)
     return path
 
@@ -226,14 +263,30 @@ def test_length_control_takes_the_length_out(server, tmp_path):
     """A judge that looks at nothing but the length: what it gives away by length, length control takes back."""
     lengths = [40 + index for index in range(80)]  # against 50 everywhere: mostly longer
     references = [{"instruction": f"Say {index}.", "output": "x" * 50, "generator": "reference"} for index in range(80)]
-    outputs = [{"instruction": item["instruction"], "output": "y" * length}
-               for item, length in zip(references, lengths, strict=True)]
-    rows = [{"instruction": item["instruction"], "output_1": item["output"], "output_2": output["output"],
-             "annotator": Judge("j", server.url).name, "preference": 1 + 1 / (1 + math.exp((50 - length) / 20))}
-            for item, output, length in zip(references, outputs, lengths, strict=True)]
+    outputs = [
+        {"instruction": item["instruction"], "output": "y" * length}
+        for item, length in zip(references, lengths, strict=True)
+    ]
+    rows = [
+        {
+            "instruction": item["instruction"],
+            "output_1": item["output"],
+            "output_2": output["output"],
+            "annotator": Judge("j", server.url).name,
+            "preference": 1 + 1 / (1 + math.exp((50 - length) / 20)),
+        }
+        for item, output, length in zip(references, outputs, lengths, strict=True)
+    ]
     (tmp_path / "verdicts").write_text(json.dumps(rows))
-    metrics, _ = judge.compare(Judge("j", server.url), outputs, references, "me", tmp_path / "verdicts",
-                               LENGTH_CONTROLLED, gamed_csv(tmp_path / "df_gamed.csv"))
+    metrics, _ = judge.compare(
+        Judge("j", server.url),
+        outputs,
+        references,
+        "me",
+        tmp_path / "verdicts",
+        LENGTH_CONTROLLED,
+        gamed_csv(tmp_path / "df_gamed.csv"),
+    )
     assert metrics["win_rate"] == pytest.approx(100 * sum(row["preference"] - 1 for row in rows) / 80)
     assert metrics["win_rate"] > 75 and not server.requests
     assert abs(metrics["length_controlled_winrate"] - 50) < metrics["win_rate"] - 50 - 10
@@ -242,10 +295,12 @@ def test_length_control_takes_the_length_out(server, tmp_path):
 def test_bad_input(called, data, tmp_path, server):
     server.body = reply("m", "M")
     command = ["model", "llama2", "--data", data, "--judge_url", server.url]
-    for flags, message in ([["--judge_options", "[1"], "not a JSON mapping"],
-                           [["--judge_options", "[1]"], "not a JSON mapping"],
-                           [["--chat_template", "mistral"], "differ; give one of them"],
-                           [["--data", tmp_path / "none.json"], "no such file"]):
+    for flags, message in (
+        [["--judge_options", "[1"], "not a JSON mapping"],
+        [["--judge_options", "[1]"], "not a JSON mapping"],
+        [["--chat_template", "mistral"], "differ; give one of them"],
+        [["--data", tmp_path / "none.json"], "no such file"],
+    ):
         ended = called(alpacaeval.main, *command, *flags)
         assert ended.code == 2 and message in ended.err, ended.err
     assert "does not exist; take auto" in called(alpacaeval.main, "model", "llama9", *command[2:]).err
@@ -257,8 +312,21 @@ def test_bad_input(called, data, tmp_path, server):
 
 def test_a_file_of_answers_is_scored(called, data, answers, server, tmp_path):
     server.body = reply("m", "M")
-    ended = called(alpacaeval.main, "--rescore", answers, "--data", data, "--judge_url", server.url, "--judge_model", "j",
-                   "--chat_template", "llama2", "--results_dir", tmp_path / "results")
+    ended = called(
+        alpacaeval.main,
+        "--rescore",
+        answers,
+        "--data",
+        data,
+        "--judge_url",
+        server.url,
+        "--judge_model",
+        "j",
+        "--chat_template",
+        "llama2",
+        "--results_dir",
+        tmp_path / "results",
+    )
     assert ended.code == 0, ended.err
     result = json.loads((tmp_path / "results/mine/alpacaeval_plain/0.json").read_text())
     assert result["n"] == result["verdicts"] == 6 and result["settings"]["judge"]["model"] == "j"
@@ -272,12 +340,34 @@ def vllm_judge(tmp_path_factory):
     model = byte_llama(tmp_path_factory.mktemp("judge"), seed=1, positions=65536, chat=CHAT)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1",
-                   "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "HF_HUB_OFFLINE": "1",
+    }
     log = (tmp_path_factory.mktemp("log") / "server.log").open("w")
-    process = subprocess.Popen([Path(sys.executable).with_name("vllm"), "serve", model, "--served-model-name", "tiny-judge",
-                                "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"], env=environment,
-                               stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen(
+        [
+            Path(sys.executable).with_name("vllm"),
+            "serve",
+            model,
+            "--served-model-name",
+            "tiny-judge",
+            "--port",
+            str(port),
+            "--host",
+            "127.0.0.1",
+            "--enforce-eager",
+        ],
+        env=environment,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
     url = f"http://127.0.0.1:{port}/v1"
     try:
         for _ in range(600):
@@ -299,9 +389,31 @@ def test_a_whole_run_with_vllm_on_both_sides(vllm_judge, data, tmp_path, environ
     model, letters = byte_llama(tmp_path / "model"), vocabulary()
     bias = json.dumps({"logit_bias": {str(letters["m"]): 100, str(letters["M"]): 100}})
     script = Path(alpacaeval.__file__).parent / "scripts" / "alpacaeval.sh"
-    done = subprocess.run(["bash", script, model, "llama2", "--data", data, "--limit", "4", "--judge_url", vllm_judge,
-                           "--judge_model", "tiny-judge", "--judge_options", bias, "--max_model_len", "128"], cwd=tmp_path,
-                          env={**environment, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [
+            "bash",
+            script,
+            model,
+            "llama2",
+            "--data",
+            data,
+            "--limit",
+            "4",
+            "--judge_url",
+            vllm_judge,
+            "--judge_model",
+            "tiny-judge",
+            "--judge_options",
+            bias,
+            "--max_model_len",
+            "128",
+        ],
+        cwd=tmp_path,
+        env={**environment, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "alpacaeval_plain  model" in done.stdout
     result = json.loads((tmp_path / "results/model/alpacaeval_plain/0.json").read_text())

@@ -23,17 +23,17 @@ GSM8K = [
     ("the answer is: 18\n", 18, 18),
     ("THE ANSWER IS: 18", 18, 18),
     ("The Answer Is 18 eggs.", 18, 18),
-    ("3 ducks lay 6 eggs. The answer is 18.", 18, 3),                 # no colon: the release reads from the start
-    ("The answer is: 5. Wait. The answer is: 7.", 7, 7),              # several answers: the last
-    ("The answer is: 5. Checked: the answer is 7.", 7, 5),            # the release splits at the colon alone
+    ("3 ducks lay 6 eggs. The answer is 18.", 18, 3),  # no colon: the release reads from the start
+    ("The answer is: 5. Wait. The answer is: 7.", 7, 7),  # several answers: the last
+    ("The answer is: 5. Checked: the answer is 7.", 7, 5),  # the release splits at the colon alone
     ("The answer is: -12", -12, -12),
-    ("The answer is: −12", -12, 12),                                  # a Unicode minus
+    ("The answer is: −12", -12, 12),  # a Unicode minus
     ("The answer is: +4", 4, 4),
     ("The answer is: $20", 20, 20),
     ("The answer is: -$5", -5, 5),
     ("The answer is: $1,250.00 per year", 1250, 1250),
     ("The answer is: 1,250", 1250, 1250),
-    ("The answer is: 1,234,567.", 1234567, 1234),                     # the release's number has one separator
+    ("The answer is: 1,234,567.", 1234567, 1234),  # the release's number has one separator
     ("The answer is: 1,234.9", 1234.9, 1234),
     ("The answer is: 1{,}250", 1250, 1),
     ("The answer is: 70,000 dollars", 70000, 70000),
@@ -53,17 +53,17 @@ GSM8K = [
     ("The answer is: eighteen", None, None),
     ("The answer is: ", None, None),
     ("The answer is", None, None),
-    ("9 * 2 = 18", None, None),                                       # no marker at all
+    ("9 * 2 = 18", None, None),  # no marker at all
     ("", None, None),
     ("Therefore, she makes 18 dollars.", 18, 18),
-    ("So, 9 * 2 = 18.", 9, 9),                                        # the first number after the marker
+    ("So, 9 * 2 = 18.", 9, 9),  # the first number after the marker
     ("So, 4 are left. Therefore, 5 remain.", 5, 5),
     ("Therefore, 5 remain. So, 4 are left.", 4, 4),
-    ("Therefore she makes 18 dollars.", None, None),                  # without the comma it is no marker
+    ("Therefore she makes 18 dollars.", None, None),  # without the comma it is no marker
     ("So she makes 18 dollars.", None, None),
     ("So, nothing. The answer is: 8", 8, 8),
     ("Also, 8 remain.", None, None),
-    ("The answer is: " + "9" * 400, None, None),                      # infinite as a float
+    ("The answer is: " + "9" * 400, None, None),  # infinite as a float
 ]
 
 
@@ -73,9 +73,21 @@ def test_gsm8k_answer(text, paper, release):
     assert gsm8k_answer(text, "release") == release
 
 
-@pytest.mark.parametrize(("answer", "gold", "equal"), [
-    (18.0, 18.0, True), (18.4, 18.0, True), (17.6, 18.0, True), (18.6, 18.0, False), (-18.0, 18.0, False),
-    (None, 18.0, False), (0.0, 0.0, True), (2.5, 2.0, True), (3.5, 4.0, True), (1e300, 18.0, False)])
+@pytest.mark.parametrize(
+    ("answer", "gold", "equal"),
+    [
+        (18.0, 18.0, True),
+        (18.4, 18.0, True),
+        (17.6, 18.0, True),
+        (18.6, 18.0, False),
+        (-18.0, 18.0, False),
+        (None, 18.0, False),
+        (0.0, 0.0, True),
+        (2.5, 2.0, True),
+        (3.5, 4.0, True),
+        (1e300, 18.0, False),
+    ],
+)
 def test_gsm8k_equal_rounds(answer, gold, equal):
     assert gsm8k_equal(answer, gold) is equal
 
@@ -106,8 +118,8 @@ MATH_ANSWERS = [
     ("The answer is: 1. The answer is: 2.", "2"),
     ("The answer is: x^2 + 1 .\nmore", "x^2 + 1"),
     ("The answer is: \\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}.", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
-    ("the answer is: 5", None),         # the rule names the capital
-    ("The answer is 5", None),          # and the colon
+    ("the answer is: 5", None),  # the rule names the capital
+    ("The answer is 5", None),  # and the colon
     ("\\boxed{5}", None),
     ("", None),
 ]
@@ -152,11 +164,11 @@ MATH_EQUAL = [
     ("1,\\!000", "1000", True, False),
     ("1,\\!000", "1,000", True, True),
     ("12,34", "1234", False, False),
-    ("0.333", "\\frac{1}{3}", False, False),                # exact, not about
+    ("0.333", "\\frac{1}{3}", False, False),  # exact, not about
     ("\\frac{1}{0}", "\\frac{2}{0}", False, False),
     ("\\sqrt3", "\\sqrt{3}", True, True),
     ("2\\sqrt 3", "2\\sqrt{3}", True, False),
-    ("\\sqrt{12}", "2\\sqrt{3}", False, False),             # nothing is simplified
+    ("\\sqrt{12}", "2\\sqrt{3}", False, False),  # nothing is simplified
     ("x = 5", "5", True, True),
     ("k=-3", "-3", True, True),
     ("f(x) = x^2", "x^2", True, False),
@@ -179,7 +191,7 @@ MATH_EQUAL = [
     ("5 \\mbox{ cm}^2", "5", True, False),
     ("5 cm", "5", True, False),
     ("10 square units", "10", True, False),
-    ("5 apples", "5", False, False),                        # no unit that is known
+    ("5 apples", "5", False, False),  # no unit that is known
     ("99\\pi \\text{ square inches}", "99\\pi", True, True),
     ("\\text{even}", "even", True, False),
     ("\\text{(A)}", "(A)", True, False),
@@ -190,7 +202,7 @@ MATH_EQUAL = [
     ("(1,2)", "[1,2]", False, False),
     ("(1,2]", "(1,2]", True, True),
     ("(1,2)", "1,2", False, False),
-    ("1,2", "2,1", False, False),                           # lists keep their order, as in the release
+    ("1,2", "2,1", False, False),  # lists keep their order, as in the release
     ("1, 2", "1,2", True, True),
     ("3 \\text{ and } 5", "3,5", True, False),
     ("3 or 5", "3,5", True, False),
@@ -226,14 +238,18 @@ def test_none_equals_nothing():
     assert not math_equal(None, "5") and not math_equal("5", None) and not math_equal(None, None)
 
 
-@pytest.mark.parametrize(("solution", "gold"), [
-    ("So \\boxed{2}.", "2"),
-    ("\\boxed{1} or rather \\boxed{\\frac{1}{\\sqrt{2}}}.", "\\frac{1}{\\sqrt{2}}"),
-    ("\\fbox{7}", "7"),
-    ("\\boxed {3}", "3"),
-    ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"),
-    ("\\boxed{1", None),
-    ("no box", None)])
+@pytest.mark.parametrize(
+    ("solution", "gold"),
+    [
+        ("So \\boxed{2}.", "2"),
+        ("\\boxed{1} or rather \\boxed{\\frac{1}{\\sqrt{2}}}.", "\\frac{1}{\\sqrt{2}}"),
+        ("\\fbox{7}", "7"),
+        ("\\boxed {3}", "3"),
+        ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"),
+        ("\\boxed{1", None),
+        ("no box", None),
+    ],
+)
 def test_math_gold_is_the_last_box(solution, gold):
     assert math_gold(solution) == gold
 
@@ -254,8 +270,11 @@ FORMS = ("Some sums. The answer is: {}.\n", "The answer is: {}", "First 3 * 4 = 
 def test_every_gsm8k_gold_answer_scores(form, scoring, missed):
     solutions = [item["answer"] for item in data_file("gsm8k_test.jsonl")]
     answers = [solution.split("#### ")[1] for solution in solutions]
-    wrong = [answer for answer, solution in zip(answers, solutions, strict=True)
-             if not gsm8k_equal(gsm8k_answer(form.format(answer), scoring), gsm8k_gold(solution))]
+    wrong = [
+        answer
+        for answer, solution in zip(answers, solutions, strict=True)
+        if not gsm8k_equal(gsm8k_answer(form.format(answer), scoring), gsm8k_gold(solution))
+    ]
     assert len(solutions) == 1319 and wrong == missed
 
 
@@ -279,5 +298,9 @@ def test_different_gold_answers_stay_different():
     golds = sorted({math_gold(item["solution"]) for item in data_file("math_test.jsonl")})
     numbers = [gold for gold in golds if math_equal(gold, "25")]
     assert numbers == ["25", "25 \\, \\text{km}", "25 \\text{ ft}", "25\\%", "25^\\circ"]
-    assert [gold for gold in golds if math_equal(gold, "\\frac{3}{4}")] == ["0.75", "\\frac 34", "\\frac34",
-                                                                          "\\frac{3}{4}"]
+    assert [gold for gold in golds if math_equal(gold, "\\frac{3}{4}")] == [
+        "0.75",
+        "\\frac 34",
+        "\\frac34",
+        "\\frac{3}{4}",
+    ]

@@ -43,7 +43,9 @@ def test_json_and_gz_hold_the_same_items(file, tmp_path):
 
 def test_lines_are_split_at_newlines_alone(tmp_path):
     path = tmp_path / "odd.jsonl"
-    path.write_text('{"question": "a\u2028b\u0085c", "answer": 1}\r\n\n{"question": "d", "answer": 2}', encoding="utf-8")
+    path.write_text(
+        '{"question": "a\u2028b\u0085c", "answer": 1}\r\n\n{"question": "d", "answer": 2}', encoding="utf-8"
+    )
     assert [item["question"] for item in load_items(SOURCE, path).items] == ["a\u2028b\u0085c", "d"]
 
 
@@ -53,9 +55,19 @@ def test_limit_and_digest(file):
     assert len(load_items(SOURCE, file, limit=99).items) == 5
 
 
-@pytest.mark.parametrize(("subset", "ids"), [
-    ("3", ["3"]), ("3,1", ["1", "3"]), ("1-2", ["1", "2"]), ("3-99", ["3", "4"]), ("level=easy", ["0", "1", "2"]),
-    ("level=easy,4", ["0", "1", "2", "4"]), (" 0 , 0-1 ", ["0", "1"]), ("answer=5", ["4"])])
+@pytest.mark.parametrize(
+    ("subset", "ids"),
+    [
+        ("3", ["3"]),
+        ("3,1", ["1", "3"]),
+        ("1-2", ["1", "2"]),
+        ("3-99", ["3", "4"]),
+        ("level=easy", ["0", "1", "2"]),
+        ("level=easy,4", ["0", "1", "2", "4"]),
+        (" 0 , 0-1 ", ["0", "1"]),
+        ("answer=5", ["4"]),
+    ],
+)
 def test_subset(file, subset, ids):
     assert [item["id"] for item in load_items(SOURCE, file, subset=subset).items] == ids
 
@@ -77,7 +89,10 @@ def test_ids_of_their_own_field():
 
 
 BROKEN = [
-    ('{"question": "a", "answer": 1}\n{"question": "b"}\n', "line 2: field 'answer' is missing; sums needs question, answer"),
+    (
+        '{"question": "a", "answer": 1}\n{"question": "b"}\n',
+        "line 2: field 'answer' is missing; sums needs question, answer",
+    ),
     ('{"question": 7, "answer": 1}\n', "line 1: field 'question' is int, but sums needs text"),
     ('{"question": "a", "answer": "1"}\n', "line 1: field 'answer' is str, but sums needs a whole number"),
     ('{"question": "a", "answer": true}\n', "line 1: field 'answer' is bool"),
@@ -158,10 +173,12 @@ def test_the_hub_s_client_gives_the_same_items(file, tmp_path, monkeypatch):
 
 def test_a_hub_that_does_not_answer_says_what_else_works(script, tmp_path):
     """HF_DATASETS_OFFLINE makes the real client refuse at once; the message has to name the two other ways."""
-    code = ("import os, sys; os.environ['HF_DATASETS_OFFLINE'] = os.environ['HF_HUB_OFFLINE'] = '1'; "
-            "os.environ.pop('IMPART_DATA', None); sys.path[:0] = ['.']\n"
-            "from eval.benchmark_data import Source, load_items\n"
-            "load_items(Source('gsm8k', 'gsm8k_test.jsonl', {'question': str}, hub=('nobody/none', 'main', 'test')))\n")
+    code = (
+        "import os, sys; os.environ['HF_DATASETS_OFFLINE'] = os.environ['HF_HUB_OFFLINE'] = '1'; "
+        "os.environ.pop('IMPART_DATA', None); sys.path[:0] = ['.']\n"
+        "from eval.benchmark_data import Source, load_items\n"
+        "load_items(Source('gsm8k', 'gsm8k_test.jsonl', {'question': str}, hub=('nobody/none', 'main', 'test')))\n"
+    )
     file = tmp_path / "ask.py"
     file.write_text(code)
     ended = script(file)
@@ -174,13 +191,17 @@ def test_completions_from_a_file(tmp_path):
     assert completions_from(path, {"a", "b", "c"}) == {"a": "x", "b": ""}
 
 
-@pytest.mark.parametrize(("records", "message"), [
-    ([{"task_id": "z", "completion": "x"}], "line 1: id 'z' is none of the benchmark's items"),
-    ([{"completion": "x"}], "line 1: field 'id' .* is missing"),
-    ([{"id": "a", "text": "x"}], "line 1: field 'completion' is missing"),
-    ([{"id": "a", "completion": 3}], "line 1: field 'completion' is missing or no text"),
-    ([{"id": "a", "completion": "x"}, {"id": "a", "completion": "y"}], "line 2: a second completion of 'a'"),
-    ([], "holds no completions")])
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"task_id": "z", "completion": "x"}], "line 1: id 'z' is none of the benchmark's items"),
+        ([{"completion": "x"}], "line 1: field 'id' .* is missing"),
+        ([{"id": "a", "text": "x"}], "line 1: field 'completion' is missing"),
+        ([{"id": "a", "completion": 3}], "line 1: field 'completion' is missing or no text"),
+        ([{"id": "a", "completion": "x"}, {"id": "a", "completion": "y"}], "line 2: a second completion of 'a'"),
+        ([], "holds no completions"),
+    ],
+)
 def test_broken_completion_files(tmp_path, records, message):
     with pytest.raises(InputError, match=message):
         completions_from(jsonl(tmp_path / "samples.jsonl", records), {"a", "b"})

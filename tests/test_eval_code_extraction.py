@@ -9,7 +9,9 @@ WHOLE = f"def add(xs):\n{BODY}"
 HELPED = f"from math import fsum\n\n\ndef helper(x):\n    return x\n\n\n{WHOLE}"
 
 
-@pytest.mark.parametrize("text", ["def f(x):\n    if x:\n        return 1\n    return 0\n", "", "a b  c   d", "x\n\n    \n"])
+@pytest.mark.parametrize(
+    "text", ["def f(x):\n    if x:\n        return 1\n    return 0\n", "", "a b  c   d", "x\n\n    \n"]
+)
 def test_tabs_and_back(text):
     assert untabbed(tabbed(text)) == text
     assert "    " not in tabbed(text)
@@ -22,54 +24,62 @@ def test_tabs_are_those_of_indentation_and_of_tables():
     assert tabbed("a    b") == "a\tb"
 
 
-@pytest.mark.parametrize(("completion", "code"), [
-    (BODY, BODY),                                                        # a body keeps its first indentation
-    (f"\n{BODY}\n\n", BODY),
-    (WHOLE, WHOLE),
-    (f"```python\n{WHOLE}\n```", WHOLE),
-    (f"Here is the script:\n\n```python\n{WHOLE}\n```\nIt adds all items.", WHOLE),
-    (f"```python\n{WHOLE}", WHOLE),                                      # cut off by the token limit
-    (f"```Python\n{WHOLE}\n```", WHOLE),
-    (f"```py\n{WHOLE}\n```", WHOLE),
-    (f"```python3 \n{WHOLE}\n```", WHOLE),
-    (f"```\n{WHOLE}\n```", WHOLE),                                       # no language named
-    (f"``` python\n{WHOLE}\n```", WHOLE),
-    (f"```python\n{BODY}\n```", BODY),
-    (f"```python\n{HELPED}\n```", HELPED),
-    (f"```bash\npip install numpy\n```\n```python\n{WHOLE}\n```", WHOLE),
-    (f"```\nadd([1])\n```\nand\n```\n{WHOLE}\n```", WHOLE),              # the block that defines the function
-    (f"```python\nprint(add([1, 2]))\n```\n```python\n{WHOLE}\n```", WHOLE),
-    (f"```python\n{WHOLE}\n```\n```python\ndef add(xs):\n    return 0\n```", WHOLE),  # the first of two
-    ("1. Write it:\n   ```python\n" + "".join(f"   {line}\n" for line in WHOLE.split("\n")) + "   ```", WHOLE),
-    (f"{WHOLE}\n\nif __name__ == \"__main__\":\n    print(add([1]))", WHOLE),
-    (f"{WHOLE}\n\nif __name__ == '__main__':\n    print(add([1]))\n", WHOLE),
-    (f"{WHOLE}\nif __name__=='__main__': add([])", WHOLE),
-    (f"{WHOLE}\nif (__name__ == '__main__'):\n    add([])", WHOLE),
-    (f"```python\n{WHOLE}\n\nif __name__ == \"__main__\":\n    add([1])\n```", WHOLE),
-    (f"{WHOLE}\n\n# Example usage\nprint(add([1, 2]))", WHOLE),
-    (f"{WHOLE}\n\n# Example usage:\nassert add([1]) == 2", WHOLE),
-    (f"{WHOLE}\n\n# example usages\nadd(1)", WHOLE),
-    (f"{WHOLE}\n\n## Example Usage\nadd(1)", WHOLE),
-    (f"```python\n{WHOLE}\n\n# Example usage\nadd(1)\n```\nprose", WHOLE),
-    (f"{WHOLE}\n\n# Example usage\nadd(1)\n\nif __name__ == \"__main__\":\n    add(2)", WHOLE),
-    (f"### Instruction: x\n### Response:\n{WHOLE}", WHOLE),
-    (WHOLE.replace("    ", "\t"), WHOLE),
-    (f"```python\r\n{WHOLE}\r\n```".replace("\n", "\r\n").replace("\r\r", "\r"), WHOLE),
-    ("", ""), ("```python\n```", ""), ("```", ""),
-    ("I cannot do that.", "I cannot do that."),
-])
+@pytest.mark.parametrize(
+    ("completion", "code"),
+    [
+        (BODY, BODY),  # a body keeps its first indentation
+        (f"\n{BODY}\n\n", BODY),
+        (WHOLE, WHOLE),
+        (f"```python\n{WHOLE}\n```", WHOLE),
+        (f"Here is the script:\n\n```python\n{WHOLE}\n```\nIt adds all items.", WHOLE),
+        (f"```python\n{WHOLE}", WHOLE),  # cut off by the token limit
+        (f"```Python\n{WHOLE}\n```", WHOLE),
+        (f"```py\n{WHOLE}\n```", WHOLE),
+        (f"```python3 \n{WHOLE}\n```", WHOLE),
+        (f"```\n{WHOLE}\n```", WHOLE),  # no language named
+        (f"``` python\n{WHOLE}\n```", WHOLE),
+        (f"```python\n{BODY}\n```", BODY),
+        (f"```python\n{HELPED}\n```", HELPED),
+        (f"```bash\npip install numpy\n```\n```python\n{WHOLE}\n```", WHOLE),
+        (f"```\nadd([1])\n```\nand\n```\n{WHOLE}\n```", WHOLE),  # the block that defines the function
+        (f"```python\nprint(add([1, 2]))\n```\n```python\n{WHOLE}\n```", WHOLE),
+        (f"```python\n{WHOLE}\n```\n```python\ndef add(xs):\n    return 0\n```", WHOLE),  # the first of two
+        ("1. Write it:\n   ```python\n" + "".join(f"   {line}\n" for line in WHOLE.split("\n")) + "   ```", WHOLE),
+        (f'{WHOLE}\n\nif __name__ == "__main__":\n    print(add([1]))', WHOLE),
+        (f"{WHOLE}\n\nif __name__ == '__main__':\n    print(add([1]))\n", WHOLE),
+        (f"{WHOLE}\nif __name__=='__main__': add([])", WHOLE),
+        (f"{WHOLE}\nif (__name__ == '__main__'):\n    add([])", WHOLE),
+        (f'```python\n{WHOLE}\n\nif __name__ == "__main__":\n    add([1])\n```', WHOLE),
+        (f"{WHOLE}\n\n# Example usage\nprint(add([1, 2]))", WHOLE),
+        (f"{WHOLE}\n\n# Example usage:\nassert add([1]) == 2", WHOLE),
+        (f"{WHOLE}\n\n# example usages\nadd(1)", WHOLE),
+        (f"{WHOLE}\n\n## Example Usage\nadd(1)", WHOLE),
+        (f"```python\n{WHOLE}\n\n# Example usage\nadd(1)\n```\nprose", WHOLE),
+        (f'{WHOLE}\n\n# Example usage\nadd(1)\n\nif __name__ == "__main__":\n    add(2)', WHOLE),
+        (f"### Instruction: x\n### Response:\n{WHOLE}", WHOLE),
+        (WHOLE.replace("    ", "\t"), WHOLE),
+        (f"```python\r\n{WHOLE}\r\n```".replace("\n", "\r\n").replace("\r\r", "\r"), WHOLE),
+        ("", ""),
+        ("```python\n```", ""),
+        ("```", ""),
+        ("I cannot do that.", "I cannot do that."),
+    ],
+)
 def test_the_code_of_a_completion(completion, code):
     assert program_of(completion, "add") == code
 
 
-@pytest.mark.parametrize("code", [
-    "    # Example usage\n    return 1",                                  # an indented comment is part of the body
-    "    text = '# Example usage'\n    return text",
-    "    if __name__ == '__main__':\n        pass\n    return 1",
-    "    return x  # see ```python in the text",
-    "async def add(xs):\n    return 0",
-    "class A:\n    def add(self):\n        return 1",
-])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "    # Example usage\n    return 1",  # an indented comment is part of the body
+        "    text = '# Example usage'\n    return text",
+        "    if __name__ == '__main__':\n        pass\n    return 1",
+        "    return x  # see ```python in the text",
+        "async def add(xs):\n    return 0",
+        "class A:\n    def add(self):\n        return 1",
+    ],
+)
 def test_what_only_looks_alike_stays(code):
     assert program_of(code, "add") == code
 
@@ -92,15 +102,18 @@ def test_fenced_blocks():
     assert fenced_blocks("no fence, but `code` and ```inline``` marks") == []
 
 
-@pytest.mark.parametrize(("completion", "code"), [
-    (f"text ```python\n{WHOLE}\n``` more", WHOLE),
-    (f"{WHOLE}\nif __name__ == \"__main__\":\n    add([])", WHOLE),
-    (f"{WHOLE}\n# Example usage\nadd([])", WHOLE),
-    (BODY, BODY.lstrip()),                                                # the slip: the body no longer fits
-    (f"{WHOLE}\nif __name__ == '__main__':\n    add([])", f"{WHOLE}\nif __name__ == '__main__':\n    add([])"),
-    (f"```\n{WHOLE}\n```", f"```\n{WHOLE}\n```"),                         # no language: left in
-    (f"The solution is:\n{WHOLE}\n\nThe answer is: 3", WHOLE),
-    (f"```python\n{WHOLE}", f"\n{WHOLE}"),
-])
+@pytest.mark.parametrize(
+    ("completion", "code"),
+    [
+        (f"text ```python\n{WHOLE}\n``` more", WHOLE),
+        (f'{WHOLE}\nif __name__ == "__main__":\n    add([])', WHOLE),
+        (f"{WHOLE}\n# Example usage\nadd([])", WHOLE),
+        (BODY, BODY.lstrip()),  # the slip: the body no longer fits
+        (f"{WHOLE}\nif __name__ == '__main__':\n    add([])", f"{WHOLE}\nif __name__ == '__main__':\n    add([])"),
+        (f"```\n{WHOLE}\n```", f"```\n{WHOLE}\n```"),  # no language: left in
+        (f"The solution is:\n{WHOLE}\n\nThe answer is: 3", WHOLE),
+        (f"```python\n{WHOLE}", f"\n{WHOLE}"),
+    ],
+)
 def test_the_released_rule(completion, code):
     assert released_program_of(completion) == code

@@ -78,7 +78,7 @@ def test_a_stop_string_across_tokens_and_in_the_order_given(engine):
     asked = prompts("code", 1)
     text = engine.generate(asked, max_tokens=40)[0].text
     inside = text[3:9]  # begins and ends wherever, not where tokens do
-    assert engine.generate(asked, max_tokens=40, stop=(inside,))[0].text == text[:text.index(inside)]
+    assert engine.generate(asked, max_tokens=40, stop=(inside,))[0].text == text[: text.index(inside)]
     # Both are complete at the same token; the first in the list decides where the text is cut.
     longer, shorter = text[:9], text[3:9]
     assert engine.generate(asked, max_tokens=40, stop=(shorter, longer))[0].text == text[:3]
@@ -106,8 +106,14 @@ def test_an_answer_ends_where_the_positions_end():
 
 def test_penalties_that_a_model_ships_with_do_not_apply(tmp_path, engine):
     model = shutil.copytree(TINY / "code", tmp_path / "model")
-    shipped = {"eos_token_id": 1, "repetition_penalty": 3.0, "no_repeat_ngram_size": 2, "do_sample": True,
-               "temperature": 5.0, "min_new_tokens": 30}
+    shipped = {
+        "eos_token_id": 1,
+        "repetition_penalty": 3.0,
+        "no_repeat_ngram_size": 2,
+        "do_sample": True,
+        "temperature": 5.0,
+        "min_new_tokens": 30,
+    }
     (model / "generation_config.json").write_text(json.dumps(shipped))
     asked = prompts("code", 8)
     with Engine(model, HF) as other:
@@ -151,8 +157,16 @@ def test_folders_that_are_no_models(tmp_path):
 
 
 def config(**changes) -> SimpleNamespace:
-    text = SimpleNamespace(**{"num_attention_heads": 40, "num_key_value_heads": 40, "num_hidden_layers": 40,
-                              "hidden_size": 5120, "max_position_embeddings": 4096, **changes})
+    text = SimpleNamespace(
+        **{
+            "num_attention_heads": 40,
+            "num_key_value_heads": 40,
+            "num_hidden_layers": 40,
+            "hidden_size": 5120,
+            "max_position_embeddings": 4096,
+            **changes,
+        }
+    )
     return SimpleNamespace(get_text_config=lambda: text)
 
 
@@ -188,11 +202,17 @@ def test_gpus_that_are_too_small_are_told_before_loading():
     weights, cache = 26 * GIB, 3 * GIB
     refuse_for_vllm(weights, cache, [(80 * GIB, 80 * GIB)], 1, 0.9, 4096)
     refuse_for_vllm(weights, cache, [(24 * GIB, 24 * GIB)] * 2, 2, 0.9, 4096)
-    with pytest.raises(InputError, match=r"weights \(26.0 GiB\) .* over 1 GPU\(s\) need 29.0 GiB of each, but --gpu_memory "
-                                         r"0.9 allows 21.6 of 24.0 GiB on GPU 0; raise --tensor_parallel"):
+    with pytest.raises(
+        InputError,
+        match=r"weights \(26.0 GiB\) .* over 1 GPU\(s\) need 29.0 GiB of each, but --gpu_memory "
+        r"0.9 allows 21.6 of 24.0 GiB on GPU 0; raise --tensor_parallel",
+    ):
         refuse_for_vllm(weights, cache, [(24 * GIB, 24 * GIB)] * 2, 1, 0.9, 4096)
-    with pytest.raises(InputError, match=r"--gpu_memory 0.9 asks for 72.0 GiB of GPU 1, but 40.0 of 80.0 GiB are free "
-                                         r"\(14.5 GiB are needed at least\); free the GPU or lower --gpu_memory to 0.5"):
+    with pytest.raises(
+        InputError,
+        match=r"--gpu_memory 0.9 asks for 72.0 GiB of GPU 1, but 40.0 of 80.0 GiB are free "
+        r"\(14.5 GiB are needed at least\); free the GPU or lower --gpu_memory to 0.5",
+    ):
         refuse_for_vllm(weights, cache, [(80 * GIB, 80 * GIB), (40 * GIB, 80 * GIB)], 2, 0.9, 4096)
     refuse_for_hf(weights, cache, 29 * GIB, 4096)
     with pytest.raises(InputError, match="weights need 26.0 GiB .* 28.0 GiB of memory are free; take a 16-bit DTYPE"):
@@ -229,8 +249,12 @@ def test_auto_dtype_is_the_checkpoint_s_own_except_on_a_cpu_without_vllm():
 
 
 def test_the_user_s_environment_wins(monkeypatch):
-    for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_OMP_THREADS_BIND",
-                 "VLLM_NO_USAGE_STATS"):
+    for name in (
+        "VLLM_CPU_KVCACHE_SPACE",
+        "VLLM_ENABLE_V1_MULTIPROCESSING",
+        "VLLM_CPU_OMP_THREADS_BIND",
+        "VLLM_NO_USAGE_STATS",
+    ):
         monkeypatch.setenv(name, "user")
     set_environment(0, 10 * GIB)
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "user"
@@ -248,15 +272,30 @@ def test_vllm_and_hf_give_the_same_greedy_answers(script, tmp_path):
     pytest.importorskip("vllm")
     samples = {}
     for backend in ("hf", "vllm"):
-        ended = script("eval/tiny.py", TINY / "code", TINY / "base", "fp32", "--tasks", "code,math", "--limit", 40,
-                       "--max_model_len", 64, "--backend", backend, "--results_dir", tmp_path / backend)
+        ended = script(
+            "eval/tiny.py",
+            TINY / "code",
+            TINY / "base",
+            "fp32",
+            "--tasks",
+            "code,math",
+            "--limit",
+            40,
+            "--max_model_len",
+            64,
+            "--backend",
+            backend,
+            "--results_dir",
+            tmp_path / backend,
+        )
         assert ended.code == 0, ended.err
         for model in ("code", "base"):
             for task in ("code", "math"):
                 text = (tmp_path / backend / model / f"tiny_{task}" / "0.jsonl").read_text()
                 samples[backend, model, task] = [
                     {key: sample[key] for key in ("completion", "tokens", "finish_reason", "correct")}
-                    for sample in map(json.loads, text.splitlines())]
+                    for sample in map(json.loads, text.splitlines())
+                ]
     for model in ("code", "base"):
         for task in ("code", "math"):
             assert len(samples["hf", model, task]) == 40

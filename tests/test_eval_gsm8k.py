@@ -13,9 +13,11 @@ from eval.results import read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "assets" / "tiny" / "code"
-ITEMS = [{"question": "Tom has 3 pens and buys 4. How many pens?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"},
-         {"question": "Ann has 1,200 cups and breaks 200. How many cups?", "answer": "1,200 - 200 = 1,000\n#### 1,000"},
-         {"question": "Ben owes 5 and pays 8. How far below zero is he?", "answer": "#### -3"}]
+ITEMS = [
+    {"question": "Tom has 3 pens and buys 4. How many pens?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"},
+    {"question": "Ann has 1,200 cups and breaks 200. How many cups?", "answer": "1,200 - 200 = 1,000\n#### 1,000"},
+    {"question": "Ben owes 5 and pays 8. How far below zero is he?", "answer": "#### -3"},
+]
 COMPLETIONS = ["3 + 4 = 7. The answer is: 7.", "The answer is $1,000.", "First 8 - 5 = 3. The answer is: 4"]
 
 
@@ -27,8 +29,19 @@ def data(tmp_path) -> Path:
 
 
 def flags(data: Path, *more: object) -> list[object]:
-    return [MODEL, "fp32", "--data", data, "--backend", "hf", "--max_model_len", 256, "--results_dir",
-            data.parent / "results", *more]
+    return [
+        MODEL,
+        "fp32",
+        "--data",
+        data,
+        "--backend",
+        "hf",
+        "--max_model_len",
+        256,
+        "--results_dir",
+        data.parent / "results",
+        *more,
+    ]
 
 
 def result(data: Path, name: str = "code") -> dict:
@@ -37,8 +50,13 @@ def result(data: Path, name: str = "code") -> dict:
 
 def test_the_shell_script_from_another_folder(data, environment, tmp_path):
     environment = environment | {"PYTHON": sys.executable}
-    ended = subprocess.run(["bash", str(ROOT / "eval/scripts/gsm8k.sh"), *map(str, flags(data))], cwd=tmp_path,
-                           env=environment, capture_output=True, text=True)
+    ended = subprocess.run(
+        ["bash", str(ROOT / "eval/scripts/gsm8k.sh"), *map(str, flags(data))],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("gsm8k  code  0.00 +- 0.00  (n = 3)  ") and ended.stdout.count("\n") == 1
     written = result(data)
@@ -48,15 +66,17 @@ def test_the_shell_script_from_another_folder(data, environment, tmp_path):
     samples = read_lines(data.parent / "results" / "code" / "gsm8k" / "0.jsonl")
     assert samples[1]["prompt"] == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        f"### Instruction:\n{ITEMS[1]['question']}\n\n### Response: Let's think step by step.")
+        f"### Instruction:\n{ITEMS[1]['question']}\n\n### Response: Let's think step by step."
+    )
     assert [sample["gold"] for sample in samples] == [7, 1000, -3]
     assert set(samples[0]) >= {"id", "prompt", "completion", "extracted", "gold", "correct"}
 
 
 def test_the_shell_script_without_a_model(environment):
     for name in ("gsm8k", "math", "tiny"):
-        ended = subprocess.run(["bash", str(ROOT / f"eval/scripts/{name}.sh")], env=environment, capture_output=True,
-                               text=True)
+        ended = subprocess.run(
+            ["bash", str(ROOT / f"eval/scripts/{name}.sh")], env=environment, capture_output=True, text=True
+        )
         assert ended.returncode == 2 and ended.stderr.startswith("error: MODEL is missing; usage: bash eval/scripts/")
 
 
@@ -118,7 +138,9 @@ def test_saved_completions_are_scored_anew_without_a_model(called, data, monkeyp
 
 def test_completions_of_a_file_are_scored(called, data):
     file = data.parent / "mine.jsonl"
-    file.write_text("".join(json.dumps({"id": str(n), "completion": text}) + "\n" for n, text in enumerate(COMPLETIONS)))
+    file.write_text(
+        "".join(json.dumps({"id": str(n), "completion": text}) + "\n" for n, text in enumerate(COMPLETIONS))
+    )
     common = ["--data", data, "--results_dir", data.parent / "results"]
     assert called(gsm8k.main, "--rescore", file, *common).code == 0
     assert result(data, "mine")["score"] == pytest.approx(200 / 3)
@@ -136,8 +158,12 @@ def test_the_whole_test_set_scores_100_with_its_own_solutions(called, tmp_path, 
         pytest.skip("IMPART_DATA names no folder with gsm8k_test.jsonl")
     file = tmp_path / "gold.jsonl"
     lines = read_lines(Path(folder) / "gsm8k_test.jsonl")
-    file.write_text("".join(json.dumps({"id": str(n), "completion": item["answer"].replace("#### ", "The answer is: ")})
-                            + "\n" for n, item in enumerate(lines)))
+    file.write_text(
+        "".join(
+            json.dumps({"id": str(n), "completion": item["answer"].replace("#### ", "The answer is: ")}) + "\n"
+            for n, item in enumerate(lines)
+        )
+    )
     ended = called(gsm8k.main, "--rescore", file, "--scoring", scoring, "--results_dir", tmp_path)
     # By the release's rule 1,450,000 is 1,450.
     assert ended.code == 0 and ("100.00" if scoring == "paper" else "99.92") in ended.out

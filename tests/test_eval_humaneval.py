@@ -27,21 +27,32 @@ def whole(problem: dict) -> str:
 def rescore(samples: list[dict], tmp_path: Path, *flags: str) -> subprocess.CompletedProcess:
     file = tmp_path / "samples.jsonl"
     file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    return subprocess.run([sys.executable, ROOT / "eval" / "humaneval.py", "--rescore", file, *flags], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, ROOT / "eval" / "humaneval.py", "--rescore", file, *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_every_canonical_solution_passes_in_each_form_of_answer():
     """As a body, as a whole definition in a fence, and with tabs: 3 x 164 programs."""
     assert len(PROBLEMS) == 164
-    forms = {"body": lambda problem: problem["canonical_solution"],
-             "fenced": lambda problem: f"Sure:\n```python\n{whole(problem)}\n```\nDone.",
-             "tabs": lambda problem: f"```python\n{whole(problem)}\n\nif __name__ == '__main__':\n    exit(1)\n```"
-                                     .replace("    ", "\t")}
+    forms = {
+        "body": lambda problem: problem["canonical_solution"],
+        "fenced": lambda problem: f"Sure:\n```python\n{whole(problem)}\n```\nDone.",
+        "tabs": lambda problem: f"```python\n{whole(problem)}\n\nif __name__ == '__main__':\n    exit(1)\n```".replace(
+            "    ", "\t"
+        ),
+    }
     for name, form in forms.items():
         verdicts = score(PROBLEMS, [form(problem) for problem in PROBLEMS])
-        failed = [(problem["id"], verdict.detail) for problem, verdict in zip(PROBLEMS, verdicts, strict=True)
-                  if not verdict.correct]
+        failed = [
+            (problem["id"], verdict.detail)
+            for problem, verdict in zip(PROBLEMS, verdicts, strict=True)
+            if not verdict.correct
+        ]
         assert not failed, name
 
 
@@ -51,8 +62,9 @@ def test_local_data_are_the_same_problems():
         pytest.skip("IMPART_DATA is unset: no local humaneval.jsonl to compare with")
     with (Path(folder) / "humaneval.jsonl").open() as file:
         local = [json.loads(line) for line in file]
-    assert [program(problem, problem["canonical_solution"]) for problem in local] == \
-           [program(problem, problem["canonical_solution"]) for problem in PROBLEMS]
+    assert [program(problem, problem["canonical_solution"]) for problem in local] == [
+        program(problem, problem["canonical_solution"]) for problem in PROBLEMS
+    ]
 
 
 def test_wrong_answers_fail():
@@ -65,8 +77,10 @@ def test_the_prompt_is_the_papers():
     options = humaneval.options_from(humaneval.parse(humaneval.benchmark_parser(""), ["model", "--limit", "1"]))
     benchmark = humaneval.humaneval(humaneval.problems(options), options, as_is=False)
     start, _, end = benchmark.prompts[0].partition(PROBLEMS[0]["prompt"].replace("    ", "\t"))
-    assert start == ("Below is an instruction that describes a task. Write a response that appropriately completes the "
-                     "request.\n\n\n### Instruction:\nCreate a Python script for this problem:\n")
+    assert start == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n\n### Instruction:\nCreate a Python script for this problem:\n"
+    )
     assert end == "\n\n### Response:"
     assert (benchmark.max_tokens, benchmark.stop) == (2048, ())
 
@@ -84,7 +98,7 @@ def test_pass_at_k_by_hand():
     verdicts = [Verdict(None, None, correct) for correct in (True, False, True, True, False, False)]
     summary = pass_at_k(verdicts, ["a", "a", "b", "b", "c", "c"])
     assert summary["score"] == pytest.approx(50.0) and summary["tasks"] == 3
-    assert summary["stderr"] == pytest.approx(100 * 0.5 / 3 ** 0.5)
+    assert summary["stderr"] == pytest.approx(100 * 0.5 / 3**0.5)
     assert "pass@10" not in summary
     ten = [Verdict(None, None, index < 2) for index in range(10)]
     assert pass_at_k(ten, ["a"] * 10)["pass@10"] == pytest.approx(100.0)
@@ -92,7 +106,9 @@ def test_pass_at_k_by_hand():
 
 
 def test_rescore_a_subset(tmp_path):
-    samples = [{"task_id": problem["task_id"], "completion": problem["canonical_solution"]} for problem in PROBLEMS[3:7]]
+    samples = [
+        {"task_id": problem["task_id"], "completion": problem["canonical_solution"]} for problem in PROBLEMS[3:7]
+    ]
     samples[1]["completion"] = "    return 0\n"
     done = rescore(samples, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -112,13 +128,16 @@ def test_rescore_several_completions_of_a_task(tmp_path):
     assert result["pass@1"] == pytest.approx(30.0) and result["pass@10"] == pytest.approx(100.0)
 
 
-@pytest.mark.parametrize(("samples", "message"), [
-    ([{"task_id": "HumanEval/9999", "completion": ""}], "none of the 164 problems"),
-    ([{"task_id": "HumanEval/0"}], "line 1: field 'completion' is missing"),
-    ([{"completion": "pass"}], "line 1: field 'task_id' is missing"),
-    ([{"task_id": ["HumanEval/0"], "completion": "pass"}], "line 1: field 'task_id' is missing or no text"),
-    ([], "holds no completions"),
-])
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([{"task_id": "HumanEval/9999", "completion": ""}], "none of the 164 problems"),
+        ([{"task_id": "HumanEval/0"}], "line 1: field 'completion' is missing"),
+        ([{"completion": "pass"}], "line 1: field 'task_id' is missing"),
+        ([{"task_id": ["HumanEval/0"], "completion": "pass"}], "line 1: field 'task_id' is missing or no text"),
+        ([], "holds no completions"),
+    ],
+)
 def test_bad_files_are_named(samples, message, tmp_path):
     done = rescore(samples, tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
@@ -145,8 +164,14 @@ def test_a_whole_run_with_vllm(tmp_path, environment):
     pytest.importorskip("vllm")
     model = byte_llama(tmp_path / "model")
     script = ROOT / "eval" / "scripts" / "humaneval.sh"
-    done = subprocess.run(["bash", script, model, "bf16", "--limit", "2", "--max_model_len", "1024"], cwd=tmp_path,
-                          env={**environment, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        ["bash", script, model, "bf16", "--limit", "2", "--max_model_len", "1024"],
+        cwd=tmp_path,
+        env={**environment, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "results/model/humaneval/0.json").read_text())
     assert result["n"] == 2 and result["score"] == 0 and result["settings"]["template"] == "wizardcoder"

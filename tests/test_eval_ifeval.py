@@ -18,8 +18,12 @@ nltk = pytest.importorskip("nltk")
 
 
 def item(key: int, *instructions: tuple[str, dict]) -> dict:
-    return {"key": key, "prompt": f"Prompt {key}.", "instruction_id_list": [name for name, _ in instructions],
-            "kwargs": [kwargs for _, kwargs in instructions]}
+    return {
+        "key": key,
+        "prompt": f"Prompt {key}.",
+        "instruction_id_list": [name for name, _ in instructions],
+        "kwargs": [kwargs for _, kwargs in instructions],
+    }
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,8 +97,12 @@ def test_the_settings_are_the_harness_own(tmp_path, no_punkt):
     from lm_eval.tasks import TaskManager
 
     loaded = TaskManager(include_defaults=False).load([str(ifeval.local_task(ITEMS, tmp_path))])["tasks"]["ifeval"]
-    assert loaded.config.generation_kwargs == {"until": [], "do_sample": False, "temperature": 0.0,
-                                               "max_gen_toks": ifeval.MAX_TOKENS}
+    assert loaded.config.generation_kwargs == {
+        "until": [],
+        "do_sample": False,
+        "temperature": 0.0,
+        "max_gen_toks": ifeval.MAX_TOKENS,
+    }
     benchmark = ifeval.ifeval(options_of("--data", write(tmp_path, ITEMS)), False)
     assert list(benchmark.prompts) == [loaded.doc_to_text(doc) for doc in loaded.eval_docs]
     assert (benchmark.max_tokens, benchmark.stop) == (1280, ())
@@ -131,12 +139,18 @@ def test_with_punkt_sentences_are_counted(tmp_path, some_punkt):
     assert [benchmark.score(benchmark.items, [text])[0].correct for text in ("One. Two.", "One")] == [True, False]
 
 
-@pytest.mark.parametrize(("broken", "message"), [
-    ({"key": 1, "prompt": "p", "instruction_id_list": ["punctuation:no_comma"]}, "line 1: field 'kwargs' is missing"),
-    (item(7, ("no:such_check", {})), "key 7 has an instruction that the harness does not know"),
-    ({**item(8, ("punctuation:no_comma", {})), "kwargs": []}, "key 8 has 1 instructions but 0 kwargs"),
-    (item(9, ("punctuation:no_comma", {"num_words": 3})), "key 9 has kwargs that its instructions do not take"),
-])
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (
+            {"key": 1, "prompt": "p", "instruction_id_list": ["punctuation:no_comma"]},
+            "line 1: field 'kwargs' is missing",
+        ),
+        (item(7, ("no:such_check", {})), "key 7 has an instruction that the harness does not know"),
+        ({**item(8, ("punctuation:no_comma", {})), "kwargs": []}, "key 8 has 1 instructions but 0 kwargs"),
+        (item(9, ("punctuation:no_comma", {"num_words": 3})), "key 9 has kwargs that its instructions do not take"),
+    ],
+)
 def test_bad_items_are_found_before_generation(broken, message, tmp_path, no_punkt):
     with pytest.raises(InputError, match=message):
         ifeval.ifeval(options_of("--data", write(tmp_path, [broken])), False)
@@ -157,8 +171,14 @@ def test_a_whole_run_with_vllm(tmp_path, environment):
     pytest.importorskip("vllm")
     data, model = write(tmp_path, ITEMS), byte_llama(tmp_path / "model")
     script = ROOT / "eval" / "scripts" / "ifeval.sh"
-    done = subprocess.run(["bash", script, model, "bf16", "--data", data], cwd=tmp_path,
-                          env={**environment, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        ["bash", script, model, "bf16", "--data", data],
+        cwd=tmp_path,
+        env={**environment, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "results/model/ifeval/0.json").read_text())
     assert result["n"] == 5 and set(result["metrics"]) == set(ifeval.METRICS)

@@ -22,27 +22,63 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def plus(number: int, name: str, body: str, test: str, inputs: list, atol: float = 0) -> dict:
     """One item in the format of EvalPlus' file."""
-    return {"task_id": f"Mbpp/{number}", "prompt": f'"""\nWrite a function.\n{test}\n"""\n', "entry_point": name,
-            "canonical_solution": body, "base_input": inputs, "plus_input": [], "atol": atol, "contract": ""}
+    return {
+        "task_id": f"Mbpp/{number}",
+        "prompt": f'"""\nWrite a function.\n{test}\n"""\n',
+        "entry_point": name,
+        "canonical_solution": body,
+        "base_input": inputs,
+        "plus_input": [],
+        "atol": atol,
+        "contract": "",
+    }
 
 
 PLUS = [
-    plus(3, "is_not_prime", "\ndef is_not_prime(n):\n    return n < 2 or any(n % i == 0 for i in range(2, n))\n",
-         "assert is_not_prime(2) == False", [[2], [10], [35], [37]]),
-    plus(2, "similar_elements", "\ndef similar_elements(a, b):\n    return tuple(set(a) & set(b))\n",  # order is free
-         "assert set(similar_elements((3, 4), (4, 5))) == set((4,))", [[[3, 4, 5, 6], [5, 7, 4, 10]]]),
-    plus(82, "volume_sphere", "\nimport math\ndef volume_sphere(r):\n    return 4 / 3 * math.pi * r ** 3\n",  # floats
-         "assert math.isclose(volume_sphere(10), 4188.79)", [[10], [25]], 1e-4),
-    plus(252, "convert", "\nimport cmath\ndef convert(z):\n    return cmath.polar(z)\n",  # complex numbers as text
-         "assert convert(1) == (1.0, 0.0)", [["1"], ["(4+0j)"]]),
-    plus(434, "text_match_one", "\nimport re\ndef text_match_one(t):\n    return bool(re.search('ab+', t))\n",
-         "assert text_match_one('ac') == False", [["ac"], ["dc"], ["abba"]]),
+    plus(
+        3,
+        "is_not_prime",
+        "\ndef is_not_prime(n):\n    return n < 2 or any(n % i == 0 for i in range(2, n))\n",
+        "assert is_not_prime(2) == False",
+        [[2], [10], [35], [37]],
+    ),
+    plus(
+        2,
+        "similar_elements",
+        "\ndef similar_elements(a, b):\n    return tuple(set(a) & set(b))\n",  # order is free
+        "assert set(similar_elements((3, 4), (4, 5))) == set((4,))",
+        [[[3, 4, 5, 6], [5, 7, 4, 10]]],
+    ),
+    plus(
+        82,
+        "volume_sphere",
+        "\nimport math\ndef volume_sphere(r):\n    return 4 / 3 * math.pi * r ** 3\n",  # floats
+        "assert math.isclose(volume_sphere(10), 4188.79)",
+        [[10], [25]],
+        1e-4,
+    ),
+    plus(
+        252,
+        "convert",
+        "\nimport cmath\ndef convert(z):\n    return cmath.polar(z)\n",  # complex numbers as text
+        "assert convert(1) == (1.0, 0.0)",
+        [["1"], ["(4+0j)"]],
+    ),
+    plus(
+        434,
+        "text_match_one",
+        "\nimport re\ndef text_match_one(t):\n    return bool(re.search('ab+', t))\n",
+        "assert text_match_one('ac') == False",
+        [["ac"], ["dc"], ["abba"]],
+    ),
 ]
-RIGHT = {"Mbpp/3": "def is_not_prime(n):\n    if n < 2: return True\n    return any(n % i == 0 for i in range(2, n))",
-         "Mbpp/2": "def similar_elements(a, b):\n    return [x for x in b if x in a][::-1]",
-         "Mbpp/82": "def volume_sphere(r):\n    return 4.18879 * r ** 3",
-         "Mbpp/252": "import cmath\ndef convert(z):\n    return (abs(z), cmath.phase(z))",
-         "Mbpp/434": "def text_match_one(t):\n    return 'ab' in t"}
+RIGHT = {
+    "Mbpp/3": "def is_not_prime(n):\n    if n < 2: return True\n    return any(n % i == 0 for i in range(2, n))",
+    "Mbpp/2": "def similar_elements(a, b):\n    return [x for x in b if x in a][::-1]",
+    "Mbpp/82": "def volume_sphere(r):\n    return 4.18879 * r ** 3",
+    "Mbpp/252": "import cmath\ndef convert(z):\n    return (abs(z), cmath.phase(z))",
+    "Mbpp/434": "def text_match_one(t):\n    return 'ab' in t",
+}
 
 
 def options_of(*arguments: str):
@@ -71,17 +107,29 @@ def public_items() -> list[dict]:
 def test_evalplus_judges_its_references_and_other_right_answers(plus_file):
     benchmark = direct("--data", plus_file)
     assert benchmark.name == "mbpp" and len(benchmark.items) == 5
-    for answers in ([item["canonical_solution"] for item in PLUS], [RIGHT[item["task_id"]] for item in PLUS],
-                    [f"{RIGHT[item['task_id']]}\n\nprint('never run')\nassert False" for item in PLUS]):
+    for answers in (
+        [item["canonical_solution"] for item in PLUS],
+        [RIGHT[item["task_id"]] for item in PLUS],
+        [f"{RIGHT[item['task_id']]}\n\nprint('never run')\nassert False" for item in PLUS],
+    ):
         verdicts = benchmark.score(benchmark.items, answers)
         assert [verdict.correct for verdict in verdicts] == [True] * 5, [verdict.detail for verdict in verdicts]
 
 
-@pytest.mark.parametrize("answer", [
-    "def {name}(*a):\n    return None", "def {name}(*a):\n    return 17", "x = 1", "", "def other():\n    return 1",
-    "import os\ndef {name}(*a):\n    os._exit(0)\n    return 1", "import sys\ndef {name}(*a):\n    return sys.exit(0)",
-    "def {name}(*a):\n    while True: pass\n    return 1", "def {name}(*a):\n    raise SystemExit\n    return 1",
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "def {name}(*a):\n    return None",
+        "def {name}(*a):\n    return 17",
+        "x = 1",
+        "",
+        "def other():\n    return 1",
+        "import os\ndef {name}(*a):\n    os._exit(0)\n    return 1",
+        "import sys\ndef {name}(*a):\n    return sys.exit(0)",
+        "def {name}(*a):\n    while True: pass\n    return 1",
+        "def {name}(*a):\n    raise SystemExit\n    return 1",
+    ],
+)
 def test_evalplus_refuses_wrong_answers(plus_file, answer):
     benchmark = direct("--data", plus_file, "--subset", "Mbpp/3,Mbpp/82")
     verdicts = benchmark.score(benchmark.items, [answer.format(name=item["entry_point"]) for item in benchmark.items])
@@ -110,10 +158,21 @@ def test_evalplus_itself_agrees(plus_file, monkeypatch):
     theirs = []
     for item, answer in zip(benchmark.items, answers, strict=True):
         problem = problems[item["id"]]
-        expected, seconds = trusted_exec(problem["prompt"] + problem["canonical_solution"], problem["base_input"],
-                                         problem["entry_point"], record_time=True)
-        result = check_correctness("mbpp", 0, problem, solution_of(answer, item["prompt"], True, item["entry_point"]),
-                                   {"base": expected, "base_time": seconds}, base_only=True, fast_check=True)
+        expected, seconds = trusted_exec(
+            problem["prompt"] + problem["canonical_solution"],
+            problem["base_input"],
+            problem["entry_point"],
+            record_time=True,
+        )
+        result = check_correctness(
+            "mbpp",
+            0,
+            problem,
+            solution_of(answer, item["prompt"], True, item["entry_point"]),
+            {"base": expected, "base_time": seconds},
+            base_only=True,
+            fast_check=True,
+        )
         theirs.append(result["base"][0] == PASS)
     assert ours == theirs == [True, True, True, False, False]
 
@@ -136,8 +195,10 @@ def test_the_prompt_is_evalplus_own(plus_file):
 
 def test_solutions_are_sanitized_as_evalplus_does():
     prompt = PLUS[0]["prompt"]
-    text = ("import re\n\ndef is_not_prime(n):\n\treturn helper(n)\n\ndef helper(n):\n\treturn True\n\n"
-            "def unused():\n\treturn 1\nprint(")
+    text = (
+        "import re\n\ndef is_not_prime(n):\n\treturn helper(n)\n\ndef helper(n):\n\treturn True\n\n"
+        "def unused():\n\treturn 1\nprint("
+    )
     code = solution_of(text, prompt, True, "is_not_prime")
     assert "helper" in code and "unused" not in code and "print" not in code and "\t" not in code
     assert "unused" in solution_of(text, prompt, True, None)
@@ -146,8 +207,11 @@ def test_solutions_are_sanitized_as_evalplus_does():
 
 
 def test_public_references_survive_the_extraction(public_items):
-    chosen = [{**item, "id": str(item["task_id"])} for item in public_items if item["task_id"] in
-              (11, 12, 367, 512, 601, 630, 927, 940)]
+    chosen = [
+        {**item, "id": str(item["task_id"])}
+        for item in public_items
+        if item["task_id"] in (11, 12, 367, 512, 601, 630, 927, 940)
+    ]
     verdicts = mbpp.judge_public(chosen, [item["code"] for item in chosen], direct=True)
     assert [verdict.correct for verdict in verdicts] == [True] * 8, [verdict.detail for verdict in verdicts]
     fenced = mbpp.judge_public(chosen, [item["code"].replace("\r", "") + "\n" for item in chosen], direct=False)
@@ -164,8 +228,11 @@ def test_every_public_reference_passes(file, count):
     benchmark = direct("--data", Path(folder) / file, "--subset", f"0-{count - 1}")
     verdicts = benchmark.score(benchmark.items, [item["code"] for item in benchmark.items])
     assert len(verdicts) == count
-    assert [(item["id"], verdict.detail) for item, verdict in zip(benchmark.items, verdicts, strict=True)
-            if not verdict.correct] == []
+    assert [
+        (item["id"], verdict.detail)
+        for item, verdict in zip(benchmark.items, verdicts, strict=True)
+        if not verdict.correct
+    ] == []
 
 
 def test_the_public_file_is_another_benchmark_and_its_test_split(public_items, monkeypatch, tmp_path):
@@ -200,14 +267,19 @@ def test_evalplus_file_comes_first(plus_file, tmp_path, monkeypatch):
     assert mbpp.chosen_file(options_of()) == (mbpp.EVALPLUS, plus_file)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ('{"task_id": "Mbpp/3", "prompt": "", "entry_point": "f", "base_input": [], "plus_input": [], "atol": 0}',
-     "line 1: field 'canonical_solution' is missing"),
-    ('{"task_id": 3, "text": "t"}', "line 1: field 'test_list' is missing"),
-    ('{"question": "x"}', "neither 'base_input'"),
-    ("{", "not valid JSON"),
-    ("", "neither 'base_input'"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"task_id": "Mbpp/3", "prompt": "", "entry_point": "f", "base_input": [], "plus_input": [], "atol": 0}',
+            "line 1: field 'canonical_solution' is missing",
+        ),
+        ('{"task_id": 3, "text": "t"}', "line 1: field 'test_list' is missing"),
+        ('{"question": "x"}', "neither 'base_input'"),
+        ("{", "not valid JSON"),
+        ("", "neither 'base_input'"),
+    ],
+)
 def test_bad_files_are_named_with_line_and_field(content, message, tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(content + "\n")
@@ -244,8 +316,14 @@ def test_a_whole_run_with_vllm(plus_file, tmp_path, environment):
     pytest.importorskip("vllm")
     model = byte_llama(tmp_path / "model", chat=CHAT)
     script = ROOT / "eval" / "scripts" / "mbpp.sh"
-    done = subprocess.run(["bash", script, model, "bf16", "--limit", "2", "--data", plus_file], cwd=tmp_path,
-                          env={**environment, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        ["bash", script, model, "bf16", "--limit", "2", "--data", plus_file],
+        cwd=tmp_path,
+        env={**environment, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "results/model/mbpp/0.json").read_text())
     assert result["n"] == 2 and result["settings"]["template"] == "evalplus chat"

@@ -56,8 +56,10 @@ def test_a_delta_is_rebuilt_once(pair, svd_delta, cache):
     assert [path.name for path in cache_folder().iterdir() if path.is_dir()] == [folder.name]
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (("--max_model_len", 2), "the prompt of item 0 has"), (("--max_model_len", 10**6), "the model has only")])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(("--max_model_len", 2), "the prompt of item 0 has"), (("--max_model_len", 10**6), "the model has only")],
+)
 def test_what_can_be_wrong_is_said_before_a_delta_is_rebuilt(called, svd_delta, cache, tmp_path, flags, message):
     data = tmp_path / "items.jsonl"
     data.write_text(json.dumps({"question": "Seven and seven?", "answer": "#### 14"}) + "\n")

@@ -19,35 +19,42 @@ def test_the_authors_command_line():
     assert options("model").dtype == "auto"
 
 
-@pytest.mark.parametrize("arguments", [
-    ("model", "bf16", "--limit", "3"), ("--limit", "3", "model", "bf16"), ("model", "--limit", "3", "bf16")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("model", "bf16", "--limit", "3"), ("--limit", "3", "model", "bf16"), ("model", "--limit", "3", "bf16")],
+)
 def test_flags_may_stand_anywhere(arguments):
     given = options(*arguments)
     assert (given.model, given.dtype, given.limit) == ("model", "bf16", 3)
 
 
 def test_both_spellings():
-    assert options("m", "--results_dir", "x", "--chat_template", "none", "--max_model_len", "9") == \
-           options("m", "--results-dir", "x", "--chat-template", "none", "--max-model-len", "9")
+    assert options("m", "--results_dir", "x", "--chat_template", "none", "--max_model_len", "9") == options(
+        "m", "--results-dir", "x", "--chat-template", "none", "--max-model-len", "9"
+    )
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((), "MODEL is missing"),
-    (("m", "fp17"), "invalid choice: 'fp17'"),
-    (("m", "--limit", "0"), "--limit 0 is out of range; it must be at least 1"),
-    (("m", "--limit", "many"), "invalid int value: 'many'"),
-    (("m", "--seed", "-1"), "--seed -1 is out of range"),
-    (("m", "--tensor_parallel", "0"), "--tensor_parallel 0"),
-    (("m", "--batch_size", "0"), "--batch_size 0"),
-    (("m", "--max_model_len", "0"), "--max_model_len 0"),
-    (("m", "--gpu_memory", "0"), "--gpu_memory 0.0 is out of range"),
-    (("m", "--gpu_memory", "1.5"), "--gpu_memory 1.5 is out of range"),
-    (("m", "--gpu_memory", "nan"), "--gpu_memory nan is out of range"),
-    (("m", "--backend", "tgi"), "invalid choice: 'tgi'"),
-    (("m", "--scoring", "loose"), "invalid choice: 'loose'"),
-    (("m", "--colour", "red"), "unrecognized arguments: --colour red"),
-    (("--rescore",), "MODEL is missing"),
-    (("m", "--rescore", "nothing.jsonl"), "--rescore nothing.jsonl: no such file")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "MODEL is missing"),
+        (("m", "fp17"), "invalid choice: 'fp17'"),
+        (("m", "--limit", "0"), "--limit 0 is out of range; it must be at least 1"),
+        (("m", "--limit", "many"), "invalid int value: 'many'"),
+        (("m", "--seed", "-1"), "--seed -1 is out of range"),
+        (("m", "--tensor_parallel", "0"), "--tensor_parallel 0"),
+        (("m", "--batch_size", "0"), "--batch_size 0"),
+        (("m", "--max_model_len", "0"), "--max_model_len 0"),
+        (("m", "--gpu_memory", "0"), "--gpu_memory 0.0 is out of range"),
+        (("m", "--gpu_memory", "1.5"), "--gpu_memory 1.5 is out of range"),
+        (("m", "--gpu_memory", "nan"), "--gpu_memory nan is out of range"),
+        (("m", "--backend", "tgi"), "invalid choice: 'tgi'"),
+        (("m", "--scoring", "loose"), "invalid choice: 'loose'"),
+        (("m", "--colour", "red"), "unrecognized arguments: --colour red"),
+        (("--rescore",), "MODEL is missing"),
+        (("m", "--rescore", "nothing.jsonl"), "--rescore nothing.jsonl: no such file"),
+    ],
+)
 def test_wrong_input(arguments, message):
     with pytest.raises(InputError, match=message):
         options(*arguments)

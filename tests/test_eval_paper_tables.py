@@ -55,9 +55,14 @@ SECOND_TRANSCRIPTION = {
 ROUNDING = 0.0061  # the paper rounds, and once in a while cuts
 
 A, B = Column("pair_a", "gsm8k", "32"), Column("pair_b", "humaneval", "32")
-PRINTED = Printed("Table 1: Test", (A, B), {"dare": "DARE", "impart": "ImPart"},
-                  {("dare", A): 50.0, ("dare", B): 40.0, ("impart", A): 60.0, ("impart", B): 45.0}, {"impart": 52.5},
-                  ("an oddity",))
+PRINTED = Printed(
+    "Table 1: Test",
+    (A, B),
+    {"dare": "DARE", "impart": "ImPart"},
+    {("dare", A): 50.0, ("dare", B): 40.0, ("impart", A): 60.0, ("impart", B): 45.0},
+    {"impart": 52.5},
+    ("an oddity",),
+)
 
 
 def cell(mean, half=2.0, seeds=3):
@@ -98,7 +103,9 @@ def test_a_table_that_the_paper_has_no_scores_for_is_an_input_error():
 
 
 def test_ours_stand_beside_the_papers_number_and_the_difference():
-    text = paper_markdown(PRINTED, [A, B], {("impart", A): cell(61.5), ("impart", B): cell(44.0), ("dare", A): cell(48.0)})
+    text = paper_markdown(
+        PRINTED, [A, B], {("impart", A): cell(61.5), ("impart", B): cell(44.0), ("dare", A): cell(48.0)}
+    )
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "61.5 (59.5-63.5) / 60.00 / +1.5" in lines["GSM8K, pair_a, CR 32"]
     assert "48.0 (46.0-50.0) / 50.00 / -2.0" in lines["GSM8K, pair_a, CR 32"]
@@ -116,7 +123,9 @@ def test_other_models_have_no_number_of_the_paper_beside_them():
     columns = columns_of({("impart", tiny): []}, PRINTED)
     assert columns == [tiny]
     text = paper_markdown(PRINTED, columns, {("impart", tiny): cell(70.0)})
-    assert "70.0 (68.0-72.0)" in text and "60.00" not in text and "an oddity" not in text and "none of the paper's" in text
+    assert (
+        "70.0 (68.0-72.0)" in text and "60.00" not in text and "an oddity" not in text and "none of the paper's" in text
+    )
     assert "average" not in text
 
 
@@ -139,7 +148,9 @@ def test_csv_rows_hold_every_cell_of_the_table():
 
 def test_a_plan_is_read_cell_by_cell_and_a_torn_one_is_an_input_error(tmp_path):
     file = tmp_path / "plan.tsv"
-    file.write_text("impart\tp\tgsm8k\t32\tr/a/gsm8k/0.json\nimpart\tp\tgsm8k\t32\tr/b/gsm8k/0.json\nta\tm\tmath\t\tr/c/math/0.json\n")
+    file.write_text(
+        "impart\tp\tgsm8k\t32\tr/a/gsm8k/0.json\nimpart\tp\tgsm8k\t32\tr/b/gsm8k/0.json\nta\tm\tmath\t\tr/c/math/0.json\n"
+    )
     plan = read_plan(file)
     assert [len(files) for files in plan.values()] == [2, 1] and list(plan)[1] == ("ta", Column("m", "math", ""))
     file.write_text("impart\tp\n")
@@ -149,7 +160,9 @@ def test_a_plan_is_read_cell_by_cell_and_a_torn_one_is_an_input_error(tmp_path):
 
 def test_the_best_point_of_a_grid_names_its_rivals():
     plan = {(row, A): [] for row in ("beta 0.6", "beta 0.7", "beta 0.8")}
-    text = best_markdown(plan, {("beta 0.6", A): cell(50, 2), ("beta 0.7", A): cell(53, 2), ("beta 0.8", A): cell(40, 2)})
+    text = best_markdown(
+        plan, {("beta 0.6", A): cell(50, 2), ("beta 0.7", A): cell(53, 2), ("beta 0.8", A): cell(40, 2)}
+    )
     assert "best: beta 0.7, 53.0 (51.0-55.0); the intervals of 1 of the 2 others overlap with it" in text
     assert "not run" in best_markdown(plan, {})
 
@@ -158,9 +171,15 @@ def test_a_grid_over_several_benchmarks_is_decided_by_their_average_and_every_gr
     C, D = Column("m", "gsm8k", ""), Column("m", "ifeval", "")
     rows = ("ta: lambda 1", "ta: lambda 2", "ties: lambda 1", "ties: lambda 2")
     plan = {(row, column): [] for row in rows for column in (C, D)}
-    cells = {("ta: lambda 1", C): cell(90, 2), ("ta: lambda 1", D): cell(10, 2), ("ta: lambda 2", C): cell(55, 2),
-             ("ta: lambda 2", D): cell(65, 2), ("ties: lambda 1", C): cell(99, 2), ("ties: lambda 2", C): cell(1, 2),
-             ("ties: lambda 2", D): cell(2, 2)}
+    cells = {
+        ("ta: lambda 1", C): cell(90, 2),
+        ("ta: lambda 1", D): cell(10, 2),
+        ("ta: lambda 2", C): cell(55, 2),
+        ("ta: lambda 2", D): cell(65, 2),
+        ("ties: lambda 1", C): cell(99, 2),
+        ("ties: lambda 2", C): cell(1, 2),
+        ("ties: lambda 2", D): cell(2, 2),
+    }
     task_arithmetic, ties = best_markdown(plan, cells).split("## ties")
     assert task_arithmetic.startswith("## ta, GSM8K + IFEval, m\n")
     assert "best: lambda 2, 60.0 (58.6-61.4)\n" in task_arithmetic

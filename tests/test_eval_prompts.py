@@ -15,10 +15,12 @@ TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 def test_the_paper_s_prompts_to_the_letter():
     assert render("wizardmath", "1 + 1?") == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n1 + 1?\n\n### Response: Let's think step by step.")
+        "### Instruction:\n1 + 1?\n\n### Response: Let's think step by step."
+    )
     assert render("wizardcoder", "def f():") == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\n"
-        "### Instruction:\nCreate a Python script for this problem:\ndef f():\n\n### Response:")
+        "### Instruction:\nCreate a Python script for this problem:\ndef f():\n\n### Response:"
+    )
 
 
 def test_braces_of_an_instruction_stay():
@@ -58,7 +60,8 @@ def tokenizer_folder(tmp_path) -> Path:
 def test_auto_is_the_tokenizer_s_own_template(tokenizer_folder):
     (tokenizer_folder / "chat_template.jinja").write_text(
         "{% for m in messages %}<user>{{ m['content'] }}</user>{% endfor %}"
-        "{% if add_generation_prompt %}<bot>{% endif %}")
+        "{% if add_generation_prompt %}<bot>{% endif %}"
+    )
     assert rendered("auto", ["hi", "{x}"], tokenizer_folder) == ["<user>hi</user><bot>", "<user>{x}</user><bot>"]
 
 
@@ -72,7 +75,8 @@ def test_auto_never_begins_with_two_begin_tokens(tokenizer_folder, adds):
     assert tokenizer["post_processor"]["single"][0]["SpecialToken"]["id"] == "<s>"
     file.write_text(json.dumps(tokenizer | ({} if adds else {"post_processor": None})))
     (tokenizer_folder / "chat_template.jinja").write_text(
-        "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
+        "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    )
     prompt = rendered("auto", ["hi"], tokenizer_folder)[0]
     assert prompt == ("[hi]" if adds else "<s>[hi]")
     loaded = AutoTokenizer.from_pretrained(tokenizer_folder)

@@ -7,7 +7,16 @@ import sys
 
 import pytest
 
-from eval.results import Completion, Run, Verdict, first_difference, mean_score, read_lines, read_result, wilson_interval
+from eval.results import (
+    Completion,
+    Run,
+    Verdict,
+    first_difference,
+    mean_score,
+    read_lines,
+    read_result,
+    wilson_interval,
+)
 from impart.errors import InputError
 
 SETTINGS = {"scoring": "paper", "n": 3, "stop": ("a", "b")}
@@ -18,22 +27,38 @@ def run_of(tmp_path, **changes) -> Run:
 
 
 def finish(run: Run, settings=SETTINGS, score: float = 50.0) -> dict:
-    return run.finish([{"id": "0", "correct": True}], settings=settings, summary={"score": score, "stderr": 1.0},
-                      tokens=30, more={"source": "x"})
+    return run.finish(
+        [{"id": "0", "correct": True}],
+        settings=settings,
+        summary={"score": score, "stderr": 1.0},
+        tokens=30,
+        more={"source": "x"},
+    )
 
 
 def test_a_run_from_start_to_result(tmp_path):
     run = run_of(tmp_path)
     assert run.finished(SETTINGS) is None and run.start(SETTINGS) == {}
-    run.add("0", Completion("line\nbreak \u2028 and \"quotes\"", 5, "stop"), 1.0)
+    run.add("0", Completion('line\nbreak \u2028 and "quotes"', 5, "stop"), 1.0)
     run.seconds += 1.5
     finish(run)
     assert sorted(path.name for path in run.folder.iterdir()) == ["0.json", "0.jsonl"]
     result = read_result(tmp_path / "model" / "sums" / "0.json")
     assert (result["score"], result["n"], result["tokens_per_second"], result["samples"]) == (50.0, 1, 20.0, "0.jsonl")
     assert result["settings"] == {"scoring": "paper", "n": 3, "stop": ["a", "b"]}
-    assert {"model", "benchmark", "seed", "score", "stderr", "n", "settings", "versions", "seconds", "tokens_per_second",
-            "samples"} <= set(result)
+    assert {
+        "model",
+        "benchmark",
+        "seed",
+        "score",
+        "stderr",
+        "n",
+        "settings",
+        "versions",
+        "seconds",
+        "tokens_per_second",
+        "samples",
+    } <= set(result)
     assert run_of(tmp_path).finished(SETTINGS) == result
 
 
@@ -65,10 +90,14 @@ def test_an_interruption_in_the_first_line_starts_anew(tmp_path):
     assert read_lines(run.part_path)[0]["scoring"] == "paper"
 
 
-@pytest.mark.parametrize(("changed", "key"), [
-    ({"scoring": "release"}, "scoring is 'paper' there and 'release' now"),
-    ({"n": 4}, "n is 3 there and 4 now"),
-    ({"extra": 1}, "extra is 'absent' there and 1 now")])
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"scoring": "release"}, "scoring is 'paper' there and 'release' now"),
+        ({"n": 4}, "n is 3 there and 4 now"),
+        ({"extra": 1}, "extra is 'absent' there and 1 now"),
+    ],
+)
 def test_another_configuration_is_refused_with_its_first_difference(tmp_path, changed, key):
     interrupted = run_of(tmp_path, seed=1)
     interrupted.start(SETTINGS)
@@ -126,15 +155,16 @@ def test_overwrite_starts_anew_and_keeps_the_old_result_until_the_end(tmp_path):
 def test_two_processes_never_write_one_run(tmp_path):
     run = run_of(tmp_path)
     run.start(SETTINGS)
-    code = (f"import sys; sys.path[:0] = ['.']\nfrom pathlib import Path\nfrom eval.results import Run\n"
-            f"Run(Path({str(tmp_path)!r}), 'model', 'sums', 0).start({SETTINGS!r})")
+    code = (
+        f"import sys; sys.path[:0] = ['.']\nfrom pathlib import Path\nfrom eval.results import Run\n"
+        f"Run(Path({str(tmp_path)!r}), 'model', 'sums', 0).start({SETTINGS!r})"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 1 and "another run is writing" in ended.stderr
 
 
 def test_models_benchmarks_and_seeds_have_their_own_files(tmp_path):
-    paths = {run_of(tmp_path, **change).result_path
-             for change in ({}, {"model": "b"}, {"benchmark": "b"}, {"seed": 1})}
+    paths = {run_of(tmp_path, **change).result_path for change in ({}, {"model": "b"}, {"benchmark": "b"}, {"seed": 1})}
     assert len(paths) == 4
 
 

@@ -18,9 +18,12 @@ from eval import sandbox
 from eval.sandbox import Layers, Outcome, run_programs
 
 STRONGEST = sandbox.strongest_layers()
-KINDS = {"strongest": STRONGEST, "filter only": Layers(namespaces=False, filter=True, user=False),
-         "namespaces only": Layers(namespaces=True, filter=False, user=STRONGEST.user),
-         "audit hook only": Layers(namespaces=False, filter=False, user=False)}
+KINDS = {
+    "strongest": STRONGEST,
+    "filter only": Layers(namespaces=False, filter=True, user=False),
+    "namespaces only": Layers(namespaces=True, filter=False, user=STRONGEST.user),
+    "audit hook only": Layers(namespaces=False, filter=False, user=False),
+}
 
 
 def offered(layers: Layers) -> bool:
@@ -36,8 +39,9 @@ def layers(request) -> Layers:
 
 def one(program: str, layers: Layers = STRONGEST, **limits) -> Outcome:
     """The outcome of `program`, between two good programs that must not notice it."""
-    before, outcome, after = run_programs(["assert True", program, "assert True"], layers=layers, workers=1,
-                                          **{"timeout_s": 5.0, **limits})
+    before, outcome, after = run_programs(
+        ["assert True", program, "assert True"], layers=layers, workers=1, **{"timeout_s": 5.0, **limits}
+    )
     assert before.passed and after.passed
     return outcome
 
@@ -79,10 +83,16 @@ def test_the_reason_of_a_failure_is_one_line():
 
 
 LEAVING = [
-    "import sys; sys.exit(0)", "raise SystemExit", "import os; os._exit(0)", "quit()", "exit(0)",
+    "import sys; sys.exit(0)",
+    "raise SystemExit",
+    "import os; os._exit(0)",
+    "quit()",
+    "exit(0)",
     "import os, threading; threading.Thread(target=os._exit, args=(0,)).start()\nwhile True: pass",
-    "import os; os.abort()", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\nraise ValueError",
-    "import os; os.execv('/bin/true', ['true'])", "import os; os.close(3); os._exit(0)",
+    "import os; os.abort()",
+    "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\nraise ValueError",
+    "import os; os.execv('/bin/true', ['true'])",
+    "import os; os.close(3); os._exit(0)",
     "import os\nif os.fork() == 0: os._exit(0)\nraise ValueError",
     "import os, time\nif os.fork() != 0: time.sleep(1); raise ValueError",
     "def f(): f()\nimport sys; sys.setrecursionlimit(10**8); f()",
@@ -90,7 +100,9 @@ LEAVING = [
     "import os; os.write(3, b'passed\\n'); os.write(3, b'0' * 32 + b' passed\\n')",
     "import atexit, os; atexit.register(os._exit, 0); raise ValueError",
     "import sys; sys.excepthook = lambda *a: None; 1 / 0",
-    "raise KeyboardInterrupt", "raise GeneratorExit", "import signal; signal.alarm(1)\nwhile True: pass",
+    "raise KeyboardInterrupt",
+    "raise GeneratorExit",
+    "import signal; signal.alarm(1)\nwhile True: pass",
 ]
 
 
@@ -98,7 +110,7 @@ def test_leaving_before_the_last_line_never_passes(layers):
     good = ["assert True"] * len(LEAVING)
     outcomes = run_programs([*LEAVING, *good], layers=layers, timeout_s=5.0)
     passed = [program for program, outcome in zip(LEAVING, outcomes, strict=False) if outcome.passed]
-    assert not passed and all(outcome.passed for outcome in outcomes[len(LEAVING):])
+    assert not passed and all(outcome.passed for outcome in outcomes[len(LEAVING) :])
     assert all(outcome.detail for outcome in outcomes)
 
 
@@ -128,8 +140,10 @@ def test_the_environment_is_not_the_callers(layers, monkeypatch):
     outcome = one(program, layers)
     assert outcome.passed, outcome
     assert str(Path.home()) not in outcome.output
-    hidden = "try: text = open('/proc/self/environ').read() + open(f'/proc/{__import__(\"os\").getppid()}/environ').read()\n" \
-             "except OSError: text = ''\nassert 'sk-secret' not in text"
+    hidden = (
+        "try: text = open('/proc/self/environ').read() + open(f'/proc/{__import__(\"os\").getppid()}/environ').read()\n"
+        "except OSError: text = ''\nassert 'sk-secret' not in text"
+    )
     assert one(hidden, layers).passed
 
 
@@ -182,8 +196,10 @@ def test_the_kernel_holds_where_python_is_bypassed(library, victim):
     if platform.system() != "Linux":
         pytest.skip("libc.so.6 is Linux")
     file = victim / "precious.txt"
-    attack = f"import ctypes\nlibc = ctypes.CDLL({library!r})\nlibc.unlink({str(file).encode()!r})\n" \
-             "assert libc.fork() == -1 and libc.socket(2, 1, 0) == -1"
+    attack = (
+        f"import ctypes\nlibc = ctypes.CDLL({library!r})\nlibc.unlink({str(file).encode()!r})\n"
+        "assert libc.fork() == -1 and libc.socket(2, 1, 0) == -1"
+    )
     for layers in (STRONGEST, KINDS["filter only"]):
         if offered(layers) and layers.filter:
             one(attack, layers)
@@ -200,19 +216,25 @@ def test_files_of_the_user_cannot_be_read(layers, victim):
 def test_only_the_library_is_there():
     if not STRONGEST.namespaces:
         pytest.skip("no namespaces on this system")
-    outcome = one("import os; print(sorted(os.listdir('/'))); assert not os.path.exists('/etc')"
-                  "\nassert not os.path.exists('/proc/self')")
+    outcome = one(
+        "import os; print(sorted(os.listdir('/'))); assert not os.path.exists('/etc')"
+        "\nassert not os.path.exists('/proc/self')"
+    )
     assert outcome.passed, outcome
-    writable = "import os\nfor top, _, _ in os.walk('/'):\n    if top.startswith('/tmp'): continue\n" \
-               "    assert not os.access(top, os.W_OK), top\n    if top.count('/') > 2: break"
+    writable = (
+        "import os\nfor top, _, _ in os.walk('/'):\n    if top.startswith('/tmp'): continue\n"
+        "    assert not os.access(top, os.W_OK), top\n    if top.count('/') > 2: break"
+    )
     assert one(writable, timeout_s=20.0).passed
 
 
 def test_a_private_folder_starts_empty_and_leaves_nothing():
     if not STRONGEST.namespaces:
         pytest.skip("without namespaces nothing may be written at all")
-    write = "import os, tempfile\nassert os.listdir('.') == [] == os.listdir(tempfile.gettempdir())\n" \
-            "open('mark', 'w').write('x')\nopen('/tmp/.mark', 'w').write('x')"
+    write = (
+        "import os, tempfile\nassert os.listdir('.') == [] == os.listdir(tempfile.gettempdir())\n"
+        "open('mark', 'w').write('x')\nopen('/tmp/.mark', 'w').write('x')"
+    )
     lock = "import os\nos.chmod('/tmp', 0)"  # works where the program runs as the user that owns the folder
     for layers in (STRONGEST, Layers(True, STRONGEST.filter, False), Layers(True, False, False)):
         outcomes = run_programs([write, lock, write, write], workers=1, layers=layers)
@@ -257,8 +279,10 @@ def test_the_parent_and_others_cannot_be_killed(layers):
 def test_no_signal_by_a_detour(layers):
     """The kernel sends one by itself when a pipe has data (F_SETOWN, F_SETSIG): to anybody of the same user."""
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    sender = "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, {target})\n" \
-             "fcntl.fcntl(r, 10, {signal})\nfcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')"
+    sender = (
+        "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, {target})\n"
+        "fcntl.fcntl(r, 10, {signal})\nfcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')"
+    )
     try:
         for target in (str(bystander.pid), "os.getppid()"):
             for signal in (2, 9):
@@ -279,25 +303,24 @@ def test_devices_of_the_machine_cannot_be_changed(user):
     for change in ("os.utime('/dev/null')", f"os.chmod('/dev/null', {before.st_mode & 0o7777})"):
         assert "Read-only file system" in one(f"import os; {change}", layers).detail
     assert os.stat("/dev/null").st_mtime == before.st_mtime
-    assert one("assert open('/dev/null', 'w').write('x') == 1 and open('/dev/zero', 'rb').read(1) == bytes(1)", layers).passed
+    assert one(
+        "assert open('/dev/null', 'w').write('x') == 1 and open('/dev/zero', 'rb').read(1) == bytes(1)", layers
+    ).passed
 
 
 LEFT = {  # what a program does -> what the next one must find, in the same worker
     "import os\nfor i in range(10**6): os.mkdir(f'{i}')": "import os; os.mkdir('1')",
     "for i in range(9): open(f'{i}', 'wb').write(bytes(10 << 20))": "open('1', 'wb').write(bytes(10 << 20))",
-    "import fcntl, os; fcntl.flock(open(os.__file__), fcntl.LOCK_EX)":
-        "import fcntl, os; fcntl.flock(open(os.__file__), fcntl.LOCK_EX | fcntl.LOCK_NB)",
+    "import fcntl, os; fcntl.flock(open(os.__file__), fcntl.LOCK_EX)": "import fcntl, os; fcntl.flock(open(os.__file__), fcntl.LOCK_EX | fcntl.LOCK_NB)",
     "import os, builtins; os._exit = os.write = builtins.compile = print\nraise ValueError": "import os; os.fstat(3)",
     "class M(type):\n    __name__ = property(lambda _: 1 / 0)\nclass E(Exception, metaclass=M): pass\n"
     "import os; os._exit = print\nraise E": "import os; os.fstat(3)",
     "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)": "import signal; assert not signal.sigpending()",
     "import os\nwhile True: os.dup(3)": "import os; os.dup(3)",
     "import os; os.closerange(0, 64)\nwhile True: pass": "print(1)",
-    "import threading\ndef spin():\n    while True: pass\nfor _ in range(8): threading.Thread(target=spin).start()":
-        "import threading; assert threading.active_count() == 1",
+    "import threading\ndef spin():\n    while True: pass\nfor _ in range(8): threading.Thread(target=spin).start()": "import threading; assert threading.active_count() == 1",
     "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))": "import os; os.pipe()",
-    "import ctypes; assert ctypes.CDLL(None).shmget(7, 4096, 0o1666) >= 0":
-        "import ctypes; assert ctypes.CDLL(None).shmget(7, 0, 0) == -1",
+    "import ctypes; assert ctypes.CDLL(None).shmget(7, 4096, 0o1666) >= 0": "import ctypes; assert ctypes.CDLL(None).shmget(7, 0, 0) == -1",
 }
 
 
@@ -316,10 +339,14 @@ def test_one_program_leaves_nothing_for_the_next(filter, user, workers_alive):
 
 def test_fork_bomb_and_daemons_leave_nothing(layers, workers_alive):
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
-    daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(300)\n    os._exit(0)"
+    daemon = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(300)\n    os._exit(0)"
+    )
     popen = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])"
-    threads = "import threading, time\nwhile True:\n    try: threading.Thread(target=time.sleep, args=(300,)).start()\n" \
-              "    except RuntimeError: pass"
+    threads = (
+        "import threading, time\nwhile True:\n    try: threading.Thread(target=time.sleep, args=(300,)).start()\n"
+        "    except RuntimeError: pass"
+    )
     assert not one(bomb, layers, timeout_s=2.0).passed
     one(daemon, layers)
     one(popen, layers)
@@ -356,11 +383,14 @@ def test_modules_of_the_project_are_not_importable():
 
 def test_the_library_and_installed_packages_are_importable(layers):
     numpy = "import numpy as np; assert (np.ones((64, 64)) @ np.ones((64, 64))).sum() == 64 ** 3"
-    programs = ["import csv, sqlite3, asyncio, ssl, zoneinfo", numpy,
-                "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\nassert A(1) == A(1)",
-                "import pickle\nclass A: pass\nassert type(pickle.loads(pickle.dumps(A()))) is A",
-                "import threading; t = threading.Thread(target=print); t.start(); t.join()",
-                "import sys; assert __name__ != '__main__' and not sys.flags.optimize"]
+    programs = [
+        "import csv, sqlite3, asyncio, ssl, zoneinfo",
+        numpy,
+        "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\nassert A(1) == A(1)",
+        "import pickle\nclass A: pass\nassert type(pickle.loads(pickle.dumps(A()))) is A",
+        "import threading; t = threading.Thread(target=print); t.start(); t.join()",
+        "import sys; assert __name__ != '__main__' and not sys.flags.optimize",
+    ]
     for outcome in run_programs(programs, layers=layers, timeout_s=20.0):
         assert outcome.passed, outcome
 
@@ -368,10 +398,12 @@ def test_the_library_and_installed_packages_are_importable(layers):
 def test_plain_work_with_descriptors_is_allowed():
     if not STRONGEST.namespaces:
         pytest.skip("without namespaces nothing may be written at all")
-    outcome = one("import fcntl, os, shutil\nassert fcntl.fcntl(1, fcntl.F_GETFL) == os.O_WRONLY and not os.isatty(1)\n"
-                  "os.set_blocking(1, True); os.set_inheritable(os.dup(1), True)\n"
-                  "open('a', 'w').write('x'); shutil.copy('a', 'b'); assert open('b').read() == 'x'\n"
-                  "fcntl.lockf(open('a', 'w'), fcntl.LOCK_EX); fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 10)")
+    outcome = one(
+        "import fcntl, os, shutil\nassert fcntl.fcntl(1, fcntl.F_GETFL) == os.O_WRONLY and not os.isatty(1)\n"
+        "os.set_blocking(1, True); os.set_inheritable(os.dup(1), True)\n"
+        "open('a', 'w').write('x'); shutil.copy('a', 'b'); assert open('b').read() == 'x'\n"
+        "fcntl.lockf(open('a', 'w'), fcntl.LOCK_EX); fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 10)"
+    )
     assert outcome.passed, outcome
 
 
@@ -433,9 +465,15 @@ def test_after_an_error_no_other_program_is_begun(monkeypatch):
 
 def test_nothing_outlives_a_killed_caller():
     mark = uuid.uuid4().hex
-    caller = subprocess.Popen([sys.executable, "-c", f"from eval import sandbox; sandbox._START += '  # {mark}'\n"
-                               "sandbox.run_programs(['import time; time.sleep(300)'], timeout_s=300)"],
-                              cwd=Path(sandbox.__file__).parents[1])
+    caller = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"from eval import sandbox; sandbox._START += '  # {mark}'\n"
+            "sandbox.run_programs(['import time; time.sleep(300)'], timeout_s=300)",
+        ],
+        cwd=Path(sandbox.__file__).parents[1],
+    )
     seen: set[int] = set()
     try:
         while len(seen) < 2 + STRONGEST.namespaces:  # the process that waits for the worker inside, worker, program
@@ -465,9 +503,13 @@ def test_a_protection_that_cannot_be_put_up_is_an_error_and_not_a_score(monkeypa
             run_programs(["pass"], layers=STRONGEST)
     if STRONGEST.namespaces:
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="nothing was run.*not this time"):
-            patch.setattr(sandbox, "_START", "import sys; sys.path.insert(0, {root!r}); from eval import sandbox_kernel\n"
-                          "def refuse(): raise OSError('not this time')\nsandbox_kernel.own_mounts_and_ipc = refuse\n"
-                          "from eval.sandbox_worker import main; main()")
+            patch.setattr(
+                sandbox,
+                "_START",
+                "import sys; sys.path.insert(0, {root!r}); from eval import sandbox_kernel\n"
+                "def refuse(): raise OSError('not this time')\nsandbox_kernel.own_mounts_and_ipc = refuse\n"
+                "from eval.sandbox_worker import main; main()",
+            )
             run_programs(["pass"], layers=Layers(True, False, STRONGEST.user))
         visible = [*sandbox._visible(), "/nowhere/to/be/found"]
         monkeypatch.setattr(sandbox, "_visible", lambda: visible)

@@ -12,17 +12,35 @@ from impart.errors import InputError
 
 
 def scored(correct, *, method="impart", ratio=8.0, settings=(), model="m", byte_ratio=7.5):
-    return Scored("bench", model, method, ratio, tuple(settings), 100 * sum(correct) / len(correct), byte_ratio,
-                  tuple(map(float, correct)))
+    return Scored(
+        "bench",
+        model,
+        method,
+        ratio,
+        tuple(settings),
+        100 * sum(correct) / len(correct),
+        byte_ratio,
+        tuple(map(float, correct)),
+    )
 
 
 def write_result(folder, model, correct, *, delta=None, seed=0, benchmark="bench"):
     target = folder / model / benchmark
     target.mkdir(parents=True)
     (target / f"{seed}.jsonl").write_text("".join(json.dumps({"correct": bool(mark)}) + "\n" for mark in correct))
-    (target / f"{seed}.json").write_text(json.dumps({
-        "model": model, "benchmark": benchmark, "seed": seed, "score": 100 * sum(correct) / len(correct),
-        "settings": {}, "delta": delta, "samples": f"{seed}.jsonl"}))
+    (target / f"{seed}.json").write_text(
+        json.dumps(
+            {
+                "model": model,
+                "benchmark": benchmark,
+                "seed": seed,
+                "score": 100 * sum(correct) / len(correct),
+                "settings": {},
+                "delta": delta,
+                "samples": f"{seed}.jsonl",
+            }
+        )
+    )
 
 
 def test_one_seed_gives_wilsons_interval_of_the_items():
@@ -44,13 +62,18 @@ def test_all_right_still_has_an_interval():
 
 
 def test_labels_name_only_the_settings_that_differ():
-    runs = [scored([1, 0], settings=(("C", "1.0"), ("preprune_ratio", beta), ("mask", "bernoulli"))) for beta in ("0.6", "0.8")]
+    runs = [
+        scored([1, 0], settings=(("C", "1.0"), ("preprune_ratio", beta), ("mask", "bernoulli")))
+        for beta in ("0.6", "0.8")
+    ]
     _, rows = grid([*runs, scored([1, 1], method="dare")])
     assert set(rows) == {"ImPart (preprune_ratio=0.6)", "ImPart (preprune_ratio=0.8)", "DARE"}
 
 
 def test_a_cell_that_was_not_run_says_so():
-    whole, rows = grid([scored([1, 0]), scored([1, 1], method="dare", ratio=16.0), scored([0, 0], method=None, model="base")])
+    whole, rows = grid(
+        [scored([1, 0]), scored([1, 1], method="dare", ratio=16.0), scored([0, 0], method=None, model="base")]
+    )
     text = markdown("bench", whole, rows)
     assert "not run" in text and "base (whole)" in text and "CR 16" in text
 
@@ -59,8 +82,12 @@ def test_the_script_writes_table_csv_and_figure(tmp_path, capsys):
     results = tmp_path / "results"
     write_result(results, "tuned", [1, 1, 1, 0])
     for seed in range(2):
-        write_result(results, f"impart_{seed}", [1, seed, 0, 0],
-                     delta={"method": "impart", "settings": {"compression_ratio": 8.0}, "linear_ratio": 7.25})
+        write_result(
+            results,
+            f"impart_{seed}",
+            [1, seed, 0, 0],
+            delta={"method": "impart", "settings": {"compression_ratio": 8.0}, "linear_ratio": 7.25},
+        )
     for suffix in ("png", "svg"):
         main([str(results), "--figure", str(tmp_path / f"a.{suffix}"), "--csv", str(tmp_path / "a.csv")])
     assert "37.5" in capsys.readouterr().out  # mean of 25 and 50
@@ -90,11 +117,21 @@ def test_the_mean_is_of_the_runs_not_of_their_files(tmp_path):
 
 def test_the_leaderboard_ranks_every_result_at_any_depth(tmp_path, capsys):
     write_result(tmp_path / "a" / "results", "weak", [1, 0, 0, 0])
-    write_result(tmp_path / "b" / "results", "strong", [1, 1, 1, 0],
-                 delta={"method": "bitdelta", "settings": {"compression_ratio_qt": 32.0}, "linear_ratio": 30.25})
+    write_result(
+        tmp_path / "b" / "results",
+        "strong",
+        [1, 1, 1, 0],
+        delta={"method": "bitdelta", "settings": {"compression_ratio_qt": 32.0}, "linear_ratio": 30.25},
+    )
     main([str(tmp_path), "--leaderboard"])
     lines = capsys.readouterr().out.splitlines()
-    assert "strong" in lines[2] and "BitDelta" in lines[2] and "32" in lines[2] and "30.2" in lines[2] and "75.0" in lines[2]
+    assert (
+        "strong" in lines[2]
+        and "BitDelta" in lines[2]
+        and "32" in lines[2]
+        and "30.2" in lines[2]
+        and "75.0" in lines[2]
+    )
     assert "weak" in lines[3] and "whole" in lines[3]
 
 
@@ -107,21 +144,42 @@ def test_a_quantized_delta_is_not_called_by_the_name_of_the_sparse_one(tmp_path,
 
 def planned(tmp_path, *, ratio="32", pair="wizardmath_13b", benchmark="gsm8k"):
     for seed in range(2):
-        write_result(tmp_path / "results", f"impart_{seed}", [1, seed, 0, 0], benchmark=benchmark,
-                     delta={"method": "impart", "settings": {"compression_ratio": float(ratio)}, "linear_ratio": 30.0})
+        write_result(
+            tmp_path / "results",
+            f"impart_{seed}",
+            [1, seed, 0, 0],
+            benchmark=benchmark,
+            delta={"method": "impart", "settings": {"compression_ratio": float(ratio)}, "linear_ratio": 30.0},
+        )
     cells = tmp_path / "t.cells.tsv"
-    cells.write_text("".join(f"impart\t{pair}\t{benchmark}\t{ratio}\t{tmp_path}/results/impart_{seed}/{benchmark}/0.json\n"
-                             for seed in range(3)))  # the third was not run
+    cells.write_text(
+        "".join(
+            f"impart\t{pair}\t{benchmark}\t{ratio}\t{tmp_path}/results/impart_{seed}/{benchmark}/0.json\n"
+            for seed in range(3)
+        )
+    )  # the third was not run
     return cells
 
 
 def test_a_planned_table_is_printed_and_written_with_figures(tmp_path, capsys):
     cells, out = planned(tmp_path), tmp_path / "out"
-    command = ["--cells", str(cells), "--table", "5", "--out", str(out), "--figure", str(out / "f.png"),
-               "--figure", str(out / "f.svg")]
+    command = [
+        "--cells",
+        str(cells),
+        "--table",
+        "5",
+        "--out",
+        str(out),
+        "--figure",
+        str(out / "f.png"),
+        "--figure",
+        str(out / "f.svg"),
+    ]
     main(command)
     text = capsys.readouterr().out
-    assert "37.5" in text and "/ 60.20 / -22.7" in text and "not run / 61.64 / -" in text and "Means over 2 seeds" in text
+    assert (
+        "37.5" in text and "/ 60.20 / -22.7" in text and "not run / 61.64 / -" in text and "Means over 2 seeds" in text
+    )
     assert (out / "table5.md").read_text().strip() == text.strip()
     with (out / "table5.csv").open() as stream:
         lines = [line for line in csv.DictReader(stream) if line["mean"]]
@@ -140,7 +198,9 @@ def test_alpacaevals_plain_win_rate_fills_its_cell(tmp_path, capsys):
     assert "37.5" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["r", "--delta", "d"], ["--cells", "c"], ["--cells", "c", "--table", "1", "--best"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["r", "--delta", "d"], ["--cells", "c"], ["--cells", "c", "--table", "1", "--best"]]
+)
 def test_contradicting_flags_are_input_errors(arguments):
     with pytest.raises(InputError):
         main(arguments)
@@ -156,5 +216,6 @@ def test_a_deltas_spectra_and_sparsity_become_figures(tmp_path, svd_delta, capsy
 
 def test_sparsity_is_counted_from_the_kept_entries():
     from eval.delta_figures import sparsity
+
     assert sparsity({"shape": [4, 6], "kept": [10, 10]}) == pytest.approx(0.5)  # of (4 + 6) * 4
     assert sparsity({"shape": [4, 6], "kept": [6]}) == pytest.approx(0.75)

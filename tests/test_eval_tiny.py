@@ -50,7 +50,24 @@ def test_answers_of_another_item_are_wrong():
 
 def test_chat_checks_agree_with_the_generator_s():
     items, completions = golds("chat", "test")
-    odd = ["", " ", "\n", "A", "a.", '"', '""', '"a"', "1. a\n2. b", "- a\n- b", "the", "THE!", "a. b! c?", "...", "Ä", "É é"]
+    odd = [
+        "",
+        " ",
+        "\n",
+        "A",
+        "a.",
+        '"',
+        '""',
+        '"a"',
+        "1. a\n2. b",
+        "- a\n- b",
+        "the",
+        "THE!",
+        "a. b! c?",
+        "...",
+        "Ä",
+        "É é",
+    ]
     texts = completions[:60] + odd
     checks = {json.dumps(check): check for item in items for check in item["checks"]}
     assert {check["kind"] for check in checks.values()} == set(CHECKS)
@@ -59,20 +76,42 @@ def test_chat_checks_agree_with_the_generator_s():
             assert holds(check, text) == tasks.check_holds(check, text), (check, text)
 
 
-@pytest.mark.parametrize(("text", "answer"), [
-    (" 4 * 6 = 24. The answer is: 24", 24), ("The answer is: 3. The answer is: -5", -5), ("The answer is:7", 7),
-    ("The answer is 7", None), ("7", None), ("The answer is: x", None), ("", None), ("The answer is: " + "9" * 400, None)])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" 4 * 6 = 24. The answer is: 24", 24),
+        ("The answer is: 3. The answer is: -5", -5),
+        ("The answer is:7", 7),
+        ("The answer is 7", None),
+        ("7", None),
+        ("The answer is: x", None),
+        ("", None),
+        ("The answer is: " + "9" * 400, None),
+    ],
+)
 def test_math_answers(text, answer):
     assert score_math([{"answer": 24}], [text])[0].extracted == answer
 
 
-CODE = {"prompt": "def f(x):\n    \"\"\"Return x plus 1.\"\"\"\n", "entry_point": "f",
-        "tests": [{"args": [1], "expect": 2}, {"args": [2], "expect": 3}]}
+CODE = {
+    "prompt": 'def f(x):\n    """Return x plus 1."""\n',
+    "entry_point": "f",
+    "tests": [{"args": [1], "expect": 2}, {"args": [2], "expect": 3}],
+}
 
 
 def test_code_is_judged_by_running_it():
-    texts = ["    return x + 1\n", "    return x + 1.0\n", "    return 2\n", "return x + 1\n", "    return x +\n",
-             "    while True:\n        pass\n", "    import os\n    os._exit(0)\n", "    return y\n", ""]
+    texts = [
+        "    return x + 1\n",
+        "    return x + 1.0\n",
+        "    return 2\n",
+        "return x + 1\n",
+        "    return x +\n",
+        "    while True:\n        pass\n",
+        "    import os\n    os._exit(0)\n",
+        "    return y\n",
+        "",
+    ]
     verdicts = score_code([CODE] * len(texts), texts, timeout_s=2)
     assert [verdict.correct for verdict in verdicts] == [True] + [False] * (len(texts) - 1)
     assert verdicts[0].detail == "" and "[2]: 2" in verdicts[2].detail and "timed out" in verdicts[5].detail
@@ -88,8 +127,19 @@ def test_code_results_are_compared_with_their_kind():
 
 def test_several_models_in_one_run_score_as_they_should(called, tmp_path):
     """Fine-tuned >> base on its skill, and nobody on another's."""
-    ended = called(tiny.main, MODELS / "base", MODELS / "code", "--tasks", "code,math", "--limit", 60, "--backend", "hf",
-                   "--results_dir", tmp_path)
+    ended = called(
+        tiny.main,
+        MODELS / "base",
+        MODELS / "code",
+        "--tasks",
+        "code,math",
+        "--limit",
+        60,
+        "--backend",
+        "hf",
+        "--results_dir",
+        tmp_path,
+    )
     assert ended.code == 0, ended.err
     scores = {(line.split()[1], line.split()[0]): float(line.split()[2]) for line in ended.out.splitlines()}
     assert scores["code", "tiny_code"] > 80 and scores["base", "tiny_code"] < 20
@@ -101,11 +151,33 @@ def test_several_models_in_one_run_score_as_they_should(called, tmp_path):
 def test_a_delta_scores_as_the_model_that_it_rebuilds(called, tmp_path, monkeypatch):
     monkeypatch.setenv("IMPART_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "code_svd.pt"
-    made = called(delta.main, "--svd", "--base_model", MODELS / "base", "--finetuned_model", MODELS / "code",
-                  "--save_path", path, "--threads", 1)
+    made = called(
+        delta.main,
+        "--svd",
+        "--base_model",
+        MODELS / "base",
+        "--finetuned_model",
+        MODELS / "code",
+        "--save_path",
+        path,
+        "--threads",
+        1,
+    )
     assert made.code == 0, made.err
-    ended = called(tiny.main, path, MODELS / "code", "fp32", "--tasks", "code", "--limit", 40, "--backend", "hf",
-                   "--results_dir", tmp_path)
+    ended = called(
+        tiny.main,
+        path,
+        MODELS / "code",
+        "fp32",
+        "--tasks",
+        "code",
+        "--limit",
+        40,
+        "--backend",
+        "hf",
+        "--results_dir",
+        tmp_path,
+    )
     assert ended.code == 0, ended.err
     scores = {line.split()[1]: line.split()[2] for line in ended.out.splitlines()}
     assert abs(float(scores["code_svd.pt"]) - float(scores["code"])) <= 5
@@ -115,26 +187,36 @@ def test_a_delta_scores_as_the_model_that_it_rebuilds(called, tmp_path, monkeypa
 
 def test_the_shell_script(environment, tmp_path):
     arguments = [MODELS / "code", "fp32", "--tasks", "code", "--subset", "code-test-0,code-test-7", "--backend", "hf"]
-    ended = subprocess.run(["bash", str(ROOT / "eval/scripts/tiny.sh"), *map(str, arguments)], cwd=tmp_path,
-                           env=environment | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    ended = subprocess.run(
+        ["bash", str(ROOT / "eval/scripts/tiny.sh"), *map(str, arguments)],
+        cwd=tmp_path,
+        env=environment | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("tiny_code  code  ") and "(n = 2)  results/code/tiny_code/0.json" in ended.stdout
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("a", "--tasks", "poetry"), "'poetry' is no task; known: math, code, chat"),
-    (("a", "--tasks", ""), "'' is no task"),
-    (("x/a", "y/a"), "two models are called 'a'"),
-    (("a", "b", "--name", "c"), "--name names one model"),
-    (("nowhere/a/b", "--backend", "hf"), "no such folder"),
-    ((), "MODEL")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a", "--tasks", "poetry"), "'poetry' is no task; known: math, code, chat"),
+        (("a", "--tasks", ""), "'' is no task"),
+        (("x/a", "y/a"), "two models are called 'a'"),
+        (("a", "b", "--name", "c"), "--name names one model"),
+        (("nowhere/a/b", "--backend", "hf"), "no such folder"),
+        ((), "MODEL"),
+    ],
+)
 def test_wrong_input(called, tmp_path, arguments, message):
     ended = called(tiny.main, *arguments, "--results_dir", tmp_path)
     assert ended.code == 2 and message in ended.err
 
 
 def test_an_unknown_check_is_named(called, tmp_path):
-    (tmp_path / "chat_test.jsonl").write_text(json.dumps(
-        {"id": "c0", "prompt": "p", "checks": [{"kind": "rhymes"}]}) + "\n")
+    (tmp_path / "chat_test.jsonl").write_text(
+        json.dumps({"id": "c0", "prompt": "p", "checks": [{"kind": "rhymes"}]}) + "\n"
+    )
     ended = called(tiny.main, MODELS / "base", "--tasks", "chat", "--data", tmp_path, "--results_dir", tmp_path)
     assert ended.code == 2 and "item c0 has an unknown check 'rhymes'; known: uppercase" in ended.err

@@ -25,22 +25,37 @@ EXTRAS = {"model.layers.1.input_layernorm.weight": torch.arange(16.0), "lm_head.
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     base = random_weights(llama_shapes(hidden=16, intermediate=24, layers=3, kv=8, vocabulary=20))
-    return (open_checkpoint(write_checkpoint(folder / "base", base)),
-            open_checkpoint(write_checkpoint(folder / "tuned", tuned_weights(base))))
+    return (
+        open_checkpoint(write_checkpoint(folder / "base", base)),
+        open_checkpoint(write_checkpoint(folder / "tuned", tuned_weights(base))),
+    )
 
 
 class Run:
     """One run of a made-up method, which keeps the leading two columns and rows of the fine-tuned weights."""
 
-    def __init__(self, models, path: Path, *, settings=None, names=None, extras=EXTRAS, overwrite=False, needed_bytes=0):
+    def __init__(
+        self, models, path: Path, *, settings=None, names=None, extras=EXTRAS, overwrite=False, needed_bytes=0
+    ):
         self.base, self.tuned = models
         self.extras = extras
         names = linear_names(self.tuned) if names is None else names
         self.writer = DeltaWriter(
-            path, {"kind": "svd", "method": "svd", "settings": settings or {"dim": None, "compression_ratio": 4}, "seed": 3,
-                   "base": model_facts(self.base), "finetuned": model_facts(self.tuned)},
-            dtypes={name: self.tuned.dtype(name) for name in names}, extras=list(extras), dropped=["gone.weight"],
-            needed_bytes=needed_bytes, overwrite=overwrite)
+            path,
+            {
+                "kind": "svd",
+                "method": "svd",
+                "settings": settings or {"dim": None, "compression_ratio": 4},
+                "seed": 3,
+                "base": model_facts(self.base),
+                "finetuned": model_facts(self.tuned),
+            },
+            dtypes={name: self.tuned.dtype(name) for name in names},
+            extras=list(extras),
+            dropped=["gone.weight"],
+            needed_bytes=needed_bytes,
+            overwrite=overwrite,
+        )
 
     def encode(self, name):
         if name.endswith("k_proj.weight"):
@@ -50,8 +65,12 @@ class Run:
 
     def write(self, shards):
         for shard in shards:
-            self.writer.write(shard, {name: self.encode(name) for name in shard.matrices},
-                              {name: self.extras[name] for name in shard.extras}, [{"name": name} for name in shard.matrices])
+            self.writer.write(
+                shard,
+                {name: self.encode(name) for name in shard.matrices},
+                {name: self.extras[name] for name in shard.extras},
+                [{"name": name} for name in shard.matrices],
+            )
 
     def whole(self):
         self.write(self.writer.pending())
@@ -70,8 +89,11 @@ def copy(finished, tmp_path):
 
 
 def files_of(folder: Path, but=("report.json",)) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*"))
-            if file.is_file() and file.name not in but}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name not in but
+    }
 
 
 def refused(call, *arguments) -> str:
@@ -82,6 +104,7 @@ def refused(call, *arguments) -> str:
 
 
 # Reading
+
 
 def test_what_was_written_is_read(models, finished):
     base, tuned = models
@@ -119,7 +142,11 @@ def test_factors_and_stored_tensors(finished):
     assert U.dtype == s.dtype == V.dtype == torch.float32 and s.tolist() == [2.0, 1.0]
     assert torch.equal((U * s) @ V.T, finished.reconstruct(name))
     stored = finished.stored(name)
-    assert stored.encoding == "svd" and list(stored.tensors) == ["U", "s", "V"] and stored.tensors["U"].dtype == torch.float16
+    assert (
+        stored.encoding == "svd"
+        and list(stored.tensors) == ["U", "s", "V"]
+        and stored.tensors["U"].dtype == torch.float16
+    )
     assert stored.facts["kept"] == [2 * stored.shape[0], 2 * stored.shape[1]]
 
 
@@ -127,15 +154,22 @@ def test_the_manifest_says_what_decided_the_bytes(models, finished):
     manifest = json.loads((finished.path / MANIFEST).read_text())
     assert manifest == finished.manifest
     assert manifest["format"] == "impart-delta" and manifest["version"] == 1 and manifest["seed"] == 3
-    assert manifest["base"] == {"source": models[0].source, "fingerprint": models[0].fingerprint(),
-                                "bytes": sum(models[0].spec(name).nbytes for name in models[0].names())}
+    assert manifest["base"] == {
+        "source": models[0].source,
+        "fingerprint": models[0].fingerprint(),
+        "bytes": sum(models[0].spec(name).nbytes for name in models[0].names()),
+    }
     assert manifest["dropped"] == ["gone.weight"] and manifest["settings"] == {"dim": None, "compression_ratio": 4}
     assert {"torch", "numpy", "python"} <= set(manifest["versions"])
 
 
 def test_one_shard_per_layer_and_one_for_the_rest(finished):
-    assert list(finished.manifest["shards"]) == ["layer-00000.safetensors", "layer-00001.safetensors",
-                                                 "layer-00002.safetensors", "rest.safetensors"]
+    assert list(finished.manifest["shards"]) == [
+        "layer-00000.safetensors",
+        "layer-00001.safetensors",
+        "layer-00002.safetensors",
+        "rest.safetensors",
+    ]
     assert set(os.listdir(finished.path)) == {MANIFEST, *finished.manifest["shards"], "model", "report.json"}
     with safe_open(finished.path / "layer-00001.safetensors", "pt") as shard:
         assert {name.split(".")[2] for name in shard.keys()} == {"1"}
@@ -145,7 +179,9 @@ def test_one_shard_per_layer_and_one_for_the_rest(finished):
 
 def test_sizes_are_counted_from_the_files(models, finished):
     sizes = finished.sizes()
-    assert sizes.total == sum(len(data) for name, data in files_of(finished.path).items() if not name.startswith("model/"))
+    assert sizes.total == sum(
+        len(data) for name, data in files_of(finished.path).items() if not name.startswith("model/")
+    )
     assert sizes.extras == 16 * 4 + 5 * 16 * 2
     assert sizes.linear_dense == sum(2 * m * n for m, n in map(finished.shape, finished.names()))
     kept = sum(2 * (m + n) for name in finished.names() if "k_proj" not in name for m, n in [finished.shape(name)])
@@ -168,6 +204,7 @@ def test_the_report_has_every_row_in_order(finished):
 
 # What is refused
 
+
 def test_a_folder_that_is_no_delta(tmp_path):
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "folder", tmp_path / "none"):
@@ -183,10 +220,19 @@ def test_an_unfinished_run_is_named(models, tmp_path):
     assert "was interrupted (out.partial is there): run it again to continue" in message
 
 
-@pytest.mark.parametrize("content, words", [
-    ('{"format": "impart-delta", "vers', "is not valid JSON"), ('"text"', "has format None"), ("[]", "has format None"),
-    ('{"format": "gguf"}', "has format 'gguf', not 'impart-delta'"),
-    ('{"format": "impart-delta", "version": 2}', "has format version 2, and this software reads up to 1; update it")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ('{"format": "impart-delta", "vers', "is not valid JSON"),
+        ('"text"', "has format None"),
+        ("[]", "has format None"),
+        ('{"format": "gguf"}', "has format 'gguf', not 'impart-delta'"),
+        (
+            '{"format": "impart-delta", "version": 2}',
+            "has format version 2, and this software reads up to 1; update it",
+        ),
+    ],
+)
 def test_a_manifest_that_is_damaged_foreign_or_newer(copy, content, words):
     (copy / MANIFEST).write_text(content)
     assert words in refused(open_delta, copy)
@@ -198,8 +244,11 @@ def test_an_altered_shard_is_named_before_its_values_are_used(copy):
     data[-1] ^= 1  # one bit
     shard.write_bytes(data)
     delta = open_delta(copy)
-    for call in (lambda: delta.reconstruct("model.layers.1.self_attn.q_proj.weight"), delta.verify,
-                 lambda: delta.extra("model.layers.1.input_layernorm.weight")):
+    for call in (
+        lambda: delta.reconstruct("model.layers.1.self_attn.q_proj.weight"),
+        delta.verify,
+        lambda: delta.extra("model.layers.1.input_layernorm.weight"),
+    ):
         message = refused(call)
         assert "shard layer-00001.safetensors of delta" in message and "altered or truncated" in message
     assert delta.reconstruct("model.layers.0.self_attn.q_proj.weight").shape == (16, 16)
@@ -241,6 +290,7 @@ def test_names_that_are_not_there(finished):
 
 
 # Writing and continuing
+
 
 def test_a_run_that_stopped_continues_with_what_is_missing(models, finished, tmp_path):
     run = Run(models, tmp_path / "out")

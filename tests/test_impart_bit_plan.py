@@ -32,15 +32,18 @@ def test_a_plan_that_does_not_cover_the_ranks():
         cut_plan([[8, 2], [3, 32]], 40, "w")
 
 
-@pytest.mark.parametrize(("plan", "message"), [
-    ([], "not empty"),
-    ([[8, 2], 3], "but it holds 3"),
-    ([[8, 2, 1]], "but it holds"),
-    ([[5, 2]], "codes of 5 bits are not supported; take 8, 4, 3, 2"),
-    ([[8, "rest"], [2, 1]], "rest may stand in the last one only"),
-    ([[8, -1]], "is not such a pair"),
-    ([[8, True]], "is not such a pair"),
-])
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ([], "not empty"),
+        ([[8, 2], 3], "but it holds 3"),
+        ([[8, 2, 1]], "but it holds"),
+        ([[5, 2]], "codes of 5 bits are not supported; take 8, 4, 3, 2"),
+        ([[8, "rest"], [2, 1]], "rest may stand in the last one only"),
+        ([[8, -1]], "is not such a pair"),
+        ([[8, True]], "is not such a pair"),
+    ],
+)
 def test_plans_that_mean_nothing(plan, message):
     with pytest.raises(InputError, match=message):
         checked_plan(plan)

@@ -57,6 +57,7 @@ def write(path, tensors, companions=(), **options):
 
 # Reading
 
+
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_every_form_reads_the_same(tmp_path, weights, form, shards):
@@ -76,7 +77,8 @@ def test_the_old_pickle_format_of_torch_reads_too(tmp_path, weights):
 
 def test_tensors_are_owned_and_come_in_layer_order(tmp_path, weights):
     many = {f"model.layers.{layer}.mlp.up_proj.weight": torch.full((2, 2), layer) for layer in (0, 2, 10, 9)} | {
-        "model.embed_tokens.weight": torch.zeros(3, 2)}
+        "model.embed_tokens.weight": torch.zeros(3, 2)
+    }
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", many))
     assert [layer_of(name) for name in checkpoint.names()] == [None, 0, 2, 9, 10]
     checkpoint.tensor("model.embed_tokens.weight").fill_(7)
@@ -95,7 +97,12 @@ def test_companions_are_all_small_files_and_no_weights(tmp_path, weights):
         (path / name).touch()
     (path / "original").mkdir()
     assert [file.name for file in open_checkpoint(path).companions()] == [
-        "LICENSE", "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model"]
+        "LICENSE",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+    ]
 
 
 def test_a_bin_file_may_not_run_code(tmp_path, weights):
@@ -111,6 +118,7 @@ def test_a_bin_file_may_not_run_code(tmp_path, weights):
 
 
 # What can be wrong
+
 
 def test_missing_and_truncated_files_are_named(tmp_path, weights):
     path = write_checkpoint(tmp_path / "model", weights, shards=3)
@@ -154,8 +162,15 @@ def test_an_index_that_promises_too_much_or_nothing(tmp_path, weights):
         assert "model.safetensors.index.json" in refused(path) and "fetch it again" in refused(path)
 
 
-@pytest.mark.parametrize("content, words", [(b"{not json", "is not valid JSON"), (b"[1]", "holds a JSON list"),
-                                            (b"\xff\xfe", "is not valid JSON"), (None, "has no config.json")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"{not json", "is not valid JSON"),
+        (b"[1]", "holds a JSON list"),
+        (b"\xff\xfe", "is not valid JSON"),
+        (None, "has no config.json"),
+    ],
+)
 def test_a_broken_config(tmp_path, weights, content, words):
     path = write_checkpoint(tmp_path / "model", weights)
     (path / "config.json").unlink()
@@ -193,8 +208,11 @@ def test_a_bin_file_that_holds_no_names(tmp_path, weights):
 def test_nan_and_inf_are_found_and_counted(tmp_path, bad, dtype):
     x = torch.zeros(4, 5)
     x[1, 2] = x[3, 0] = bad
-    weights = {"model.layers.0.mlp.up_proj.weight": x.to(dtype), "model.embed_tokens.weight": torch.zeros(3, 5),
-               "model.layers.0.steps": torch.arange(3)}
+    weights = {
+        "model.layers.0.mlp.up_proj.weight": x.to(dtype),
+        "model.embed_tokens.weight": torch.zeros(3, 5),
+        "model.layers.0.steps": torch.arange(3),
+    }
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", weights))
     with pytest.raises(InputError, match=r"up_proj.weight of '.*model' holds 2 NaN or Inf of 20 values"):
         checkpoint.finite_tensor("model.layers.0.mlp.up_proj.weight")
@@ -207,16 +225,22 @@ def test_a_hub_id_is_read_from_the_cache_when_offline(tmp_path, weights):
     write_checkpoint(snapshot, weights)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
-    program = ("from impart.checkpoint import open_checkpoint; import sys; "
-               "print(open_checkpoint(sys.argv[1]).source, len(open_checkpoint(sys.argv[1]).names()))")
+    program = (
+        "from impart.checkpoint import open_checkpoint; import sys; "
+        "print(open_checkpoint(sys.argv[1]).source, len(open_checkpoint(sys.argv[1]).names()))"
+    )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
-    done = subprocess.run([sys.executable, "-c", program, name], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, name], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.stdout == f"{name} {len(weights)}\n", done.stderr
 
 
 def test_a_hub_id_that_cannot_be_had_names_the_ways_out(tmp_path):
-    program = ("from impart.checkpoint import open_checkpoint\nfrom impart.errors import run\n"
-               "run(lambda arguments: open_checkpoint('owner/none'))")
+    program = (
+        "from impart.checkpoint import open_checkpoint\nfrom impart.errors import run\n"
+        "run(lambda arguments: open_checkpoint('owner/none'))"
+    )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: model 'owner/none'") and done.stderr.count("\n") == 1
@@ -225,13 +249,19 @@ def test_a_hub_id_that_cannot_be_had_names_the_ways_out(tmp_path):
 
 # Fingerprints
 
+
 def test_the_fingerprint_is_that_of_the_weights_not_of_the_files(tmp_path, weights):
-    forms = [open_checkpoint(write_checkpoint(tmp_path / f"{form}{shards}", weights, form=form, shards=shards)).fingerprint()
-             for form in ("safetensors", "bin") for shards in (1, 2)]
+    forms = [
+        open_checkpoint(write_checkpoint(tmp_path / f"{form}{shards}", weights, form=form, shards=shards)).fingerprint()
+        for form in ("safetensors", "bin")
+        for shards in (1, 2)
+    ]
     without_head = {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}
     with_buffer = {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-    forms += [open_checkpoint(write_checkpoint(tmp_path / name, tensors)).fingerprint()
-              for name, tensors in (("tied", without_head), ("buffer", with_buffer))]
+    forms += [
+        open_checkpoint(write_checkpoint(tmp_path / name, tensors)).fingerprint()
+        for name, tensors in (("tied", without_head), ("buffer", with_buffer))
+    ]
     assert len(set(forms)) == 1 and len(forms[0]) == 64
 
 
@@ -239,29 +269,53 @@ def test_every_other_model_has_another_fingerprint(tmp_path, weights):
     name = "model.layers.1.self_attn.q_proj.weight"
     norm = weights["model.norm.weight"].clone()
     norm[3] += 1
-    others = [weights, tuned_weights(weights), {**weights, "model.norm.weight": norm},
-              {**weights, name: weights[name].half()}, {**weights, name: weights[name][:8]},
-              {key: tensor for key, tensor in weights.items() if key != name}, {**weights, "more.weight": norm}]
-    found = [open_checkpoint(write_checkpoint(tmp_path / str(number), tensors)).fingerprint()
-             for number, tensors in enumerate(others)]
+    others = [
+        weights,
+        tuned_weights(weights),
+        {**weights, "model.norm.weight": norm},
+        {**weights, name: weights[name].half()},
+        {**weights, name: weights[name][:8]},
+        {key: tensor for key, tensor in weights.items() if key != name},
+        {**weights, "more.weight": norm},
+    ]
+    found = [
+        open_checkpoint(write_checkpoint(tmp_path / str(number), tensors)).fingerprint()
+        for number, tensors in enumerate(others)
+    ]
     assert len(set(found)) == len(others)
 
 
 # Names
 
 LINEAR_NAMES = [
-    "model.layers.0.self_attn.q_proj.weight", "model.layers.31.mlp.down_proj.weight",
-    "layers.3.self_attn.k_proj.weight", "model.language_model.layers.2.mlp.gate_proj.weight",
-    "model.layers.7.self_attn.qkv_proj.weight", "model.layers.7.mlp.gate_up_proj.weight",
-    "model.layers.0.block_sparse_moe.experts.7.w1.weight", "model.layers.0.mlp.experts.59.gate_proj.weight",
-    "model.layers.0.mlp.shared_expert.up_proj.weight", "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"]
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.31.mlp.down_proj.weight",
+    "layers.3.self_attn.k_proj.weight",
+    "model.language_model.layers.2.mlp.gate_proj.weight",
+    "model.layers.7.self_attn.qkv_proj.weight",
+    "model.layers.7.mlp.gate_up_proj.weight",
+    "model.layers.0.block_sparse_moe.experts.7.w1.weight",
+    "model.layers.0.mlp.experts.59.gate_proj.weight",
+    "model.layers.0.mlp.shared_expert.up_proj.weight",
+    "model.layers.0.self_attn.kv_a_proj_with_mqa.weight",
+]
 OTHER_NAMES = [
-    "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight",
-    "model.layers.0.self_attn.q_proj.bias", "model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.mlp.gate.weight",
-    "model.layers.0.mlp.shared_expert_gate.weight", "model.layers.0.mlp.experts.gate_up_proj",
-    "model.layers.0.mlp.router.weight", "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.embed_tokens.weight",
+    "lm_head.weight",
+    "model.norm.weight",
+    "model.layers.0.input_layernorm.weight",
+    "model.layers.0.self_attn.q_proj.bias",
+    "model.layers.0.block_sparse_moe.gate.weight",
+    "model.layers.0.mlp.gate.weight",
+    "model.layers.0.mlp.shared_expert_gate.weight",
+    "model.layers.0.mlp.experts.gate_up_proj",
+    "model.layers.0.mlp.router.weight",
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
     "model.layers.0.self_attn.q_proj.weight_scale",
-    "model.layers.0.cross_attn.q_proj.weight", "model.layers.x.mlp.up_proj.weight", "model.mlp.up_proj.weight"]
+    "model.layers.0.cross_attn.q_proj.weight",
+    "model.layers.x.mlp.up_proj.weight",
+    "model.mlp.up_proj.weight",
+]
 
 
 def test_linear_names_by_pattern():
@@ -270,27 +324,52 @@ def test_linear_names_by_pattern():
 
 
 def test_only_matrices_are_linear(tmp_path):
-    weights = {"model.layers.0.self_attn.q_norm.weight": torch.ones(4),
-               "model.layers.0.mlp.experts.weight": torch.ones(2, 3, 4),
-               "model.layers.0.mlp.shared_gate.weight": torch.ones(1, 4), "model.embed_tokens.weight": torch.ones(4, 4),
-               "model.layers.0.mlp.up_proj.weight": torch.ones(2, 4)}
-    assert linear_names(open_checkpoint(write_checkpoint(tmp_path / "m", weights))) == ["model.layers.0.mlp.up_proj.weight"]
+    weights = {
+        "model.layers.0.self_attn.q_norm.weight": torch.ones(4),
+        "model.layers.0.mlp.experts.weight": torch.ones(2, 3, 4),
+        "model.layers.0.mlp.shared_gate.weight": torch.ones(1, 4),
+        "model.embed_tokens.weight": torch.ones(4, 4),
+        "model.layers.0.mlp.up_proj.weight": torch.ones(2, 4),
+    }
+    assert linear_names(open_checkpoint(write_checkpoint(tmp_path / "m", weights))) == [
+        "model.layers.0.mlp.up_proj.weight"
+    ]
 
 
 def test_layers_and_types_of_names():
     assert [layer_of(name) for name in LINEAR_NAMES] == [0, 31, 3, 2, 7, 7, 0, 0, 0, 0]
     assert layer_of("transformer.h.11.mlp.weight") == 11 and layer_of("lm_head.weight") is None
     assert [weight_type(name) for name in LINEAR_NAMES] == [
-        "self_attn.q_proj", "mlp.down_proj", "self_attn.k_proj", "mlp.gate_proj", "self_attn.qkv_proj", "mlp.gate_up_proj",
-        "block_sparse_moe.experts.w1", "mlp.experts.gate_proj", "mlp.shared_expert.up_proj", "self_attn.kv_a_proj_with_mqa"]
+        "self_attn.q_proj",
+        "mlp.down_proj",
+        "self_attn.k_proj",
+        "mlp.gate_proj",
+        "self_attn.qkv_proj",
+        "mlp.gate_up_proj",
+        "block_sparse_moe.experts.w1",
+        "mlp.experts.gate_proj",
+        "mlp.shared_expert.up_proj",
+        "self_attn.kv_a_proj_with_mqa",
+    ]
 
 
 def types_of(tmp_path, kind, **settings):
     """Types and counts of the compressed set of a model that transformers makes and saves, and what is left out."""
     import transformers
+
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2, **settings)
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **settings,
+    )
     model = transformers.AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / kind)
     checkpoint = open_checkpoint(tmp_path / kind)
@@ -298,13 +377,28 @@ def types_of(tmp_path, kind, **settings):
     return Counter(map(weight_type, chosen)), [name for name in checkpoint.names() if name not in set(chosen)]
 
 
-LLAMA = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
-         "mlp.down_proj")
+LLAMA = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 
-@pytest.mark.parametrize("kind, settings", [
-    ("Llama", {}), ("Mistral", {}), ("Qwen2", {}), ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
-    ("Gemma", {"head_dim": 8}), ("Gemma2", {"head_dim": 8})])
+@pytest.mark.parametrize(
+    "kind, settings",
+    [
+        ("Llama", {}),
+        ("Mistral", {}),
+        ("Qwen2", {}),
+        ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+        ("Gemma", {"head_dim": 8}),
+        ("Gemma2", {"head_dim": 8}),
+    ],
+)
 def test_real_decoders_have_seven_linear_types(tmp_path, kind, settings):
     types, others = types_of(tmp_path, kind, **settings)
     assert types == dict.fromkeys(LLAMA, 2)
@@ -323,15 +417,25 @@ def test_a_mixture_is_taken_expert_by_expert_and_its_router_left_out(tmp_path):
     attention = dict.fromkeys(LLAMA[:4], 2)
     per_expert = {f"block_sparse_moe.experts.{w}": 8 for w in ("w1", "w2", "w3")}
     assert types == attention | per_expert
-    assert [name for name in others if "gate" in name] == [f"model.layers.{i}.block_sparse_moe.gate.weight" for i in (0, 1)]
+    assert [name for name in others if "gate" in name] == [
+        f"model.layers.{i}.block_sparse_moe.gate.weight" for i in (0, 1)
+    ]
 
 
 # The writer
 
+
 def test_what_is_written_reads_back_and_loads_in_transformers(tmp_path):
     import transformers
-    config = transformers.LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                                      num_attention_heads=4, num_key_value_heads=2)
+
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
     model.save_pretrained(tmp_path / "source")
     source = open_checkpoint(tmp_path / "source")
@@ -357,11 +461,18 @@ def test_one_shard_needs_no_index_and_equals_what_safetensors_reads(tmp_path, we
 
 def test_every_dtype_and_odd_shapes_are_written_exactly(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    tensors = {"a": torch.tensor([1, 2, 3], dtype=torch.uint8), "b": torch.randn(3, generator=generator),
-               "c": torch.tensor(2.5), "d": torch.empty(0, 4), "e": torch.tensor([True, False, True]),
-               "f": torch.randn(5, 1, generator=generator).bfloat16(), "g": torch.randn(2, generator=generator).double(),
-               "h": torch.arange(3, dtype=torch.int64), "i": torch.randn(3, generator=generator).to(torch.float8_e4m3fn),
-               "j": torch.randn(3, 5, generator=generator).half().T}
+    tensors = {
+        "a": torch.tensor([1, 2, 3], dtype=torch.uint8),
+        "b": torch.randn(3, generator=generator),
+        "c": torch.tensor(2.5),
+        "d": torch.empty(0, 4),
+        "e": torch.tensor([True, False, True]),
+        "f": torch.randn(5, 1, generator=generator).bfloat16(),
+        "g": torch.randn(2, generator=generator).double(),
+        "h": torch.arange(3, dtype=torch.int64),
+        "i": torch.randn(3, generator=generator).to(torch.float8_e4m3fn),
+        "j": torch.randn(3, 5, generator=generator).half().T,
+    }
     (tmp_path / "config.json").write_text("{}")
     checkpoint = open_checkpoint(write(tmp_path / "out", tensors, [tmp_path / "config.json"]))
     for name, tensor in tensors.items():
@@ -430,7 +541,9 @@ def test_nothing_is_replaced_without_overwrite_and_the_old_stays_until_the_new_i
         writer.add(name, tensor)
         assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[name], weights[name])
     writer.finish()
-    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"], newer["model.norm.weight"])
+    assert torch.equal(
+        load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"], newer["model.norm.weight"]
+    )
     assert os.listdir(tmp_path) == ["out"]
 
 

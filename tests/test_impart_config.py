@@ -38,7 +38,9 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
 
 def test_every_type_is_read_and_absent_keys_have_their_defaults(tmp_path):
     text = "save_dir: out\nratio: 32\nC: 0.5\nmask: exact_count\nrescale: false\nbits: [4, 2]\ntypes: [a, b]\n"
-    assert load(Settings, written(tmp_path, text)) == Settings("out", 32.0, 0.5, "exact_count", False, [4, 2], 0, ["a", "b"])
+    assert load(Settings, written(tmp_path, text)) == Settings(
+        "out", 32.0, 0.5, "exact_count", False, [4, 2], 0, ["a", "b"]
+    )
     assert load(Settings, written(tmp_path, "save_dir: out")) == Settings("out")
 
 
@@ -94,30 +96,35 @@ def test_a_number_that_yaml_reads_as_text_is_explained_with_a_form_that_works(tm
 
 def test_a_word_that_yaml_reads_as_a_truth_value_is_explained(tmp_path):
     message = refused(tmp_path, "save_dir: out\nmask: no")
-    assert message == ("mask: false is a truth value, but text is wanted (YAML reads a bare no, yes, on and off as a "
-                       "truth value; put quotes around a word)")
+    assert message == (
+        "mask: false is a truth value, but text is wanted (YAML reads a bare no, yes, on and off as a "
+        "truth value; put quotes around a word)"
+    )
     assert "truth value" in refused(tmp_path, "save_dir: out\nratio: yes")
 
 
-@pytest.mark.parametrize("line, words", [
-    ("ratio: much", "ratio: much is a text, but number is wanted"),
-    ("ratio: [8]", "ratio: [8] is a list, but number is wanted"),
-    ("ratio: null", "ratio: null is a null, but number is wanted"),
-    ("seed: 1.5", "seed: 1.5 is a number, but whole number is wanted"),
-    ("seed: true", "seed: true is a truth value, but whole number is wanted"),
-    ("rescale: 1", "rescale: 1 is a whole number, but true or false is wanted"),
-    ("rescale: 'yes'", "rescale: 'yes' is a text, but true or false is wanted"),
-    ("bits: 8", "bits: 8 is a whole number, but list of whole number is wanted"),
-    ("bits: [8, 2.5]", "bits: [8, 2.5] is a list, but list of whole number is wanted"),
-    ("types: {a: 1}", "types: {a: 1} is a mapping, but list of text or null is wanted"),
-    ("C: lowrank", "C: lowrank is a text, but number or null or only_lowrank is wanted"),
-    ("mask: none", "mask: none is not one of bernoulli, exact_count"),
-    ("ratio: 0.5", "ratio: 0.5 is out of range; it must be at least 1"),
-    ("ratio: 20000", "ratio: 20000.0 is out of range; it must be at most 10000"),
-    ("ratio: .nan", "ratio: .nan is not a finite number"),
-    ("C: .inf", "C: .inf is not a finite number"),
-    ("seed: -1", "seed: -1 is out of range; it must be at least 0"),
-])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("ratio: much", "ratio: much is a text, but number is wanted"),
+        ("ratio: [8]", "ratio: [8] is a list, but number is wanted"),
+        ("ratio: null", "ratio: null is a null, but number is wanted"),
+        ("seed: 1.5", "seed: 1.5 is a number, but whole number is wanted"),
+        ("seed: true", "seed: true is a truth value, but whole number is wanted"),
+        ("rescale: 1", "rescale: 1 is a whole number, but true or false is wanted"),
+        ("rescale: 'yes'", "rescale: 'yes' is a text, but true or false is wanted"),
+        ("bits: 8", "bits: 8 is a whole number, but list of whole number is wanted"),
+        ("bits: [8, 2.5]", "bits: [8, 2.5] is a list, but list of whole number is wanted"),
+        ("types: {a: 1}", "types: {a: 1} is a mapping, but list of text or null is wanted"),
+        ("C: lowrank", "C: lowrank is a text, but number or null or only_lowrank is wanted"),
+        ("mask: none", "mask: none is not one of bernoulli, exact_count"),
+        ("ratio: 0.5", "ratio: 0.5 is out of range; it must be at least 1"),
+        ("ratio: 20000", "ratio: 20000.0 is out of range; it must be at most 10000"),
+        ("ratio: .nan", "ratio: .nan is not a finite number"),
+        ("C: .inf", "C: .inf is not a finite number"),
+        ("seed: -1", "seed: -1 is out of range; it must be at least 0"),
+    ],
+)
 def test_wrong_types_choices_and_ranges_name_key_value_and_rule(tmp_path, line, words):
     assert words in refused(tmp_path, f"save_dir: out\n{line}")
     key, value = line.split(": ", 1)
@@ -134,13 +141,16 @@ def test_a_required_key_that_is_missing_is_named_with_its_meaning(tmp_path):
     assert "where to" in refused(tmp_path, "")
 
 
-@pytest.mark.parametrize("text, words", [
-    ("- a\n- b\n", "must be a mapping of keys to values, not a list"),
-    ("just words", "must be a mapping of keys to values, not a str"),
-    ("save_dir: [out\n", "is not valid YAML"),
-    ("save_dir: out\nsave_dir: other\n", "'save_dir' stands twice"),
-    ("? [a]\n: b\n", "is not valid YAML"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("- a\n- b\n", "must be a mapping of keys to values, not a list"),
+        ("just words", "must be a mapping of keys to values, not a str"),
+        ("save_dir: [out\n", "is not valid YAML"),
+        ("save_dir: out\nsave_dir: other\n", "'save_dir' stands twice"),
+        ("? [a]\n: b\n", "is not valid YAML"),
+    ],
+)
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, words):
     assert words in refused(tmp_path, text)
 
@@ -173,7 +183,8 @@ def test_help_shows_every_key_with_type_default_unit_and_choices():
 
 def test_the_parser_of_scripts_takes_flags_and_overrides_in_any_order():
     flags = config_parser(Settings, "doc").parse_intermixed_args(
-        ["ratio=2", "--config", "a.yaml", "seed=1", "--overwrite", "--device", "cpu", "mask=exact_count"])
+        ["ratio=2", "--config", "a.yaml", "seed=1", "--overwrite", "--device", "cpu", "mask=exact_count"]
+    )
     assert flags.overrides == ["ratio=2", "seed=1", "mask=exact_count"]
     assert (flags.config, flags.overwrite, flags.device, flags.debug) == ("a.yaml", True, "cpu", False)
 
@@ -181,8 +192,12 @@ def test_the_parser_of_scripts_takes_flags_and_overrides_in_any_order():
 def test_usage_errors_are_input_errors():
     parser = Parser("doc", prog="x.py")
     parser.add_argument("--kind", choices=("a", "b"))
-    for arguments, words in ((["--king", "a"], "unrecognized"), (["--kind", "c"], "invalid choice"),
-                             (["--ki", "a"], "unrecognized"), (["--kind"], "expected one argument")):
+    for arguments, words in (
+        (["--king", "a"], "unrecognized"),
+        (["--kind", "c"], "invalid choice"),
+        (["--ki", "a"], "unrecognized"),
+        (["--kind"], "expected one argument"),
+    ):
         with pytest.raises(InputError, match=words) as error:
             parser.parse_args(arguments)
         assert "`x.py --help` lists all flags" in str(error.value)

@@ -41,7 +41,10 @@ def test_an_empty_delta_stores_nothing_and_is_zero():
 def test_svd_factors_decode_to_their_product(dtype, tolerance):
     U, s, V = triplets(12, 9, 6, scale=1e-5)
     encoded = svd_factors(U, s, V, dtype)
-    assert encoded.tensors["U"].dtype == encoded.tensors["V"].dtype == dtype and encoded.tensors["s"].dtype == torch.float32
+    assert (
+        encoded.tensors["U"].dtype == encoded.tensors["V"].dtype == dtype
+        and encoded.tensors["s"].dtype == torch.float32
+    )
     assert encoded.facts == {"rank": 6, "kept": [72, 54], "bits": 16 if dtype != torch.float32 else 32}
     assert torch.allclose(decoded(encoded), (U * s) @ V.T, atol=tolerance * 1e-5)
 
@@ -73,8 +76,10 @@ def test_sparse_factors_hold_the_kept_values_and_four_bytes_per_column():
 def test_sparse_factors_survive_scales_that_fp16_cannot_hold():
     U, s, V = triplets(16, 16, 4)
     reference = decoded(sparse(U, s, V, [0, 0.1, 0.2, 0.3]))
-    for scale in (2.0 ** -40, 2.0 ** 20):  # fp16 ends at 6e-8 and 65504
-        assert torch.allclose(decoded(sparse(U, s * scale, V, [0, 0.1, 0.2, 0.3])), reference * scale, rtol=1e-6, atol=0)
+    for scale in (2.0**-40, 2.0**20):  # fp16 ends at 6e-8 and 65504
+        assert torch.allclose(
+            decoded(sparse(U, s * scale, V, [0, 0.1, 0.2, 0.3])), reference * scale, rtol=1e-6, atol=0
+        )
 
 
 def test_p_of_one_keeps_something_and_is_no_division_by_zero():
@@ -86,7 +91,7 @@ def test_p_of_one_keeps_something_and_is_no_division_by_zero():
 
 def test_matrices_of_one_column_or_row():
     for m, n in ((1, 8), (8, 1), (1, 1)):
-        U, s, V = torch.full((m, 1), m ** -0.5), torch.tensor([2.0]), torch.full((n, 1), n ** -0.5)
+        U, s, V = torch.full((m, 1), m**-0.5), torch.tensor([2.0]), torch.full((n, 1), n**-0.5)
         assert decoded(sparse(U, s, V, [0.0])).shape == (m, n)
         assert torch.allclose(decoded(sparse(U, s, V, [0.0])), torch.full((m, n), 2.0 * (m * n) ** -0.5), rtol=1e-3)
 
@@ -106,7 +111,7 @@ def assert_unbiased(draw, expected, seeds=1500):
     mean, error = means_and_errors(draw, seeds)
     exact = error < 1e-12
     assert torch.allclose(mean[exact], expected[exact].double(), atol=1e-6)
-    z = ((mean - expected.double())[~exact] / error[~exact])
+    z = (mean - expected.double())[~exact] / error[~exact]
     assert z.abs().max() < 5.5
     assert z.square().mean() < 2.0
 
@@ -146,7 +151,7 @@ def test_entries_decode_to_masked_rescaled_entries():
     mask = torch.from_numpy(bernoulli_mask(5, NAME, "dW", np.full(40, 16384), 30))
     assert encoded.facts["kept"] == [int(mask.sum())] == [len(encoded.tensors["values"])]
     assert list(encoded.tensors) == ["values"] and encoded.tensors["values"].dtype == torch.float16
-    assert torch.allclose(decoded(encoded), dW * mask * 4, rtol=2 ** -10, atol=0)
+    assert torch.allclose(decoded(encoded), dW * mask * 4, rtol=2**-10, atol=0)
     unscaled = sparse_entries(dW, 0.25, seed=5, name=NAME, rescale=False)
     assert torch.equal(decoded(unscaled) * 4, decoded(encoded))
 
@@ -155,16 +160,17 @@ def test_entries_are_unbiased_with_the_variance_of_bernoulli():
     dW = torch.randn(12, 10, generator=torch.Generator().manual_seed(1)).half().float()
     assert_unbiased(lambda seed: decoded(sparse_entries(dW, 0.25, seed=seed, name=NAME)), dW)
     _, error = means_and_errors(lambda seed: decoded(sparse_entries(dW, 0.25, seed=seed, name=NAME)), 1500)
-    assert float((error ** 2 * 1500).sum() / (3 * dW.double() ** 2).sum()) == pytest.approx(1.0, abs=0.05)  # 1 / q - 1
+    assert float((error**2 * 1500).sum() / (3 * dW.double() ** 2).sum()) == pytest.approx(1.0, abs=0.05)  # 1 / q - 1
 
 
 def test_keep_ratio_one_keeps_all_entries():
     dW = torch.randn(7, 9)
-    assert torch.allclose(decoded(sparse_entries(dW, 1.0, seed=0, name=NAME)), dW, rtol=2 ** -10, atol=1e-7)
+    assert torch.allclose(decoded(sparse_entries(dW, 1.0, seed=0, name=NAME)), dW, rtol=2**-10, atol=1e-7)
 
 
 def test_entries_do_not_depend_on_how_rows_are_blocked(monkeypatch):
     from impart import encodings
+
     dW = torch.randn(50, 33)
     whole = sparse_entries(dW, 0.3, seed=2, name=NAME)
     small = encodings._row_blocks
@@ -180,7 +186,7 @@ def test_entries_beyond_the_range_of_fp16_are_scaled_into_it():
     for scale in (1e-12, 1e-7, 1e6):
         found = decoded(sparse_entries(dW * scale, 0.5, seed=0, name=NAME))
         mask = found != 0
-        assert torch.allclose(found[mask], 2 * scale * dW[mask], rtol=2 ** -10, atol=0)
+        assert torch.allclose(found[mask], 2 * scale * dW[mask], rtol=2**-10, atol=0)
         assert 120 < int(mask.sum()) < 280
 
 

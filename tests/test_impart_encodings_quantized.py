@@ -43,8 +43,12 @@ def random_codes(masks):
 
 def dense_source():
     generator = torch.Generator().manual_seed(0)
-    return svd_factors(torch.randn(M, RANK, generator=generator), torch.linspace(5, 0.5, RANK),
-                       torch.randn(N, RANK, generator=generator), torch.float16)
+    return svd_factors(
+        torch.randn(M, RANK, generator=generator),
+        torch.linspace(5, 0.5, RANK),
+        torch.randn(N, RANK, generator=generator),
+        torch.float16,
+    )
 
 
 @pytest.mark.parametrize("source", [sparse_source(), sparse_source("exact_count"), dense_source()])
@@ -58,8 +62,9 @@ def test_one_grid_per_vector(source):
     stored_steps = (steps / 3).half().float() * 3
     assert torch.equal(decode("w", facts_of(encoded), encoded.tensors), (U.T * stored_steps) @ V)
     sections = [int(mask[first:last].sum()) for mask in masks for _, first, last in plan_spans(PLAN)]
-    assert len(encoded.tensors["codes"]) == sum(packed_bytes(count, bits) for count, bits in
-                                                zip(sections, [8, 3, 2] * 2, strict=True))
+    assert len(encoded.tensors["codes"]) == sum(
+        packed_bytes(count, bits) for count, bits in zip(sections, [8, 3, 2] * 2, strict=True)
+    )
     overhead = sum(x.nbytes for key, x in encoded.tensors.items() if key != "codes")
     assert overhead == RANK * (2 + 2 + (2 if "keep" in source.tensors else 0))
     assert encoded.facts["kept"] == source.facts["kept"]
@@ -79,8 +84,10 @@ def test_grids_by_groups(groupsize):
     group_U = torch.cat(parts)
     scales = torch.rand(M, before, generator=generator).half(), torch.rand(RANK, int(group_V.max()) + 1).half()
     bits_of_group = torch.zeros(before, dtype=torch.long).scatter(0, group_U, plan_bits(PLAN))
-    zeros = tuple((torch.rand(shape, generator=generator) * 2.0**bits).floor() for shape, bits in
-                  ((scales[0].shape, bits_of_group), (scales[1].shape, plan_bits(PLAN)[:, None])))
+    zeros = tuple(
+        (torch.rand(shape, generator=generator) * 2.0**bits).floor()
+        for shape, bits in ((scales[0].shape, bits_of_group), (scales[1].shape, plan_bits(PLAN)[:, None]))
+    )
     s = torch.linspace(5, 0.5, RANK)
     encoded = groups_encoded((M, N), PLAN, codes, masks, s, scales, zeros, (group_U, group_V), source)
     U = (codes[0].T.float() - zeros[0][:, group_U]) * scales[0].float()[:, group_U] * masks[0].T
@@ -135,8 +142,12 @@ def test_without_vectors_of_low_bits():
     """A rank that ends inside the plan's first entries."""
     plan = [[8, 2], [3, 1]]
     generator = torch.Generator().manual_seed(0)
-    source = svd_factors(torch.randn(M, 3, generator=generator), torch.tensor([3.0, 2, 1]),
-                         torch.randn(N, 3, generator=generator), torch.float16)
+    source = svd_factors(
+        torch.randn(M, 3, generator=generator),
+        torch.tensor([3.0, 2, 1]),
+        torch.randn(N, 3, generator=generator),
+        torch.float16,
+    )
     masks = masks_of(source)
     codes = tuple(torch.full(mask.shape, 5, dtype=torch.uint8) for mask in masks)
     encoded = vectors_encoded((M, N), plan, codes, masks, torch.ones(3), torch.zeros(2, 3), source)
@@ -146,10 +157,12 @@ def test_without_vectors_of_low_bits():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_factors_are_bit_exact_on_the_gpu():
     from impart.encodings import factors
+
     source = sparse_source()
     masks = masks_of(source)
     encoded = vectors_encoded((M, N), PLAN, random_codes(masks), masks, torch.ones(RANK), torch.zeros(2, RANK), source)
     on_gpu = {key: tensor.cuda() for key, tensor in encoded.tensors.items()}
-    for ours, theirs in zip(factors("w", facts_of(encoded), encoded.tensors), factors("w", facts_of(encoded), on_gpu),
-                            strict=True):
+    for ours, theirs in zip(
+        factors("w", facts_of(encoded), encoded.tensors), factors("w", facts_of(encoded), on_gpu), strict=True
+    ):
         assert torch.equal(ours, theirs.cpu())

@@ -103,7 +103,9 @@ def test_too_little_space_is_an_input_error_with_both_numbers(tmp_path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", usage)
     target = tmp_path / "not" / "yet" / "there"
     free_space(target, 3 * 10**9, "the delta")
-    with pytest.raises(InputError, match=r"the delta needs 3.50 GB at '.*there', but the disk has 3.00 GB free; make room"):
+    with pytest.raises(
+        InputError, match=r"the delta needs 3.50 GB at '.*there', but the disk has 3.00 GB free; make room"
+    ):
         free_space(target, 3_500_000_000, "the delta")
     assert asked == [tmp_path, tmp_path]
 

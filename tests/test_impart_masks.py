@@ -53,7 +53,7 @@ def expected_exact(seed, name, factor, thresholds, rows):
     key, mask = key_of(seed, name, factor), []
     for k, t in enumerate(thresholds):
         order = sorted((draw, row) for row, draw in enumerate(expected_draws(key, 32, k, rows)))
-        kept = {row for _, row in order[:rows - rows * (65536 - t) // 65536]}
+        kept = {row for _, row in order[: rows - rows * (65536 - t) // 65536]}
         mask.append([row in kept for row in range(rows)])
     return np.array(mask)
 
@@ -67,21 +67,35 @@ def test_the_reference_is_splitmix64():
 @pytest.mark.parametrize("seed, name, factor", [(0, "a", "U"), (7, "model.layers.3.mlp.up_proj.weight", "V")])
 def test_bits_equal_the_reference(rows, seed, name, factor):
     t = [1, 255, 256, 257, 512, 20000, 32768, 65280, 65281, 65535, 65536]
-    assert np.array_equal(bernoulli_mask(seed, name, factor, np.array(t), rows),
-                          expected_bernoulli(seed, name, factor, t, rows))
-    assert np.array_equal(exact_count_mask(seed, name, factor, np.array(t), rows),
-                          expected_exact(seed, name, factor, t, rows))
+    assert np.array_equal(
+        bernoulli_mask(seed, name, factor, np.array(t), rows), expected_bernoulli(seed, name, factor, t, rows)
+    )
+    assert np.array_equal(
+        exact_count_mask(seed, name, factor, np.array(t), rows), expected_exact(seed, name, factor, t, rows)
+    )
 
 
-@pytest.mark.parametrize("kind, golden", [
-    ("bernoulli", (
-        "00000010000010001001000100010000",
-        "01110101101110110100000111101100",
-        "11111111111111111111111111111111")),
-    ("exact_count", (
-        "00000000000101001010000000000000",
-        "00011000001011101111101000111010",
-        "11111111111111111111111111111111"))])
+@pytest.mark.parametrize(
+    "kind, golden",
+    [
+        (
+            "bernoulli",
+            (
+                "00000010000010001001000100010000",
+                "01110101101110110100000111101100",
+                "11111111111111111111111111111111",
+            ),
+        ),
+        (
+            "exact_count",
+            (
+                "00000000000101001010000000000000",
+                "00011000001011101111101000111010",
+                "11111111111111111111111111111111",
+            ),
+        ),
+    ],
+)
 def test_golden_bits(kind, golden):
     """Frozen, from the reference above: an artifact of today has to be read by every later version."""
     mask = MASKS[kind](42, "model.layers.0.self_attn.q_proj.weight", "U", np.array([8192, 32768, 65280]), 32)
@@ -92,11 +106,14 @@ def test_bits_do_not_depend_on_blocks_threads_or_process():
     t = np.full(3000, 30000)
     whole = bernoulli_mask(5, "n", "U", t, 1003)  # several blocks of the cache
     assert np.array_equal(whole[:17], expected_bernoulli(5, "n", "U", [30000] * 17, 1003)[:17])
-    program = ("import numpy as np, hashlib; from impart.masks import bernoulli_mask; "
-               "print(hashlib.sha256(bernoulli_mask(5, 'n', 'U', np.full(3000, 30000), 1003).tobytes()).hexdigest())")
+    program = (
+        "import numpy as np, hashlib; from impart.masks import bernoulli_mask; "
+        "print(hashlib.sha256(bernoulli_mask(5, 'n', 'U', np.full(3000, 30000), 1003).tobytes()).hexdigest())"
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "7"}
-    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          check=True).stdout.strip()
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert said == hashlib.sha256(whole.tobytes()).hexdigest()
 
 
@@ -158,14 +175,24 @@ def test_counts_per_row_and_column_fluctuate_as_independent_draws_do():
 def test_neighbours_are_independent_in_every_direction():
     mask = bernoulli_mask(4, "m", "U", np.full(1024, 32768), 1024).astype(float) * 2 - 1
     for down, right in ((0, 1), (1, 0), (1, 1), (0, 8), (8, 0), (0, 64), (0, 512), (512, 0)):
-        a, b = mask[down:, right:], mask[:1024 - down, :1024 - right]
+        a, b = mask[down:, right:], mask[: 1024 - down, : 1024 - right]
         assert abs(float((a * b).mean())) < 5 / np.sqrt(a.size)
 
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_seeds_names_and_factors_give_independent_masks(kind):
-    t, addresses = np.full(256, 32768), [(0, "a", "U"), (1, "a", "U"), (0, "b", "U"), (0, "a", "V"), (10, "", "U"),
-                                         (1, "0", "U"), (0, "a", "U low bits")]
+    t, addresses = (
+        np.full(256, 32768),
+        [
+            (0, "a", "U"),
+            (1, "a", "U"),
+            (0, "b", "U"),
+            (0, "a", "V"),
+            (10, "", "U"),
+            (1, "0", "U"),
+            (0, "a", "U low bits"),
+        ],
+    )
     signs = [MASKS[kind](*address, t, 512).astype(float) * 2 - 1 for address in addresses]
     for a, b in itertools.combinations(signs, 2):
         assert abs(float((a * b).mean())) < 5 / np.sqrt(256 * 512)
@@ -177,7 +204,9 @@ def test_seed_name_and_factor_cannot_run_into_each_other():
 
 
 def test_the_kept_share_grows_in_steps_of_one_level():
-    counts = [int(bernoulli_mask(0, "m", "U", np.full(512, t), 8192).sum()) for t in (25600, 25664, 25728, 25792, 25856)]
+    counts = [
+        int(bernoulli_mask(0, "m", "U", np.full(512, t), 8192).sum()) for t in (25600, 25664, 25728, 25792, 25856)
+    ]
     steps = np.diff(counts)
     expected = 512 * 8192 * 64 / LEVELS
     assert np.all(np.abs(steps - expected) < 5 * np.sqrt(expected))
@@ -225,7 +254,9 @@ def test_scattered_is_the_inverse_of_kept_values(dtype):
     mask = bernoulli_mask(0, "n", "U", keep_thresholds(np.linspace(0, 0.95, 20)), 50)
     x = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
     values = kept_values(x, mask)
-    assert values.dtype == dtype and values.tolist() == [float(x[k, i]) for k in range(20) for i in range(50) if mask[k, i]]
+    assert values.dtype == dtype and values.tolist() == [
+        float(x[k, i]) for k in range(20) for i in range(50) if mask[k, i]
+    ]
     dense = scattered(values, mask)
     assert dense.dtype == torch.float32
     assert torch.equal(dense, x.float() * torch.from_numpy(mask))

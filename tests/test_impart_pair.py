@@ -11,8 +11,15 @@ from impart.errors import InputError
 from impart.pair import check_pair, scan_pair, select_matrices
 
 Q0, Q1 = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
-TYPES = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
-         "mlp.down_proj"]
+TYPES = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +34,10 @@ def opened(tmp_path, base_weights):
     def open_pair(changes=None, config=None, *, base=None, tuned=None):
         tuned = {**(tuned_weights(base_weights) if tuned is None else tuned), **(changes or {})}
         tuned = {name: tensor for name, tensor in tuned.items() if tensor is not None}
-        return (open_checkpoint(write_checkpoint(tmp_path / "base", base or base_weights)),
-                open_checkpoint(write_checkpoint(tmp_path / "tuned", tuned, config=config)))
+        return (
+            open_checkpoint(write_checkpoint(tmp_path / "base", base or base_weights)),
+            open_checkpoint(write_checkpoint(tmp_path / "tuned", tuned, config=config)),
+        )
 
     return open_pair
 
@@ -54,12 +63,20 @@ def test_a_plain_pair_has_fourteen_matrices_and_no_extras(opened, base_weights):
 
 
 def test_what_changed_outside_the_matrices_is_an_extra(opened, base_weights):
-    changes = {"model.norm.weight": base_weights["model.norm.weight"] + 1, "model.embed_tokens.weight": torch.ones(21, 16),
-               "model.layers.0.self_attn.q_proj.bias": torch.ones(16), "lm_head.weight": None,
-               "model.layers.1.input_layernorm.weight": base_weights["model.layers.1.input_layernorm.weight"].float()}
+    changes = {
+        "model.norm.weight": base_weights["model.norm.weight"] + 1,
+        "model.embed_tokens.weight": torch.ones(21, 16),
+        "model.layers.0.self_attn.q_proj.bias": torch.ones(16),
+        "lm_head.weight": None,
+        "model.layers.1.input_layernorm.weight": base_weights["model.layers.1.input_layernorm.weight"].float(),
+    }
     pair = checked(*opened(changes))
-    assert pair.extras == ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.bias",
-                           "model.layers.1.input_layernorm.weight", "model.norm.weight"]
+    assert pair.extras == [
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.1.input_layernorm.weight",
+        "model.norm.weight",
+    ]
     assert pair.dropped == ["lm_head.weight"]
 
 
@@ -89,8 +106,11 @@ def test_another_architecture_is_named_with_both_values(opened, key, value):
 
 
 def test_wrong_shapes_are_listed_with_both(opened):
-    changes = {f"model.layers.{layer}.mlp.{kind}_proj.weight": torch.ones(26, 16)
-               for layer in (0, 1) for kind in ("up", "gate")}
+    changes = {
+        f"model.layers.{layer}.mlp.{kind}_proj.weight": torch.ones(26, 16)
+        for layer in (0, 1)
+        for kind in ("up", "gate")
+    }
     message = refused(*opened(changes))
     assert "model.layers.0.mlp.gate_proj.weight (24, 16) against (26, 16)" in message
     assert "and 1 more" in message and "equal shapes" in message
@@ -155,29 +175,39 @@ def test_the_authors_three_keys_spell_names_out():
     assert chosen(weight_types=TYPES, layer_num=3, weight_name=pattern) == NAMES
     assert chosen(weight_types=TYPES, layer_num=3, weight_name=pattern + ".weight") == NAMES
     assert chosen(weight_types=["mlp.up_proj", "self_attn.q_proj"], layer_num=2, weight_name=pattern) == [
-        "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight",
-        "model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"]
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.1.self_attn.q_proj.weight",
+        "model.layers.1.mlp.up_proj.weight",
+    ]
     assert chosen(layer_num=1, weight_name=pattern) == NAMES[:7]
 
 
 def test_types_alone():
-    assert chosen(weight_types=["mlp.down_proj"]) == [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(3)]
+    assert chosen(weight_types=["mlp.down_proj"]) == [
+        f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(3)
+    ]
 
 
-@pytest.mark.parametrize("keys, words", [
-    ({"weight_types": ["mlp.upproj"]}, "'mlp.upproj' is not in 'm', which has mlp.down_proj, mlp.gate_proj"),
-    ({"weight_types": []}, "weight_types is empty; 'm' has mlp.down_proj"),
-    ({"layer_num": 3}, "layer_num and weight_name belong together"),
-    ({"weight_name": "model.layers.{layer_num}.{weight_type}"}, "layer_num and weight_name belong together"),
-    ({"layer_num": 40, "weight_name": "model.layers.{layer_num}.{weight_type}"},
-     "which has 3 layers; check layer_num=40 and weight_name"),
-    ({"layer_num": 1, "weight_name": "layers.{layer_num}.{weight_type}"}, "is not among the linear weights of 'm'"),
-    ({"layer_num": 1, "weight_name": "model.{layer}.{weight_type}"}, "is no pattern"),
-    ({"layer_num": 1, "weight_name": "model.{}.{weight_type}"}, "is no pattern"),
-    ({"layer_num": 1, "weight_name": "model.{layer_num.{weight_type}"}, "is no pattern"),
-    ({"layer_num": 1, "weight_name": "model.{layer_num.x}.{weight_type}"}, "is no pattern"),
-    ({"layer_num": 1, "weight_name": "model.{layer_num:q}.{weight_type}"}, "is no pattern"),
-])
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        ({"weight_types": ["mlp.upproj"]}, "'mlp.upproj' is not in 'm', which has mlp.down_proj, mlp.gate_proj"),
+        ({"weight_types": []}, "weight_types is empty; 'm' has mlp.down_proj"),
+        ({"layer_num": 3}, "layer_num and weight_name belong together"),
+        ({"weight_name": "model.layers.{layer_num}.{weight_type}"}, "layer_num and weight_name belong together"),
+        (
+            {"layer_num": 40, "weight_name": "model.layers.{layer_num}.{weight_type}"},
+            "which has 3 layers; check layer_num=40 and weight_name",
+        ),
+        ({"layer_num": 1, "weight_name": "layers.{layer_num}.{weight_type}"}, "is not among the linear weights of 'm'"),
+        ({"layer_num": 1, "weight_name": "model.{layer}.{weight_type}"}, "is no pattern"),
+        ({"layer_num": 1, "weight_name": "model.{}.{weight_type}"}, "is no pattern"),
+        ({"layer_num": 1, "weight_name": "model.{layer_num.{weight_type}"}, "is no pattern"),
+        ({"layer_num": 1, "weight_name": "model.{layer_num.x}.{weight_type}"}, "is no pattern"),
+        ({"layer_num": 1, "weight_name": "model.{layer_num:q}.{weight_type}"}, "is no pattern"),
+    ],
+)
 def test_keys_that_choose_nothing_sensible(keys, words):
     assert words in not_chosen(**keys)
 

@@ -21,8 +21,21 @@ def opened(tmp_path_factory):
     tuned = {name: tensor.bfloat16() for name, tensor in tuned_weights(base).items() if name != "lm_head.weight"}
     tuned["model.layers.0.self_attn.q_proj.bias"] = torch.ones(32)
     folders = write_checkpoint(folder / "base", base), write_checkpoint(folder / "tuned", tuned)
-    delta.main(["--svd", "--base_model", str(folders[0]), "--finetuned_model", str(folders[1]), "--dim", "3",
-                "--save_path", str(folder / "delta"), "--threads", "1"])
+    delta.main(
+        [
+            "--svd",
+            "--base_model",
+            str(folders[0]),
+            "--finetuned_model",
+            str(folders[1]),
+            "--dim",
+            "3",
+            "--save_path",
+            str(folder / "delta"),
+            "--threads",
+            "1",
+        ]
+    )
     return open_delta(folder / "delta"), *map(open_checkpoint, folders)
 
 
@@ -43,7 +56,9 @@ def test_weights_are_base_plus_delta_rounded_once(opened):
         assert found[name].dtype == torch.bfloat16 and torch.equal(found[name], expected)
         assert not torch.equal(found[name], tuned.tensor(name))  # rank 3 is not all
     others = set(found) - set(artifact.names())
-    assert all(torch.equal(found[name], tuned.tensor(name)) and found[name].dtype == tuned.dtype(name) for name in others)
+    assert all(
+        torch.equal(found[name], tuned.tensor(name)) and found[name].dtype == tuned.dtype(name) for name in others
+    )
 
 
 def test_with_the_fine_tuned_model_the_result_is_the_same(opened):

@@ -81,7 +81,10 @@ def test_outside_of_git_there_is_no_commit(tmp_path, monkeypatch):
 
 def test_tables_align_their_columns():
     assert table([("q_proj", 1, "1.50"), ("up", 1200, "x")], ("type", "n", "ratio")).splitlines() == [
-        "type       n  ratio", "q_proj     1   1.50", "up      1200      x"]
+        "type       n  ratio",
+        "q_proj     1   1.50",
+        "up      1200      x",
+    ]
 
 
 def test_tables_with_ragged_rows_are_a_bug():
@@ -90,16 +93,20 @@ def test_tables_with_ragged_rows_are_a_bug():
 
 
 def test_logging_goes_to_stderr_libraries_are_quiet_and_memory_is_counted_in_mib():
-    program = ("import logging; from impart.report import start_logging, peak_memory_mib; start_logging(); "
-               "before = peak_memory_mib(); held = b'x' * (300 * 2**20); "
-               "logging.getLogger('impart').info('hello'); logging.getLogger('httpx').info('noise'); "
-               "print(250 < peak_memory_mib() - before < 350)")
+    program = (
+        "import logging; from impart.report import start_logging, peak_memory_mib; start_logging(); "
+        "before = peak_memory_mib(); held = b'x' * (300 * 2**20); "
+        "logging.getLogger('impart').info('hello'); logging.getLogger('httpx').info('noise'); "
+        "print(250 < peak_memory_mib() - before < 350)"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("True\n", "hello\n")
 
 
 def test_peak_memory_is_of_this_process_not_of_the_one_that_made_it():
-    parent = ("import subprocess, sys; held = b'x' * (700 * 2**20); subprocess.run([sys.executable, '-c', "
-              "'from impart.report import peak_memory_mib; print(peak_memory_mib() < 600)'])")
+    parent = (
+        "import subprocess, sys; held = b'x' * (700 * 2**20); subprocess.run([sys.executable, '-c', "
+        "'from impart.report import peak_memory_mib; print(peak_memory_mib() < 600)'])"
+    )
     done = subprocess.run([sys.executable, "-c", parent], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "True\n"

@@ -28,16 +28,31 @@ def base(tmp_path):
     return opened(tmp_path, WEIGHTS)
 
 
-@pytest.mark.parametrize(("weights", "config", "message"), [
-    (random_weights(llama_shapes(hidden=32)), {}, r"'math' .* has hidden_size=32, the base .* has 64"),
-    (random_weights(llama_shapes(layers=3)), {}, "has num_hidden_layers=3, the base .* has 2"),
-    (WEIGHTS, {"model_type": "qwen2"}, "has model_type=qwen2"),
-    (random_weights(llama_shapes(intermediate=160)), {}, r"model.layers.0.mlp.down_proj.weight is \(64, 160\) in model "
-                                                         r"'math' .*, \(64, 176\) in the base"),
-    ({**WEIGHTS, "model.layers.1.self_attn.q_proj.bias": torch.zeros(64)}, {},
-     "has a tensor model.layers.1.self_attn.q_proj.bias"),
-    ({name: w for name, w in WEIGHTS.items() if name != "model.norm.weight"}, {}, "has no tensor model.norm.weight"),
-], ids=["hidden size", "layers", "type", "shape", "one more", "one less"])
+@pytest.mark.parametrize(
+    ("weights", "config", "message"),
+    [
+        (random_weights(llama_shapes(hidden=32)), {}, r"'math' .* has hidden_size=32, the base .* has 64"),
+        (random_weights(llama_shapes(layers=3)), {}, "has num_hidden_layers=3, the base .* has 2"),
+        (WEIGHTS, {"model_type": "qwen2"}, "has model_type=qwen2"),
+        (
+            random_weights(llama_shapes(intermediate=160)),
+            {},
+            r"model.layers.0.mlp.down_proj.weight is \(64, 160\) in model "
+            r"'math' .*, \(64, 176\) in the base",
+        ),
+        (
+            {**WEIGHTS, "model.layers.1.self_attn.q_proj.bias": torch.zeros(64)},
+            {},
+            "has a tensor model.layers.1.self_attn.q_proj.bias",
+        ),
+        (
+            {name: w for name, w in WEIGHTS.items() if name != "model.norm.weight"},
+            {},
+            "has no tensor model.norm.weight",
+        ),
+    ],
+    ids=["hidden size", "layers", "type", "shape", "one more", "one less"],
+)
 def test_the_first_difference_is_named(tmp_path, base, weights, config, message):
     with pytest.raises(InputError, match=message):
         check_architectures(base, [opened(tmp_path, weights, "math", **config)])
@@ -73,11 +88,15 @@ def test_a_model_of_another_base_is_refused_and_forced(tmp_path, base, caplog):
 def test_a_step_far_larger_than_the_others_is_refused(tmp_path, base):
     def moved(scale, seed):
         generator = torch.Generator().manual_seed(seed)
-        return {name: (w.float() + scale * 0.05 * torch.randn(w.shape, generator=generator)).to(w.dtype)
-                for name, w in WEIGHTS.items()}
+        return {
+            name: (w.float() + scale * 0.05 * torch.randn(w.shape, generator=generator)).to(w.dtype)
+            for name, w in WEIGHTS.items()
+        }
 
-    models = [opened(tmp_path, moved(scale, seed), name)
-              for seed, (name, scale) in enumerate((("math", 0.01), ("chat", 0.012), ("code", 0.3)))]
+    models = [
+        opened(tmp_path, moved(scale, seed), name)
+        for seed, (name, scale) in enumerate((("math", 0.01), ("chat", 0.012), ("code", 0.3)))
+    ]
     with pytest.raises(InputError, match="'code' .* 0.[23].. times the base's norm, the other models' by 0.01"):
         check_bases(base, models, force=False)
     check_bases(base, models[2:], force=False)  # alone, 0.3 is within what fine-tuning does
@@ -93,8 +112,18 @@ def test_another_rotary_base_gives_a_code_model_away(tmp_path, base):
 
 def test_the_script_refuses_before_it_writes_and_goes_on_with_force(tmp_path, base, called):
     opened(tmp_path, random_weights(llama_shapes(), seed=9), "code")
-    arguments = ("--merge_method", "ta_0.5", "--ptm_pth", tmp_path / "base", "--code_pth", tmp_path / "code",
-                 "--save_pth", tmp_path / "out", "--threads", 1)
+    arguments = (
+        "--merge_method",
+        "ta_0.5",
+        "--ptm_pth",
+        tmp_path / "base",
+        "--code_pth",
+        tmp_path / "code",
+        "--save_pth",
+        tmp_path / "out",
+        "--threads",
+        1,
+    )
     ended = called(merge.main, *arguments)
     assert ended.code == 2 and ended.err.count("\n") == 1 and "--force" in ended.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "code"]

@@ -27,8 +27,9 @@ def zoo(tmp_path_factory):
     write_checkpoint(folder / "base", weights)
     for seed, name in enumerate(NAMES, 1):
         generator, tuned = torch.Generator().manual_seed(seed), tuned_weights(weights, seed)
-        tuned = {key: (w.float() + 0.002 * torch.randn(w.shape, generator=generator)).to(w.dtype)
-                 for key, w in tuned.items()}
+        tuned = {
+            key: (w.float() + 0.002 * torch.randn(w.shape, generator=generator)).to(w.dtype) for key, w in tuned.items()
+        }
         write_checkpoint(folder / name, tuned, shards=seed, form="bin" if name == "chat" else "safetensors")
     return folder
 
@@ -41,8 +42,19 @@ def merged(called, zoo, tmp_path):
     def run(method, *arguments, **models):
         out = tmp_path / f"out{next(counter)}"
         flags = [text for name, path in models.items() for text in (f"--{name}_pth", path)]
-        ended = called(merge.main, "--merge_method", method, "--ptm_pth", zoo / "base", *flags, "--save_pth", out,
-                       "--threads", 1, *arguments)
+        ended = called(
+            merge.main,
+            "--merge_method",
+            method,
+            "--ptm_pth",
+            zoo / "base",
+            *flags,
+            "--save_pth",
+            out,
+            "--threads",
+            1,
+            *arguments,
+        )
         assert ended.code == 0, ended.err
         return load_file(out / "model.safetensors"), json.loads((out / "report.json").read_text())
 
@@ -62,6 +74,7 @@ def assert_same(ours, theirs):
 
 # ---------------------------------------------------------------- identities
 
+
 @pytest.mark.parametrize("method", ["ta_1.0", "ties_0_1.0", "avg"])
 @pytest.mark.parametrize("name", ["math", "chat"])
 def test_one_model_comes_out_as_it_is(merged, zoo, method, name):
@@ -70,8 +83,9 @@ def test_one_model_comes_out_as_it_is(merged, zoo, method, name):
 
 def test_copies_of_one_model_come_out_as_it_is(merged, zoo):
     for method in ("ties_0.0_1.0", "avg"):
-        copies, _ = merged(method, "--model", f"again={zoo / 'math'}", math=zoo / "math", code=zoo / "math",
-                           chat=zoo / "math")
+        copies, _ = merged(
+            method, "--model", f"again={zoo / 'math'}", math=zoo / "math", code=zoo / "math", chat=zoo / "math"
+        )
         assert_same(copies, weights_of(zoo / "math"))
 
 
@@ -111,15 +125,25 @@ def test_weights(merged, zoo):
 
 # ---------------------------------------------------------------- artifacts and masks
 
+
 def sparse(called, zoo, name, path, *settings):
-    ended = called(sparsify.main, f"base_model={zoo / 'base'}", f"ftm_dir={zoo / name}", f"save_dir={path}",
-                   "save_model=true", "--threads", 1, *settings)
+    ended = called(
+        sparsify.main,
+        f"base_model={zoo / 'base'}",
+        f"ftm_dir={zoo / name}",
+        f"save_dir={path}",
+        "save_model=true",
+        "--threads",
+        1,
+        *settings,
+    )
     assert ended.code == 0, ended.err
     return path
 
 
-@pytest.mark.parametrize("settings", [["method=dare", "compression_ratio=2"],
-                                      ["method=impart", "compression_ratio=2", "beta=0.5", "C=1"]])
+@pytest.mark.parametrize(
+    "settings", [["method=dare", "compression_ratio=2"], ["method=impart", "compression_ratio=2", "beta=0.5", "C=1"]]
+)
 def test_one_delta_with_lambda_1_is_the_model_that_it_stands_for(merged, called, zoo, tmp_path, settings):
     path = sparse(called, zoo, "math", tmp_path / "delta", *settings)
     assert_same(merged("ta_1", math=path)[0], weights_of(tmp_path / "delta_model"))
@@ -129,12 +153,17 @@ def test_one_delta_with_lambda_1_is_the_model_that_it_stands_for(merged, called,
 @pytest.mark.parametrize("method", ["ta_0.5", "ties_0.3_1.0"])
 def test_masks_on_the_fly_equal_artifacts_made_before(merged, called, zoo, tmp_path, method, mask):
     kind = mask[0].replace("mask", "method")
-    paths = {name: sparse(called, zoo, name, tmp_path / name, kind, "compression_ratio=2", *mask[2:],
-                          f"seed={model_seed(4, name)}") for name in ("math", "code")}
+    paths = {
+        name: sparse(
+            called, zoo, name, tmp_path / name, kind, "compression_ratio=2", *mask[2:], f"seed={model_seed(4, name)}"
+        )
+        for name in ("math", "code")
+    }
     fly, report = merged(method, *mask, "seed=4", math=zoo / "math", code=zoo / "code")
     assert_same(fly, merged(method, **paths)[0])
-    assert {model["name"]: model["mask"]["seed"] for model in report["models"]} == \
-        {name: model_seed(4, name) for name in ("math", "code")}
+    assert {model["name"]: model["mask"]["seed"] for model in report["models"]} == {
+        name: model_seed(4, name) for name in ("math", "code")
+    }
     plain, _ = merged(method, math=zoo / "math", code=zoo / "code")
     query = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(fly[query], plain[query])
@@ -145,12 +174,22 @@ def test_masks_on_the_fly_equal_artifacts_made_before(merged, called, zoo, tmp_p
 def test_an_artifact_of_another_base_is_refused(called, zoo, tmp_path):
     write_checkpoint(tmp_path / "other", random_weights(llama_shapes(), seed=3))
     path = sparse(called, zoo, "math", tmp_path / "delta", "method=dare", "compression_ratio=2")
-    ended = called(merge.main, "--merge_method", "ta_1", "--ptm_pth", tmp_path / "other", "--math_pth", path,
-                   "--save_pth", tmp_path / "out")
+    ended = called(
+        merge.main,
+        "--merge_method",
+        "ta_1",
+        "--ptm_pth",
+        tmp_path / "other",
+        "--math_pth",
+        path,
+        "--save_pth",
+        tmp_path / "out",
+    )
     assert ended.code == 2 and "fingerprint" in ended.err and not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- report, dtype, folder
+
 
 def test_the_report_counts_what_happened(merged, zoo):
     _, report = merged("ties_0.75_1.0", math=zoo / "math", code=zoo / "code")
@@ -168,8 +207,9 @@ def test_the_report_counts_what_happened(merged, zoo):
     assert sorted(names) == sorted(base)
 
 
-@pytest.mark.parametrize(("choice", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32),
-                                                  ("float16", torch.float16)])
+@pytest.mark.parametrize(
+    ("choice", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)]
+)
 def test_dtype(merged, zoo, choice, expected, tmp_path):
     weights, _ = merged("ta_0.5", f"dtype={choice}", math=zoo / "math", code=zoo / "code")
     assert {weight.dtype for weight in weights.values()} == {expected}
@@ -180,15 +220,32 @@ def test_dtype(merged, zoo, choice, expected, tmp_path):
 def test_models_of_another_dtype_than_the_base_keep_theirs(called, zoo, tmp_path):
     weights = {name: weight.to(torch.float16) for name, weight in weights_of(zoo / "math").items()}
     write_checkpoint(tmp_path / "half", weights)
-    ended = called(merge.main, "--merge_method", "ta_1", "--ptm_pth", zoo / "base", "--math_pth", tmp_path / "half",
-                   "--save_pth", tmp_path / "out")
+    ended = called(
+        merge.main,
+        "--merge_method",
+        "ta_1",
+        "--ptm_pth",
+        zoo / "base",
+        "--math_pth",
+        tmp_path / "half",
+        "--save_pth",
+        tmp_path / "out",
+    )
     assert ended.code == 0, ended.err
     assert_same(load_file(tmp_path / "out" / "model.safetensors"), weights)
 
 
 def test_nothing_is_overwritten_and_nothing_half_made_is_left(called, zoo, tmp_path):
-    arguments = ("--merge_method", "ta_1", "--ptm_pth", zoo / "base", "--math_pth", zoo / "math", "--save_pth",
-                 tmp_path / "out")
+    arguments = (
+        "--merge_method",
+        "ta_1",
+        "--ptm_pth",
+        zoo / "base",
+        "--math_pth",
+        zoo / "math",
+        "--save_pth",
+        tmp_path / "out",
+    )
     assert called(merge.main, *arguments).code == 0
     again = called(merge.main, *arguments)
     assert again.code == 2 and "--overwrite" in again.err
@@ -201,22 +258,57 @@ def test_weights_that_are_not_numbers_are_an_error_that_names_them(called, zoo, 
     weights["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
     write_checkpoint(tmp_path / "broken", weights)
     for method in ("ta_1", "ties_0.5_1"):
-        ended = called(merge.main, "--merge_method", method, "--ptm_pth", zoo / "base", "--math_pth",
-                       tmp_path / "broken", "--save_pth", tmp_path / "out")
+        ended = called(
+            merge.main,
+            "--merge_method",
+            method,
+            "--ptm_pth",
+            zoo / "base",
+            "--math_pth",
+            tmp_path / "broken",
+            "--save_pth",
+            tmp_path / "out",
+        )
         assert ended.code == 2 and "model.layers.1.mlp.up_proj.weight of math" in ended.err
         assert not (tmp_path / "out").exists()
 
 
 def test_an_infeasible_mask_is_refused_before_anything_is_written(called, zoo, tmp_path):
-    ended = called(merge.main, "--merge_method", "ta_1", "--ptm_pth", zoo / "base", "--math_pth", zoo / "math",
-                   "--save_pth", tmp_path / "out", "mask=impart", "sparsity=0.1", "beta=0.8", "C=1")
+    ended = called(
+        merge.main,
+        "--merge_method",
+        "ta_1",
+        "--ptm_pth",
+        zoo / "base",
+        "--math_pth",
+        zoo / "math",
+        "--save_pth",
+        tmp_path / "out",
+        "mask=impart",
+        "sparsity=0.1",
+        "beta=0.8",
+        "C=1",
+    )
     assert ended.code == 2 and "take beta <= 0.55" in ended.err and not list(tmp_path.iterdir())
 
 
 def test_the_authors_command_as_a_user_runs_it(script, zoo, tmp_path):
-    ended = script("merge/merge.py", "--merge_method", "ta_0.5", "--ptm_pth", zoo / "base", "--math_pth", zoo / "math",
-                   "--code_pth", zoo / "code", "--chat_pth", zoo / "chat", "--save_pth", tmp_path / "merged",
-                   cwd=tmp_path)
+    ended = script(
+        "merge/merge.py",
+        "--merge_method",
+        "ta_0.5",
+        "--ptm_pth",
+        zoo / "base",
+        "--math_pth",
+        zoo / "math",
+        "--code_pth",
+        zoo / "code",
+        "--chat_pth",
+        zoo / "chat",
+        "--save_pth",
+        tmp_path / "merged",
+        cwd=tmp_path,
+    )
     assert ended.code == 0, ended.err
     assert ended.out.startswith("ta_0.5 of chat, code, math\n") and "self_attn.q_proj" in ended.out
     assert ended.out.endswith(f"merged model: {tmp_path / 'merged'}\n")
@@ -224,9 +316,21 @@ def test_the_authors_command_as_a_user_runs_it(script, zoo, tmp_path):
 
 
 def test_what_is_printed_names_weights_and_masks(called, zoo, tmp_path):
-    ended = called(merge.main, "--merge_method", "ties_0.5_1", "--ptm_pth", zoo / "base", "--math_pth", zoo / "math",
-                   "--model", f"law={zoo / 'code'}:0.5", "models.law.mask=dare", "models.law.sparsity=0.75",
-                   "--save_pth", tmp_path / "out")
+    ended = called(
+        merge.main,
+        "--merge_method",
+        "ties_0.5_1",
+        "--ptm_pth",
+        zoo / "base",
+        "--math_pth",
+        zoo / "math",
+        "--model",
+        f"law={zoo / 'code'}:0.5",
+        "models.law.mask=dare",
+        "models.law.sparsity=0.75",
+        "--save_pth",
+        tmp_path / "out",
+    )
     assert ended.code == 0, ended.err
     assert ended.out.startswith("ties_0.5_1 of law x 0.5 (dare, sparsity 0.75), math\n")
 
@@ -234,8 +338,20 @@ def test_what_is_printed_names_weights_and_masks(called, zoo, tmp_path):
 def test_help_lists_every_key(script):
     ended = script("merge/merge.py", "--help")
     assert ended.code == 0
-    for word in ("--merge_method", "--ptm_pth", "--math_pth", "--code_pth", "--chat_pth", "--save_pth", "--model",
-                 "--force", "sparsity", "preprune_ratio", "tokenizer", "retain ratio"):
+    for word in (
+        "--merge_method",
+        "--ptm_pth",
+        "--math_pth",
+        "--code_pth",
+        "--chat_pth",
+        "--save_pth",
+        "--model",
+        "--force",
+        "sparsity",
+        "preprune_ratio",
+        "tokenizer",
+        "retain ratio",
+    ):
         assert word in ended.out
 
 
@@ -262,9 +378,26 @@ def test_memory_does_not_grow_with_the_number_of_models(tmp_path, environment):
     peaks = []
     for count in (1, 6):
         models = [text for seed in range(count) for text in ("--model", f"m{seed}={tmp_path / str(seed)}")]
-        done = subprocess.run([sys.executable, "-c", PEAK.format(root=root), "--merge_method", "ties_0.5_1",
-                               "--ptm_pth", str(tmp_path / "base"), "--save_pth", str(tmp_path / f"out{count}"),
-                               "--threads", "1", *models], env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                PEAK.format(root=root),
+                "--merge_method",
+                "ties_0.5_1",
+                "--ptm_pth",
+                str(tmp_path / "base"),
+                "--save_pth",
+                str(tmp_path / f"out{count}"),
+                "--threads",
+                "1",
+                *models,
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split("peak ")[1]))
     # five more models are 102 MB of embedding alone; the blocks of one take about 2 MB

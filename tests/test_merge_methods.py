@@ -20,7 +20,7 @@ def naive_ties(base, deltas, trim, lam):
     """TIES as its paper writes it, on whole flattened tensors in float64, with a sort for the threshold."""
     flat = torch.stack([delta.flatten().double() for delta in deltas])  # (T, entries)
     for row in flat:
-        smallest = row.abs().argsort(stable=True)[:trimmed_count(row.numel(), trim)]
+        smallest = row.abs().argsort(stable=True)[: trimmed_count(row.numel(), trim)]
         row[smallest] = 0
     sign = flat.sum(dim=0).sign()
     agreeing = (flat.sign() == sign) & (flat != 0)
@@ -30,6 +30,7 @@ def naive_ties(base, deltas, trim, lam):
 
 # ---------------------------------------------------------------- method strings
 
+
 def test_method_strings():
     assert parse_method("ta_0.5") == Method("ta", 0.5)
     assert parse_method("ta_-1") == Method("ta", -1.0)
@@ -38,8 +39,23 @@ def test_method_strings():
     assert parse_method("avg") == Method("avg")
 
 
-@pytest.mark.parametrize("text", ["ta", "ta_", "ta_x", "ties_0.8", "ties_1.2_1.0", "ties_-0.1_1", "dare_0.5", "",
-                                  "ta_0.5_1", "ta_nan", "ta_1e999", "TA_0.5 "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ta",
+        "ta_",
+        "ta_x",
+        "ties_0.8",
+        "ties_1.2_1.0",
+        "ties_-0.1_1",
+        "dare_0.5",
+        "",
+        "ta_0.5_1",
+        "ta_nan",
+        "ta_1e999",
+        "TA_0.5 ",
+    ],
+)
 def test_wrong_method_strings_are_refused(text):
     with pytest.raises(ValueError):
         parse_method(text)
@@ -51,6 +67,7 @@ def test_str_gives_a_method_string_back():
 
 
 # ---------------------------------------------------------------- task arithmetic and averages
+
 
 def test_task_arithmetic_by_hand():
     base = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -74,6 +91,7 @@ def test_average_is_the_mean_of_the_models():
 
 
 # ---------------------------------------------------------------- TIES
+
 
 def test_ties_on_a_2x4_example_worked_by_hand():
     base = torch.zeros(2, 4)
@@ -148,18 +166,26 @@ def test_large_tensors_are_merged_in_pieces_that_leave_no_seam():
 
 # ---------------------------------------------------------------- order of the models
 
+
 def hostile_deltas(count):
     """Magnitudes over 60 powers of two, where a float64 sum depends on its order."""
     generator = torch.Generator().manual_seed(count)
     shape = (64, 64)
-    return [torch.randn(shape, generator=generator) * 2.0 ** torch.randint(-45, 15, shape, generator=generator).float()
-            for _ in range(count)]
+    return [
+        torch.randn(shape, generator=generator) * 2.0 ** torch.randint(-45, 15, shape, generator=generator).float()
+        for _ in range(count)
+    ]
 
 
-@pytest.mark.parametrize("merge", [lambda base, deltas, w: task_arithmetic(base, deltas, 0.7, w),
-                                   lambda base, deltas, w: average(base, deltas, [2 + abs(x) for x in w]),
-                                   lambda base, deltas, w: ties(base, deltas, 0.3, 0.9, [2 + abs(x) for x in w])],
-                         ids=["task arithmetic", "average", "ties"])
+@pytest.mark.parametrize(
+    "merge",
+    [
+        lambda base, deltas, w: task_arithmetic(base, deltas, 0.7, w),
+        lambda base, deltas, w: average(base, deltas, [2 + abs(x) for x in w]),
+        lambda base, deltas, w: ties(base, deltas, 0.3, 0.9, [2 + abs(x) for x in w]),
+    ],
+    ids=["task arithmetic", "average", "ties"],
+)
 def test_permuting_the_models_changes_nothing(merge):
     deltas, weights = hostile_deltas(4), [0.3, -1.7, 0.9, 0.1]
     base = torch.zeros(64, 64)
@@ -175,6 +201,7 @@ def test_a_sum_in_given_order_would_differ():
 
 
 # ---------------------------------------------------------------- trimming and refusals
+
 
 def test_trim_to_keeps_entries_at_the_threshold():
     delta = torch.tensor([0.1, -0.2, 0.3, -0.4])

@@ -57,14 +57,26 @@ def test_scratch_gives_back_what_was_written(tmp_path, shape, dtype):
     assert not list(tmp_path.iterdir()), "a killed run must not leave scratch files behind"
 
 
-@pytest.mark.parametrize(("mask", "settings"), [
-    (PreMask("dare", 4.0, None, None, 7), ["method=dare", "compression_ratio=4"]),
-    (PreMask("impart", 4.0, 0.6, 1.0, 7), ["method=impart", "compression_ratio=4", "beta=0.6", "C=1"]),
-    (PreMask("impart", 1 / (1 - 0.3), 0.2, 0.5, 7), [f"compression_ratio={1 / (1 - 0.3)}", "beta=0.2", "C=0.5"])])
+@pytest.mark.parametrize(
+    ("mask", "settings"),
+    [
+        (PreMask("dare", 4.0, None, None, 7), ["method=dare", "compression_ratio=4"]),
+        (PreMask("impart", 4.0, 0.6, 1.0, 7), ["method=impart", "compression_ratio=4", "beta=0.6", "C=1"]),
+        (PreMask("impart", 1 / (1 - 0.3), 0.2, 0.5, 7), [f"compression_ratio={1 / (1 - 0.3)}", "beta=0.2", "C=0.5"]),
+    ],
+)
 def test_a_mask_on_the_fly_gives_the_values_of_the_stored_delta(pair, tmp_path, called, mask, settings):
     base, tuned = open_checkpoint(pair[0]), open_checkpoint(pair[1])
-    ended = called(sparsify.main, f"base_model={pair[0]}", f"ftm_dir={pair[1]}", f"save_dir={tmp_path / 'delta'}",
-                   "seed=7", "--threads", 1, *settings)
+    ended = called(
+        sparsify.main,
+        f"base_model={pair[0]}",
+        f"ftm_dir={pair[1]}",
+        f"save_dir={tmp_path / 'delta'}",
+        "seed=7",
+        "--threads",
+        1,
+        *settings,
+    )
     assert ended.code == 0, ended.err
     torch.set_num_threads(1)
     stored = DeltaModel(open_delta(tmp_path / "delta"), base, entry("delta"), tmp_path, CPU)
@@ -92,8 +104,9 @@ def test_a_saved_svd_can_be_masked_and_a_sparse_delta_cannot(pair, svd_delta, tm
     rows = slice(0, base.shape(QUERY)[0])
     ours, theirs = from_svd.open(QUERY).read(rows), from_models.open(QUERY).read(rows)
     torch.testing.assert_close(ours, theirs, rtol=0.01, atol=1e-4)
-    called(sparsify.main, f"svd_dir={svd_delta}", f"save_dir={tmp_path / 'sparse'}", "method=dare",
-           "compression_ratio=4")
+    called(
+        sparsify.main, f"svd_dir={svd_delta}", f"save_dir={tmp_path / 'sparse'}", "method=dare", "compression_ratio=4"
+    )
     with pytest.raises(InputError, match="already is a sparse delta"):
         DeltaModel(open_delta(tmp_path / "sparse"), base, entry("sparse", mask), tmp_path, CPU)
 
@@ -103,8 +116,14 @@ def test_an_artifact_gives_changed_extras_and_the_base_for_the_rest(tmp_path, ca
     tuned = tuned_weights(weights)
     tuned[EMBEDDING] = torch.cat([tuned[EMBEDDING], torch.full((1, 64), 0.5, dtype=torch.bfloat16)])
     base_path, tuned_path = write_checkpoint(tmp_path / "base", weights), write_checkpoint(tmp_path / "tuned", tuned)
-    ended = called(sparsify.main, f"base_model={base_path}", f"ftm_dir={tuned_path}", f"save_dir={tmp_path / 'delta'}",
-                   "method=dare", "compression_ratio=2")
+    ended = called(
+        sparsify.main,
+        f"base_model={base_path}",
+        f"ftm_dir={tuned_path}",
+        f"save_dir={tmp_path / 'delta'}",
+        "method=dare",
+        "compression_ratio=2",
+    )
     assert ended.code == 0, ended.err
     base = open_checkpoint(base_path)
     model = DeltaModel(open_delta(tmp_path / "delta"), base, entry("delta"), tmp_path, CPU)

@@ -20,14 +20,19 @@ def resolved(*overrides, flags=None, models=(), path=None):
 def test_the_authors_flags():
     method, entries = resolved(flags={**FLAGS, "math_pth": "M", "code_pth": "C", "chat_pth": None})
     assert method == Method("ta", 0.5)
-    assert [(entry.name, entry.path, entry.weight, entry.premask) for entry in entries] == \
-        [("code", "C", 1.0, None), ("math", "M", 1.0, None)]
+    assert [(entry.name, entry.path, entry.weight, entry.premask) for entry in entries] == [
+        ("code", "C", 1.0, None),
+        ("math", "M", 1.0, None),
+    ]
 
 
 def test_more_models_with_weights():
     _, entries = resolved(models=["law=some/where:0.7", "med=a:b", "art=D:\\models:1e-1"])
-    assert [(entry.name, entry.path, entry.weight) for entry in entries] == \
-        [("art", "D:\\models", 0.1), ("law", "some/where", 0.7), ("med", "a:b", 1.0)]
+    assert [(entry.name, entry.path, entry.weight) for entry in entries] == [
+        ("art", "D:\\models", 0.1),
+        ("law", "some/where", 0.7),
+        ("med", "a:b", 1.0),
+    ]
 
 
 def test_a_path_that_looks_like_a_number_stays_a_path():
@@ -37,11 +42,27 @@ def test_a_path_that_looks_like_a_number_stays_a_path():
 
 def test_yaml_with_models_and_overrides(tmp_path):
     file = tmp_path / "merge.yaml"
-    file.write_text(yaml.safe_dump({
-        "merge_method": "ties_0.2_1.0", "ptm_pth": "B", "save_pth": "OUT", "math_pth": "M",
-        "mask": "impart", "sparsity": 0.5, "preprune_ratio": 0.6, "C": 0.5, "seed": 3,
-        "models": {"code": {"path": "C", "weight": 2, "mask": "dare", "compression_ratio": 4, "seed": 11},
-                   "math": {"weight": 0.5}, "chat": "H", "law": {"path": "L", "mask": "none"}}}))
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "merge_method": "ties_0.2_1.0",
+                "ptm_pth": "B",
+                "save_pth": "OUT",
+                "math_pth": "M",
+                "mask": "impart",
+                "sparsity": 0.5,
+                "preprune_ratio": 0.6,
+                "C": 0.5,
+                "seed": 3,
+                "models": {
+                    "code": {"path": "C", "weight": 2, "mask": "dare", "compression_ratio": 4, "seed": 11},
+                    "math": {"weight": 0.5},
+                    "chat": "H",
+                    "law": {"path": "L", "mask": "none"},
+                },
+            }
+        )
+    )
     method, entries = resolved("sparsity=0.75", "models.math.C=1", "models.law.weight=0.1", path=file, flags={})
     assert method == Method("ties", 1.0, 0.2)
     found = {entry.name: entry for entry in entries}
@@ -66,29 +87,32 @@ def test_every_model_has_masks_of_its_own_and_the_seed_changes_all():
     assert entries[0].premask.seed != entries[1].premask.seed
 
 
-@pytest.mark.parametrize(("overrides", "models", "message"), [
-    ((), (), "no model to merge"),
-    (("merge_method=dare_0.5",), ("math=M",), "merge_method: 'dare_0.5' is none of"),
-    (("merge_method=ties_1.8_1",), ("math=M",), "between 0 and 1"),
-    (("merge_method=avg",), ("math=M:-1",), "must be positive"),
-    (("merge_method=ties_0_1",), ("math=M:0",), "must be positive"),
-    ((), ("math=M:nan",), "finite"),
-    ((), ("math",), "name=path"),
-    ((), ("math=M", "math=N:0.5"), "--model gives 'math' twice"),
-    ((), ("base=M",), "cannot be called 'base'"),
-    (("tokenizer=chat",), ("math=M",), "neither base nor one of the models: math"),
-    (("mask=dare",), ("math=M",), "needs either sparsity"),
-    (("mask=dare", "sparsity=0.5", "compression_ratio=2"), ("math=M",), "not both"),
-    (("mask=dare", "sparsity=1"), ("math=M",), "below 1"),
-    (("mask=dare", "sparsity=1.5"), ("math=M",), "below 1"),
-    (("mask=impart", "sparsity=0.5"), ("math=M",), "needs preprune_ratio"),
-    (("mask=impart", "sparsity=0.5", "beta=0.5"), ("math=M",), "needs C"),
-    (("mask=lowrank",), ("math=M",), "not one of none, dare, impart"),
-    (("models.math.wieght=1",), ("math=M",), "models.math: unknown key 'wieght'"),
-    (("models.math=1",), ("math=M",), "models.NAME.KEY=value"),
-    (("models.law.weight=1",), ("math=M",), "models.law: key 'path' is missing"),
-    (("merge_methd=avg",), ("math=M",), "did you mean 'merge_method'"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "models", "message"),
+    [
+        ((), (), "no model to merge"),
+        (("merge_method=dare_0.5",), ("math=M",), "merge_method: 'dare_0.5' is none of"),
+        (("merge_method=ties_1.8_1",), ("math=M",), "between 0 and 1"),
+        (("merge_method=avg",), ("math=M:-1",), "must be positive"),
+        (("merge_method=ties_0_1",), ("math=M:0",), "must be positive"),
+        ((), ("math=M:nan",), "finite"),
+        ((), ("math",), "name=path"),
+        ((), ("math=M", "math=N:0.5"), "--model gives 'math' twice"),
+        ((), ("base=M",), "cannot be called 'base'"),
+        (("tokenizer=chat",), ("math=M",), "neither base nor one of the models: math"),
+        (("mask=dare",), ("math=M",), "needs either sparsity"),
+        (("mask=dare", "sparsity=0.5", "compression_ratio=2"), ("math=M",), "not both"),
+        (("mask=dare", "sparsity=1"), ("math=M",), "below 1"),
+        (("mask=dare", "sparsity=1.5"), ("math=M",), "below 1"),
+        (("mask=impart", "sparsity=0.5"), ("math=M",), "needs preprune_ratio"),
+        (("mask=impart", "sparsity=0.5", "beta=0.5"), ("math=M",), "needs C"),
+        (("mask=lowrank",), ("math=M",), "not one of none, dare, impart"),
+        (("models.math.wieght=1",), ("math=M",), "models.math: unknown key 'wieght'"),
+        (("models.math=1",), ("math=M",), "models.NAME.KEY=value"),
+        (("models.law.weight=1",), ("math=M",), "models.law: key 'path' is missing"),
+        (("merge_methd=avg",), ("math=M",), "did you mean 'merge_method'"),
+    ],
+)
 def test_what_cannot_be_meant_is_an_input_error(overrides, models, message):
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         resolved(*overrides, models=models)

@@ -33,8 +33,11 @@ def test_blocks_give_what_the_pure_functions_give_on_the_whole(monkeypatch, shap
     monkeypatch.setattr(streaming, "BLOCK", {"cpu": 100})
     base, tuned = models(shape=shape)
     deltas = [model.float() - base.float() for model in tuned]
-    expected = {"ta_0.6": lambda: task_arithmetic(base, deltas, 0.6),
-                "ties_0.4_0.8": lambda: ties(base, deltas, 0.4, 0.8), "avg": lambda: average(base, deltas)}[method]()
+    expected = {
+        "ta_0.6": lambda: task_arithmetic(base, deltas, 0.6),
+        "ties_0.4_0.8": lambda: ties(base, deltas, 0.4, 0.8),
+        "avg": lambda: average(base, deltas),
+    }[method]()
     parts = [Part(str(number), parameter(model), None) for number, model in enumerate(tuned)]
     merged, tally = run(base, parts, method)
     assert torch.equal(merged, expected)
@@ -70,11 +73,14 @@ def test_a_delta_is_added_as_a_reconstruction_adds_it(tmp_path):
 
 def test_rows_that_a_model_lacks_count_as_no_change_and_the_base_gives_its_mean(monkeypatch):
     monkeypatch.setattr(streaming, "BLOCK", {"cpu": 6})
-    base, (one, two) = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[[2.0, 2.0], [3.0, 5.0], [9.0, 9.0]],
-                                                                            [[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]])
+    base, (one, two) = (
+        torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        torch.tensor([[[2.0, 2.0], [3.0, 5.0], [9.0, 9.0]], [[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]]),
+    )
     parts = [Part("math", parameter(one), None), Part("code", parameter(two[:2]), torch.tensor([0, 1, MISSING]))]
-    merge = ParameterMerge(Part("base", parameter(base), torch.tensor([0, 1, MISSING])), parts, (3, 2),
-                           parse_method("ta_0.5"), CPU)
+    merge = ParameterMerge(
+        Part("base", parameter(base), torch.tensor([0, 1, MISSING])), parts, (3, 2), parse_method("ta_0.5"), CPU
+    )
     merged, _ = merge.run(torch.float32)
     assert torch.equal(merged, torch.tensor([[1.5, 2.0], [3.0, 4.5], [5.5, 6.0]]))  # mean (2, 3) + 0.5 * (7, 6)
 

@@ -14,10 +14,10 @@ def test_counts_by_hand():
     tally.add(base, deltas, trimmed, torch.tensor([0.0, 2.0, 2.0, 0.0]))
     found = tally.rows()
     assert found["entries"] == 4 and found["base_norm"] == pytest.approx(5.0)
-    assert found["merged_delta_norm"] == pytest.approx(8 ** 0.5)
+    assert found["merged_delta_norm"] == pytest.approx(8**0.5)
     assert found["sign_conflicts"] == 0.5 and found["cancelled"] == 0.25
     math, code = found["models"]["math"], found["models"]["code"]
-    assert math == pytest.approx({"delta_norm": 5.01 ** 0.5, "trimmed": 0.25, "zeros": 0.5})
+    assert math == pytest.approx({"delta_norm": 5.01**0.5, "trimmed": 0.25, "zeros": 0.5})
     assert code == pytest.approx({"delta_norm": 3.0, "trimmed": 0.0, "zeros": 0.25})
 
 

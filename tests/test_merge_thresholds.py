@@ -41,8 +41,10 @@ def test_equals_the_sorted_value(name, trim):
 def test_equals_kthvalue_on_every_rank():
     delta = bfloat16_difference(257, 4)
     for rank in range(1, 257):
-        assert trim_threshold(delta, rank / 257) == float(delta.abs().kthvalue(rank + 1).values) or \
-            trimmed_count(257, rank / 257) != rank
+        assert (
+            trim_threshold(delta, rank / 257) == float(delta.abs().kthvalue(rank + 1).values)
+            or trimmed_count(257, rank / 257) != rank
+        )
 
 
 def test_distinct_magnitudes_lose_exactly_the_share():
@@ -58,8 +60,16 @@ def test_equal_magnitudes_at_the_threshold_all_stay():
 
 
 @pytest.mark.parametrize("trim", [0.001, 0.2, 0.5, 0.8, 0.9999])
-@pytest.mark.parametrize("sample", [lambda delta: delta[::7], lambda delta: delta[:1], lambda delta: torch.zeros(3),
-                                    lambda delta: torch.full((3,), 3e38)], ids=["good", "one", "below", "above"])
+@pytest.mark.parametrize(
+    "sample",
+    [
+        lambda delta: delta[::7],
+        lambda delta: delta[:1],
+        lambda delta: torch.zeros(3),
+        lambda delta: torch.full((3,), 3e38),
+    ],
+    ids=["good", "one", "below", "above"],
+)
 def test_a_good_or_bad_guess_decides_the_passes_and_never_the_result(trim, sample):
     delta, passes = bfloat16_difference(100_000, 7), []
 

@@ -20,6 +20,7 @@ def vocabulary(*tokens, rows=None):
 
 # ---------------------------------------------------------------- the alignment itself
 
+
 def test_equal_vocabularies_move_nothing():
     found = align({"base": vocabulary("a", "b"), "math": vocabulary("a", "b")}, "base", {})
     assert found.rows == 2 and found.maps == {"base": None, "math": None}
@@ -32,8 +33,12 @@ def test_rows_follow_the_token_not_the_position():
 
 
 def test_added_tokens_are_united_by_smallest_id_then_by_string():
-    models = {"base": vocabulary("a", "b"), "math": vocabulary("a", "b", "[PAD]"),
-              "chat": vocabulary("a", "b", "<x>", "<y>"), "code": vocabulary("a", "b", "<y>", "[PAD]")}
+    models = {
+        "base": vocabulary("a", "b"),
+        "math": vocabulary("a", "b", "[PAD]"),
+        "chat": vocabulary("a", "b", "<x>", "<y>"),
+        "code": vocabulary("a", "b", "<y>", "[PAD]"),
+    }
     assert union(models, "base") == ["<x>", "<y>", "[PAD]"]
     found = align(models, "base", {"<x>": 2, "<y>": 3, "[PAD]": 4})
     assert found.rows == 5
@@ -82,6 +87,7 @@ def test_equal_tokenizer_files_are_not_even_loaded(tmp_path):
 
 # ---------------------------------------------------------------- whole merges
 
+
 @pytest.fixture
 def base(tmp_path):
     return llama_with_rows(tmp_path / "base", small_weights())
@@ -97,6 +103,7 @@ def merged(called, tmp_path, *arguments):
 def loads_and_runs(out):
     """The folder as a user loads it: the model runs on what its tokenizer gives."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
     tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out)
     GenerationConfig.from_pretrained(out)
     ids = tokenizer("the fox sings [PAD] <|end|> home", return_tensors="pt").input_ids
@@ -111,15 +118,17 @@ def test_an_added_token_takes_the_base_mean_row_where_it_is_unknown(called, tmp_
     math, code = moved_weights(weights, 1, rows=11), moved_weights(weights, 2)
     llama_with_rows(tmp_path / "math", math, added=("[PAD]",))
     llama_with_rows(tmp_path / "code", code)
-    result, config, out = merged(called, tmp_path, "--merge_method", "ta_0.5", "--math_pth", tmp_path / "math",
-                                 "--code_pth", tmp_path / "code")
+    result, config, out = merged(
+        called, tmp_path, "--merge_method", "ta_0.5", "--math_pth", tmp_path / "math", "--code_pth", tmp_path / "code"
+    )
     assert config["vocab_size"] == 11
     for name in (EMBEDDING, HEAD):
         old, mean = weights[name].float(), weights[name].float().mean(dim=0)
         expected = old + 0.5 * (math[name][:10].float() - old) + 0.5 * (code[name].float() - old)
         torch.testing.assert_close(result[name][:10].float(), expected, rtol=0.01, atol=1e-4)
-        torch.testing.assert_close(result[name][10].float(), mean + 0.5 * (math[name][10].float() - mean), rtol=0.01,
-                                   atol=1e-4)
+        torch.testing.assert_close(
+            result[name][10].float(), mean + 0.5 * (math[name][10].float() - mean), rtol=0.01, atol=1e-4
+        )
     tokenizer, _ = loads_and_runs(out)
     assert tokenizer.convert_tokens_to_ids("[PAD]") == 10
     assert "[PAD]" in tokenizer.all_special_tokens or tokenizer.added_tokens_decoder[10].special
@@ -130,15 +139,20 @@ def test_two_models_that_add_different_tokens_at_one_id(called, tmp_path, base):
     math, chat = moved_weights(weights, 1, rows=11), moved_weights(weights, 2, rows=12)
     llama_with_rows(tmp_path / "math", math, added=("[PAD]",))
     llama_with_rows(tmp_path / "chat", chat, added=("<|end|>", "[PAD]"))
-    result, _, out = merged(called, tmp_path, "--merge_method", "ta_1", "--math_pth", tmp_path / "math",
-                            "--chat_pth", tmp_path / "chat")
+    result, _, out = merged(
+        called, tmp_path, "--merge_method", "ta_1", "--math_pth", tmp_path / "math", "--chat_pth", tmp_path / "chat"
+    )
     tokenizer, model = loads_and_runs(out)
     end, pad = tokenizer.convert_tokens_to_ids(["<|end|>", "[PAD]"])
     assert {end, pad} == {10, 11} and model.config.vocab_size == 12
     mean = weights[EMBEDDING].float().mean(dim=0)
     torch.testing.assert_close(result[EMBEDDING][end], chat[EMBEDDING][10])  # only chat has a say: mean + (row - mean)
-    torch.testing.assert_close(result[EMBEDDING][pad].float(),
-                               math[EMBEDDING][10].float() + chat[EMBEDDING][11].float() - mean, rtol=0.01, atol=1e-3)
+    torch.testing.assert_close(
+        result[EMBEDDING][pad].float(),
+        math[EMBEDDING][10].float() + chat[EMBEDDING][11].float() - mean,
+        rtol=0.01,
+        atol=1e-3,
+    )
 
 
 def test_a_model_that_moved_its_tokens_is_read_by_token(called, tmp_path, base):
@@ -177,8 +191,9 @@ def test_tied_embeddings_stay_tied(called, tmp_path, method):
     llama_with_rows(tmp_path / "base", weights, tied=True)
     llama_with_rows(tmp_path / "math", moved_weights(weights, 1, rows=11), tied=True, added=("[PAD]",))
     llama_with_rows(tmp_path / "code", moved_weights(weights, 2), tied=True)
-    result, config, out = merged(called, tmp_path, "--merge_method", method, "--math_pth", tmp_path / "math",
-                                 "--code_pth", tmp_path / "code")
+    result, config, out = merged(
+        called, tmp_path, "--merge_method", method, "--math_pth", tmp_path / "math", "--code_pth", tmp_path / "code"
+    )
     assert HEAD not in result and config["tie_word_embeddings"] is True
     _, model = loads_and_runs(out)
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
@@ -203,8 +218,17 @@ def test_the_tokenizer_key_says_whose_layout_template_and_config_the_result_has(
     (tmp_path / "chat" / "generation_config.json").write_text('{"eos_token_id": 10}')
     math = moved_weights(weights, 2, rows=11)
     llama_with_rows(tmp_path / "math", math, added=("[PAD]",))
-    result, _, out = merged(called, tmp_path, "--merge_method", "ta_1", "--math_pth", tmp_path / "math", "--chat_pth",
-                            tmp_path / "chat", "tokenizer=chat")
+    result, _, out = merged(
+        called,
+        tmp_path,
+        "--merge_method",
+        "ta_1",
+        "--math_pth",
+        tmp_path / "math",
+        "--chat_pth",
+        tmp_path / "chat",
+        "tokenizer=chat",
+    )
     tokenizer, _ = loads_and_runs(out)
     assert tokenizer.chat_template == "{{ messages[0].content }}<|end|>"
     assert tokenizer.convert_tokens_to_ids(["<|end|>", "[PAD]"]) == [10, 11]
@@ -224,8 +248,9 @@ def test_rows_that_no_tokenizer_explains_are_an_error(called, tmp_path, base):
     math = llama_with_rows(tmp_path / "math", moved_weights(small_weights(), 1, rows=12))
     for file in math.glob("*token*"):
         file.unlink()
-    ended = called(merge.main, "--merge_method", "ta_1", "--ptm_pth", base, "--math_pth", math, "--save_pth",
-                   tmp_path / "out")
+    ended = called(
+        merge.main, "--merge_method", "ta_1", "--ptm_pth", base, "--math_pth", math, "--save_pth", tmp_path / "out"
+    )
     assert ended.code == 2 and "'math' has 12 token rows" in ended.err and not (tmp_path / "out").exists()
 
 

@@ -28,6 +28,7 @@ def test_windows_are_pieces_of_the_text_and_do_not_overlap():
 def test_seed_decides():
     def take(seed):
         return windows_of_text([text_of(0, 500), text_of(500, 900)], words, count=5, length=10, seed=seed, source="x")
+
     assert torch.equal(take(3), take(3))
     assert not torch.equal(take(3), take(4))
 
@@ -55,17 +56,21 @@ def test_files(tmp_path):
     whole = tmp_path / "a.json"
     whole.write_text(json.dumps([{"prompt": text_of(10 * i, 10 * i + 10)} for i in range(10)]))
     from_lines = calibration_sequences(str(lines), words, count=4, length=10, seed=5)
-    assert torch.equal(from_lines, calibration_sequences(str(whole), words, count=4, length=10, seed=5,
-                                                         text_field="prompt"))
+    assert torch.equal(
+        from_lines, calibration_sequences(str(whole), words, count=4, length=10, seed=5, text_field="prompt")
+    )
     assert torch.equal(from_lines - from_lines[:, :1], torch.arange(10).expand(4, 10))
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.csv", "x", "must end in .txt, .jsonl or .json"),
-    ("a.jsonl", '{"text": "w1"}\n{"body": "w2"}\n', "line 2 of .* has no text in a field 'text'"),
-    ("a.jsonl", '{"text": "w1"}\n{oops\n', "line 2 is not valid JSON"),
-    ("a.json", '{"text": "w1"}', "must be a JSON list"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "x", "must end in .txt, .jsonl or .json"),
+        ("a.jsonl", '{"text": "w1"}\n{"body": "w2"}\n', "line 2 of .* has no text in a field 'text'"),
+        ("a.jsonl", '{"text": "w1"}\n{oops\n', "line 2 is not valid JSON"),
+        ("a.json", '{"text": "w1"}', "must be a JSON list"),
+    ],
+)
 def test_bad_files(tmp_path, name, content, message):
     file = tmp_path / name
     file.write_text(content)

@@ -40,10 +40,12 @@ def triplets():
 def sources():
     U, s, V = triplets()
     drop = np.linspace(0, 0.8, R)
-    return {"sparse": sparse_factors(U, s, V, drop, seed=1, name=NAME, mask="bernoulli", rescale=True),
-            "exact": sparse_factors(U, s, V, drop, seed=1, name=NAME, mask="exact_count", rescale=True),
-            "dense": svd_factors(U, s, V, torch.float16),
-            "entries": sparse_entries((U * s) @ V.T, 0.4, seed=1, name=NAME)}
+    return {
+        "sparse": sparse_factors(U, s, V, drop, seed=1, name=NAME, mask="bernoulli", rescale=True),
+        "exact": sparse_factors(U, s, V, drop, seed=1, name=NAME, mask="exact_count", rescale=True),
+        "dense": svd_factors(U, s, V, torch.float16),
+        "entries": sparse_entries((U * s) @ V.T, 0.4, seed=1, name=NAME),
+    }
 
 
 def facts_of(encoded):
@@ -126,7 +128,9 @@ def test_compact_is_more_exact_and_smaller_when_ranks_are_many():
 
 
 def test_more_bits_are_more_exact():
-    errors = [quantize("entries", grid, entry_bits=bits)[2]["error"] for grid in ("paper", "compact") for bits in (2, 4, 8)]
+    errors = [
+        quantize("entries", grid, entry_bits=bits)[2]["error"] for grid in ("paper", "compact") for bits in (2, 4, 8)
+    ]
     assert errors[0] > 3 * errors[1] > 9 * errors[2] and errors[3] > 3 * errors[4] > 9 * errors[5]
 
 
@@ -138,7 +142,9 @@ def test_the_error_of_entries_does_not_depend_on_the_size_of_the_delta(grid):
     for size in (1.0, 1e-5):
         source = sparse_entries(size * (U * s) @ V.T, 0.4, seed=1, name=NAME)
         encoded, told = quantize_matrix(NAME, source, H, named_inverse(H, how, [NAME]), how)
-        assert relative_error(value(encoded) - value(source), value(source), H) == pytest.approx(told["error"], rel=0.02)
+        assert relative_error(value(encoded) - value(source), value(source), H) == pytest.approx(
+            told["error"], rel=0.02
+        )
         errors.append(told["error"])
     assert errors[1] == pytest.approx(errors[0], rel=0.1)
 

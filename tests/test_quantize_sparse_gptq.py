@@ -108,8 +108,10 @@ def test_identity_hessian_rounds_to_nearest(groupsize):
 
 def test_masked_entries_stay_zero_and_kept_ones_are_on_their_grid():
     W, mask, H = problem()
-    for result in (quantize_groups(W, mask, inverse_of(H), 2, 32),
-                   quantize_vectors(W, mask, inverse_of(H), torch.full((37,), 2), along_rows=True)):
+    for result in (
+        quantize_groups(W, mask, inverse_of(H), 2, 32),
+        quantize_vectors(W, mask, inverse_of(H), torch.full((37,), 2), along_rows=True),
+    ):
         assert bool((result.values()[~mask] == 0).all()) and bool((result.codes[~mask] == 0).all())
         assert int(result.codes.max()) <= 3
 

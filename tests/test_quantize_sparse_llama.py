@@ -26,13 +26,33 @@ EXAMPLE = ROOT / "quantize" / "13b_config_example.yaml"
 
 
 def sparsify_arguments(path, *more):
-    return (f"base_model={TINY / 'base'}", f"ftm_dir={TINY / 'code'}", f"save_dir={path}", "compression_ratio_qt=16",
-            "preprune_ratio=0.6", "C=0.5", "accounting=paper", "--threads", "1", *more)
+    return (
+        f"base_model={TINY / 'base'}",
+        f"ftm_dir={TINY / 'code'}",
+        f"save_dir={path}",
+        "compression_ratio_qt=16",
+        "preprune_ratio=0.6",
+        "C=0.5",
+        "accounting=paper",
+        "--threads",
+        "1",
+        *more,
+    )
 
 
 def quantize_arguments(sparse, path, *more):
-    return (TINY / "code", TEXT, "--saved_delta_path", sparse, "--save_compressed_delta_dir", path, "--threads", "1",
-            *CALIBRATION, *more)
+    return (
+        TINY / "code",
+        TEXT,
+        "--saved_delta_path",
+        sparse,
+        "--save_compressed_delta_dir",
+        path,
+        "--threads",
+        "1",
+        *CALIBRATION,
+        *more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +66,61 @@ def sparse(tmp_path_factory):
 
 def written(folder: Path) -> dict[str, bytes]:
     """Every file of an artifact but the report, which holds times."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*"))
-            if file.is_file() and file.name != "report.json"}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "report.json"
+    }
 
 
 @pytest.mark.slow
 def test_the_authors_three_commands(script, tmp_path):
-    done = script("sparsify/sparsify_quant.py", "--config", ROOT / "configs" / "tiny" / "code.yaml",
-                  *sparsify_arguments(tmp_path / "d"))
+    done = script(
+        "sparsify/sparsify_quant.py",
+        "--config",
+        ROOT / "configs" / "tiny" / "code.yaml",
+        *sparsify_arguments(tmp_path / "d"),
+    )
     assert done.code == 0, done.err
     assert "codes of the linear layers" in done.out
-    done = script("quantize/sparse_llama.py", TINY / "code", TEXT, "--config", EXAMPLE, "--saved_delta_path", tmp_path / "d",
-                  "--save_compressed_delta_dir", tmp_path / "q", f"baseModel={TINY / 'base'}", "--threads", 1, *CALIBRATION)
+    done = script(
+        "quantize/sparse_llama.py",
+        TINY / "code",
+        TEXT,
+        "--config",
+        EXAMPLE,
+        "--saved_delta_path",
+        tmp_path / "d",
+        "--save_compressed_delta_dir",
+        tmp_path / "q",
+        f"baseModel={TINY / 'base'}",
+        "--threads",
+        1,
+        *CALIBRATION,
+    )
     assert done.code == 0, done.err
     assert "layer 2 mlp.down_proj: error 0." in done.err
     assert "relative output error of the worst matrices" in done.out and "nominal ratio 16" in done.out
-    done = script("delta.py", "--merge", "--finetuned_model", TINY / "code", "--delta_path", tmp_path / "q",
-                  "--base_model", TINY / "base", "--save_path", tmp_path / "model", "--threads", 1)
+    done = script(
+        "delta.py",
+        "--merge",
+        "--finetuned_model",
+        TINY / "code",
+        "--delta_path",
+        tmp_path / "q",
+        "--base_model",
+        TINY / "base",
+        "--save_path",
+        tmp_path / "model",
+        "--threads",
+        1,
+    )
     assert done.code == 0, done.err
-    merged, base, delta = open_checkpoint(tmp_path / "model"), open_checkpoint(TINY / "base"), open_delta(tmp_path / "q")
+    merged, base, delta = (
+        open_checkpoint(tmp_path / "model"),
+        open_checkpoint(TINY / "base"),
+        open_delta(tmp_path / "q"),
+    )
     for name in linear_names(merged):
         expected = (base.tensor(name).float() + delta.reconstruct(name)).to(torch.bfloat16)
         assert torch.equal(merged.tensor(name), expected)
@@ -97,8 +153,10 @@ def test_calibration_helps(sparse, tmp_path):
     """On the calibration inputs the errors are smaller than those of a run that never looks at them (damping drowns them)."""
     for name, damping in (("seen", "0.01"), ("unseen", "1.0e+9")):
         sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / name, f"damping={damping}"))))
-    errors = {name: [row["error"] for row in json.loads((tmp_path / name / "report.json").read_text())["matrices"]]
-              for name in ("seen", "unseen")}
+    errors = {
+        name: [row["error"] for row in json.loads((tmp_path / name / "report.json").read_text())["matrices"]]
+        for name in ("seen", "unseen")
+    }
     assert sum(errors["seen"]) < 0.9 * sum(errors["unseen"])
 
 
@@ -114,10 +172,34 @@ def test_options_change_the_codes(sparse, tmp_path, option):
 
 def test_a_delta_that_was_not_allocated_for_bits_takes_the_settings(tmp_path):
     """sparsify.py's deltas have no bit plan: the authors' keys, or the paper's plan, give one."""
-    sparsify.main([f"base_model={TINY / 'base'}", f"ftm_dir={TINY / 'code'}", f"save_dir={tmp_path / 's'}", "accounting=bytes",
-                   "compression_ratio=4", "preprune_ratio=0.6", "C=0.5", "--threads", "1"])
-    sparse_llama.main(list(map(str, quantize_arguments(tmp_path / "s", tmp_path / "q", "attn_int8_col=1", "attn_int3_col=4",
-                                                       "attn_int2_col=5120", "mlp_int4_col=5120"))))
+    sparsify.main(
+        [
+            f"base_model={TINY / 'base'}",
+            f"ftm_dir={TINY / 'code'}",
+            f"save_dir={tmp_path / 's'}",
+            "accounting=bytes",
+            "compression_ratio=4",
+            "preprune_ratio=0.6",
+            "C=0.5",
+            "--threads",
+            "1",
+        ]
+    )
+    sparse_llama.main(
+        list(
+            map(
+                str,
+                quantize_arguments(
+                    tmp_path / "s",
+                    tmp_path / "q",
+                    "attn_int8_col=1",
+                    "attn_int3_col=4",
+                    "attn_int2_col=5120",
+                    "mlp_int4_col=5120",
+                ),
+            )
+        )
+    )
     entries = open_delta(tmp_path / "q").manifest["matrices"]
     attention, mlp = entries["model.layers.0.self_attn.q_proj.weight"], entries["model.layers.0.mlp.up_proj.weight"]
     assert attention["plan"] == [[8, 1], [3, 4], [2, attention["rank"] - 5]]
@@ -149,8 +231,11 @@ def test_a_gpu_that_is_full_while_a_matrix_is_quantized(sparse, tmp_path, monkey
 @pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_bytes(sparse, tmp_path, environment):
     sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / "whole"))))
-    command = [sys.executable, str(ROOT / "quantize" / "sparse_llama.py"),
-               *map(str, quantize_arguments(sparse("impart"), tmp_path / "killed"))]
+    command = [
+        sys.executable,
+        str(ROOT / "quantize" / "sparse_llama.py"),
+        *map(str, quantize_arguments(sparse("impart"), tmp_path / "killed")),
+    ]
     draw, kept = random.Random(0), set()
     for after in (1, 2):  # layers that are complete when the run is killed
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -170,10 +255,23 @@ def test_a_killed_run_continues_to_the_same_bytes(sparse, tmp_path, environment)
 
 def test_both_steps_in_one_command(tmp_path):
     config = tmp_path / "sparsify.yaml"
-    config.write_text(f"base_model: {TINY / 'base'}\nftm_dir: {TINY / 'code'}\nsave_dir: unused\n"
-                      "compression_ratio_qt: 16\npreprune_ratio: 0.6\nC: 0.5\naccounting: paper\n")
-    sparse_llama.main([str(TINY / "code"), str(TEXT), "--sparsify_config", str(config), "--save_compressed_delta_dir",
-                       str(tmp_path / "q"), "--threads", "1", *CALIBRATION])
+    config.write_text(
+        f"base_model: {TINY / 'base'}\nftm_dir: {TINY / 'code'}\nsave_dir: unused\n"
+        "compression_ratio_qt: 16\npreprune_ratio: 0.6\nC: 0.5\naccounting: paper\n"
+    )
+    sparse_llama.main(
+        [
+            str(TINY / "code"),
+            str(TEXT),
+            "--sparsify_config",
+            str(config),
+            "--save_compressed_delta_dir",
+            str(tmp_path / "q"),
+            "--threads",
+            "1",
+            *CALIBRATION,
+        ]
+    )
     assert open_delta(tmp_path / "q.sparse").manifest["settings"]["compression_ratio_qt"] == 16
     assert open_delta(tmp_path / "q").manifest["kind"] == "quantized"
 
@@ -182,9 +280,21 @@ def test_both_steps_in_one_command(tmp_path):
 @pytest.mark.parametrize("cr", [16, 64])
 def test_bitdelta(tmp_path, cr, steps, caplog):
     caplog.set_level("INFO")
-    sparse_llama.main([str(TINY / "code"), str(TEXT), "--save_compressed_delta_dir", str(tmp_path / "q"), "--threads", "1",
-                       "method=bitdelta", f"baseModel={TINY / 'base'}", f"compression_ratio_qt={cr}",
-                       f"distill_steps={steps}", *CALIBRATION])
+    sparse_llama.main(
+        [
+            str(TINY / "code"),
+            str(TEXT),
+            "--save_compressed_delta_dir",
+            str(tmp_path / "q"),
+            "--threads",
+            "1",
+            "method=bitdelta",
+            f"baseModel={TINY / 'base'}",
+            f"compression_ratio_qt={cr}",
+            f"distill_steps={steps}",
+            *CALIBRATION,
+        ]
+    )
     delta, base, tuned = open_delta(tmp_path / "q"), open_checkpoint(TINY / "base"), open_checkpoint(TINY / "code")
     assert delta.sizes().linear_dense / delta.sizes().values == pytest.approx(cr, rel=0.02)
     for name in delta.names():
@@ -200,8 +310,16 @@ def test_bitdelta(tmp_path, cr, steps, caplog):
 
 
 def test_bitdelta_takes_a_bit_per_entry(tmp_path, called):
-    done = called(sparse_llama.main, TINY / "code", TEXT, "--save_compressed_delta_dir", tmp_path / "q", "method=bitdelta",
-                  f"baseModel={TINY / 'base'}", "compression_ratio_qt=8")
+    done = called(
+        sparse_llama.main,
+        TINY / "code",
+        TEXT,
+        "--save_compressed_delta_dir",
+        tmp_path / "q",
+        "method=bitdelta",
+        f"baseModel={TINY / 'base'}",
+        "compression_ratio_qt=8",
+    )
     assert done.code == 2 and "compression_ratio_qt=8: BitDelta takes one bit" in done.err
     assert not list(tmp_path.iterdir())
 
@@ -211,10 +329,14 @@ def test_info_counts_the_bytes(sparse, tmp_path, called):
     done = called(delta_script.main, "--info", tmp_path / "q")
     assert done.code == 0
     assert "quantized delta, method impart" in done.out and "bytes (nominal ratio 16)" in done.out
-    table = done.out[done.out.index("bytes (nominal ratio"):].splitlines()
-    bytes_of = {re.split(r"  +", line.strip())[0]: int(re.split(r"  +", line.strip())[-1 if line.startswith(" ") else 2]
-                                                       .replace(",", "")) for line in table[2:]
-                if line.startswith(" ") or line.startswith("linear layers, all")}
+    table = done.out[done.out.index("bytes (nominal ratio") :].splitlines()
+    bytes_of = {
+        re.split(r"  +", line.strip())[0]: int(
+            re.split(r"  +", line.strip())[-1 if line.startswith(" ") else 2].replace(",", "")
+        )
+        for line in table[2:]
+        if line.startswith(" ") or line.startswith("linear layers, all")
+    }
     parts = {key: size for key, size in bytes_of.items() if key != "linear layers, all bytes"}
     assert set(parts) == {"packed codes", "singular values", "zeros", "keep thresholds", "headers of shards"}
     assert sum(parts.values()) == bytes_of["linear layers, all bytes"] == open_delta(tmp_path / "q").sizes().linear
@@ -226,7 +348,10 @@ BAD = {
     "another grid": (("grid=none",), "grid: none is not one of paper, compact"),
     "other bits": (("attn_int8_col=3", "attn_int3_col=32", "attn_int2_col=9"), "was allocated for the bit plan"),
     "bits that disagree": (("bits=[8, 2]",), "bits: .8, 2. does not agree"),
-    "no damping": (("damping=0", "nsamples=1", "batch=1"), "q_proj.weight, .* is not positive definite .* raise damping"),
+    "no damping": (
+        ("damping=0", "nsamples=1", "batch=1"),
+        "q_proj.weight, .* is not positive definite .* raise damping",
+    ),
     "another base": ((f"baseModel={TINY / 'code'}",), "give that base"),
     "no groups": (("groupsize=0",), "groupsize=0 means nothing"),
 }
@@ -244,10 +369,20 @@ def test_bad_settings(sparse, tmp_path, called, case):
 
 
 def test_bad_deltas(sparse, tmp_path, called):
-    other = called(sparse_llama.main, TINY / "chat", TEXT, "--saved_delta_path", sparse("impart"),
-                   "--save_compressed_delta_dir", tmp_path / "q", *CALIBRATION)
+    other = called(
+        sparse_llama.main,
+        TINY / "chat",
+        TEXT,
+        "--saved_delta_path",
+        sparse("impart"),
+        "--save_compressed_delta_dir",
+        tmp_path / "q",
+        *CALIBRATION,
+    )
     assert other.code == 2 and "has other weights; give that model" in other.err
-    missing = called(sparse_llama.main, TINY / "code", TEXT, "--save_compressed_delta_dir", tmp_path / "q", *CALIBRATION)
+    missing = called(
+        sparse_llama.main, TINY / "code", TEXT, "--save_compressed_delta_dir", tmp_path / "q", *CALIBRATION
+    )
     assert missing.code == 2 and "--saved_delta_path is missing" in missing.err
     sparse_llama.main(list(map(str, quantize_arguments(sparse("dare"), tmp_path / "q"))))
     twice = called(sparse_llama.main, *quantize_arguments(tmp_path / "q", tmp_path / "qq"))
@@ -269,6 +404,7 @@ def test_the_authors_yaml_files_load(size):
     from impart.bit_plan import PAPER_PLAN, cut_plan
     from impart.config import load
     from quantize.settings import Config, resolved_rule
+
     config = load(Config, ROOT / "quantize" / f"{size}_config_example.yaml")
     rule = resolved_rule(config, {"settings": {"bit_plan": [list(part) for part in PAPER_PLAN]}, "method": "impart"})
     assert rule.plan("self_attn", 1000) == cut_plan(PAPER_PLAN, 1000, "w")

@@ -13,13 +13,30 @@ from impart.errors import InputError
 from quantize.activations import Activations
 from quantize.streamed import StreamedDecoder
 
-SIZES = {"vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 FUSED = [["qkv_proj"], ["o_proj"], ["gate_up_proj"], ["down_proj"]]
 USUAL = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
-ARCHITECTURES = {"llama": {}, "mistral": {"sliding_window": 8}, "qwen2": {"tie_word_embeddings": True},
-                 "qwen3": {"head_dim": 12}, "phi3": {}, "gemma": {"head_dim": 12},
-                 "gemma2": {"head_dim": 12, "sliding_window": 8}, "gemma3_text": {"head_dim": 12, "sliding_window": 8}}
+ARCHITECTURES = {
+    "llama": {},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 12},
+    "phi3": {},
+    "gemma": {"head_dim": 12},
+    "gemma2": {"head_dim": 12, "sliding_window": 8},
+    "gemma3_text": {"head_dim": 12, "sliding_window": 8},
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,7 +47,9 @@ def quiet():
 
 def make(folder: Path, kind: str, **changes):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SIZES, **ARCHITECTURES[kind], **changes})).eval()
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **{**SIZES, **ARCHITECTURES[kind], **changes})
+    ).eval()
     model.save_pretrained(folder)
     return model, open_checkpoint(folder)
 
@@ -69,7 +88,11 @@ def test_only_one_layer_has_weights(tmp_path):
     decoder = streamed(checkpoint)
     assert all(parameter.is_meta for layer in decoder.layers for parameter in layer.parameters())
     load(decoder, checkpoint, 1)
-    assert [any(parameter.is_meta for parameter in layer.parameters()) for layer in decoder.layers] == [True, False, True]
+    assert [any(parameter.is_meta for parameter in layer.parameters()) for layer in decoder.layers] == [
+        True,
+        False,
+        True,
+    ]
     decoder.unload(1)
     assert all(parameter.is_meta for parameter in decoder.layers[1].parameters())
 
@@ -83,6 +106,7 @@ def test_hessians_are_those_of_the_whole_model(tmp_path):
         def hook(module, arguments):
             x = arguments[0].detach().flatten(0, -2)
             gathered[name] = 2 / ids.numel() * x.T @ x
+
         return hook
 
     for name in linear_names(checkpoint):
@@ -146,6 +170,7 @@ def test_a_module_that_the_layer_never_calls(tmp_path):
 
 def test_a_mixture_of_experts_is_refused(tmp_path):
     from transformers import MixtralConfig
+
     sizes = {**SIZES, "num_local_experts": 2, "num_experts_per_tok": 1}
     AutoModelForCausalLM.from_config(MixtralConfig(**sizes)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="stores as it runs it .mixtures of experts are not"):

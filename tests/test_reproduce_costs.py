@@ -29,8 +29,12 @@ def test_a_13b_svd_takes_hours_on_a_core_and_minutes_on_a_gpu():
 def test_dense_models_count_once_per_job_and_deltas_always():
     evaluations = [Step("evaluate", "p", "gsm8k", "x")] * 10
     sizes = {"p": LARGE}
-    assert disk(evaluations, sizes, jobs=2) == 2 * disk(evaluations, sizes, jobs=1) == disk(evaluations[:2], sizes, jobs=8)
-    assert disk([Step("sparsify", "p", "32", "x")] * 3, sizes, 1) == 3 * disk([Step("sparsify", "p", "32", "x")], sizes, 1)
+    assert (
+        disk(evaluations, sizes, jobs=2) == 2 * disk(evaluations, sizes, jobs=1) == disk(evaluations[:2], sizes, jobs=8)
+    )
+    assert disk([Step("sparsify", "p", "32", "x")] * 3, sizes, 1) == 3 * disk(
+        [Step("sparsify", "p", "32", "x")], sizes, 1
+    )
     assert disk(evaluations, {"p": None}, 1) == 0
 
 
@@ -59,6 +63,7 @@ def test_svamp_becomes_gsm8ks_format(tmp_path, capsys):
     from eval.answers import gsm8k_gold
     from reproduce.svamp import converted
     from reproduce.svamp import main as convert
+
     item = {"Body": "Dan had $ 3 left with him", "Question": "How many?", "Answer": 7.0}
     assert converted(item) == {"question": "Dan had $ 3 left with him. How many?", "answer": "#### 7"}
     assert gsm8k_gold(converted(item)["answer"]) == 7

@@ -15,12 +15,29 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_quickstart_prints_a_table_and_reuses_what_is_there(tmp_path):
     checkout = tmp_path / "checkout"
     checkout.mkdir()
-    for part in ("assets", "configs", "delta.py", "eval", "impart", "merge", "quantize", "reproduce", "requirements",
-                 "requirements-core.txt", "requirements-cpu.txt", "requirements.txt", "sparsify"):
+    for part in (
+        "assets",
+        "configs",
+        "delta.py",
+        "eval",
+        "impart",
+        "merge",
+        "quantize",
+        "reproduce",
+        "requirements",
+        "requirements-core.txt",
+        "requirements-cpu.txt",
+        "requirements.txt",
+        "sparsify",
+    ):
         (checkout / part).symlink_to(ROOT / part)
     environment = Path(sys.prefix)
-    variables = os.environ | {"VIRTUAL_ENV": str(environment), "RATIOS": "8", "SEEDS": "0",
-                              "IMPART_CACHE": str(tmp_path / "cache")}
+    variables = os.environ | {
+        "VIRTUAL_ENV": str(environment),
+        "RATIOS": "8",
+        "SEEDS": "0",
+        "IMPART_CACHE": str(tmp_path / "cache"),
+    }
     command = ["bash", str(checkout / "reproduce" / "quickstart.sh"), "code"]
     first = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
@@ -28,12 +45,16 @@ def test_quickstart_prints_a_table_and_reuses_what_is_there(tmp_path):
         assert word in first.stdout
     runs = checkout / "runs" / "quickstart" / "code"
     assert (runs / "accuracy.png").is_file() and (runs / "accuracy.csv").is_file()
-    before = {file: file.stat().st_mtime_ns for file in runs.rglob("*") if file.is_file() and "accuracy" not in file.name}
+    before = {
+        file: file.stat().st_mtime_ns for file in runs.rglob("*") if file.is_file() and "accuracy" not in file.name
+    }
     second = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert second.returncode == 0 and second.stdout.splitlines()[-12:] == first.stdout.splitlines()[-12:]
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
 def test_an_unknown_model_is_one_error_line(tmp_path):
-    done = subprocess.run(["bash", str(ROOT / "reproduce" / "quickstart.sh"), "physics"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", str(ROOT / "reproduce" / "quickstart.sh"), "physics"], capture_output=True, text=True
+    )
     assert done.returncode == 2 and done.stderr.startswith("error:") and done.stdout == ""

@@ -20,13 +20,25 @@ IN_ENVIRONMENT = pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="would
 def variables(runs: Path, **more: str) -> dict[str, str]:
     dropped = ("PAIR", "SEEDS", "JOBS", "KEEP", "SPLIT", "FIGURE", "OPENAI_API_KEY", "OPENAI_BASE_URL", "IMPART_DATA")
     kept = {key: value for key, value in os.environ.items() if key not in dropped}
-    return {**kept, "VIRTUAL_ENV": sys.prefix, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", "HF_HOME": str(runs / "hub"),
-            "CUDA_VISIBLE_DEVICES": "", **more}
+    return {
+        **kept,
+        "VIRTUAL_ENV": sys.prefix,
+        "RUNS": str(runs),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(runs / "hub"),
+        "CUDA_VISIBLE_DEVICES": "",
+        **more,
+    }
 
 
 def planned(name: str, runs: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["bash", f"reproduce/{name}.sh", *arguments], cwd=ROOT, env=variables(runs, **more),
-                          capture_output=True, text=True)
+    return subprocess.run(
+        ["bash", f"reproduce/{name}.sh", *arguments],
+        cwd=ROOT,
+        env=variables(runs, **more),
+        capture_output=True,
+        text=True,
+    )
 
 
 def commands(done: subprocess.CompletedProcess) -> list[str]:
@@ -34,8 +46,11 @@ def commands(done: subprocess.CompletedProcess) -> list[str]:
 
 
 def targets(done: subprocess.CompletedProcess, script: str) -> list[str]:
-    return [re.search(r"(?:save_dir=|save_pth=|--save_compressed_delta_dir )(\S+)", line).group(1)
-            for line in commands(done) if script in line]
+    return [
+        re.search(r"(?:save_dir=|save_pth=|--save_compressed_delta_dir )(\S+)", line).group(1)
+        for line in commands(done)
+        if script in line
+    ]
 
 
 @IN_ENVIRONMENT
@@ -76,7 +91,8 @@ def test_table_1_makes_each_row_by_its_yaml_and_the_svd_once(tmp_path):
     assert sum("delta.py --svd" in line for line in lines) == 1
     sparsify = [line for line in lines if "sparsify/sparsify.py" in line]
     assert [re.search(r"--config (\S+)", line).group(1) for line in sparsify] == [
-        f"configs/wizardmath_13b/{row}.yaml" for row in ("dare", "dare", "lowrank", "impart", "impart")]
+        f"configs/wizardmath_13b/{row}.yaml" for row in ("dare", "dare", "lowrank", "impart", "impart")
+    ]
     assert all("svd_dir" in line for line in sparsify if "dare" not in line)
     evaluated = [line for line in lines if "eval/scripts/gsm8k.sh" in line]
     assert len(evaluated) == 7 and all("eval/scripts/math.sh" in line for line in evaluated)
@@ -84,8 +100,13 @@ def test_table_1_makes_each_row_by_its_yaml_and_the_svd_once(tmp_path):
 
 @IN_ENVIRONMENT
 def test_tables_3_and_4_share_the_deltas_of_table_1(tmp_path):
-    first, third, fourth = (targets(planned(f"table{number}", tmp_path, "--dry-run", "--pairs", "llama2_chat_13b", "--seeds",
-                                            "0"), "sparsify.py") for number in (1, 3, 4))
+    first, third, fourth = (
+        targets(
+            planned(f"table{number}", tmp_path, "--dry-run", "--pairs", "llama2_chat_13b", "--seeds", "0"),
+            "sparsify.py",
+        )
+        for number in (1, 3, 4)
+    )
     own = f"{tmp_path}/llama2_chat_13b/impart_cr32_beta0.8_C0.5_seed0"
     assert own in first and own in third and own in fourth  # the pair's beta 0.8 and C 0.5 are a cell of Table 4
     assert len(fourth) == 6 and len(third) == 5
@@ -95,7 +116,10 @@ def test_tables_3_and_4_share_the_deltas_of_table_1(tmp_path):
 def test_a_quantized_row_is_sparsified_then_quantized_and_bitdelta_needs_no_sparse_delta(tmp_path):
     lines = commands(planned("table6", tmp_path, "--dry-run", "--pairs", "wizardmath_13b", "--seeds", "3"))
     assert [re.search(r"rows/(\w+).yaml", line).group(1) for line in lines if "sparsify_quant.py" in line] == [
-        "dare_qt", "deltacome", "impart_qt"]
+        "dare_qt",
+        "deltacome",
+        "impart_qt",
+    ]
     quantized = [line for line in lines if "sparse_llama.py" in line]
     assert len(quantized) == 4 and sum("--saved_delta_path" in line for line in quantized) == 3
     assert next(line for line in quantized if "bitdelta" in line).count("compression_ratio_qt=32") == 1
@@ -104,14 +128,18 @@ def test_a_quantized_row_is_sparsified_then_quantized_and_bitdelta_needs_no_spar
 @IN_ENVIRONMENT
 def test_merged_models_are_removed_after_their_evaluation_unless_kept(tmp_path):
     removed = [line for line in commands(planned("table8", tmp_path, "--dry-run", PAIR="tiny")) if "merge.py" in line]
-    kept = [line for line in commands(planned("table8", tmp_path, "--dry-run", "--keep", PAIR="tiny")) if "merge.py" in line]
+    kept = [
+        line for line in commands(planned("table8", tmp_path, "--dry-run", "--keep", PAIR="tiny")) if "merge.py" in line
+    ]
     assert len(removed) == len(kept) == 2 * (1 + 3 + 3)
     assert all("&& rm -rf" in line for line in removed) and not any("rm -rf" in line for line in kept)
 
 
 @IN_ENVIRONMENT
 def test_the_grid_search_is_the_loop_it_says(tmp_path):
-    done = planned("grid_search", tmp_path, "--dry-run", "--pairs", "tiny/code", BETAS="0.6 0.7", CS="0.5 1", RATIOS="8 16")
+    done = planned(
+        "grid_search", tmp_path, "--dry-run", "--pairs", "tiny/code", BETAS="0.6 0.7", CS="0.5 1", RATIOS="8 16"
+    )
     assert done.returncode == 0, done.stderr
     assert len(targets(done, "sparsify.py")) == 8 and sum("delta.py --svd" in line for line in commands(done)) == 1
     assert all("--split validation" in line for line in commands(done) if "eval/tiny.py" in line)
@@ -125,8 +153,9 @@ def test_the_grid_search_of_a_merge_has_the_papers_grid_and_masks_the_chosen_met
     assert first.returncode == 0, first.stderr
     methods = [re.search(r"merge_method=(\S+) mask=none ", line).group(1) for line in commands(first)[:-1]]
     lambdas = ("0.4", "0.6", "0.8", "1.0", "1.2")
-    assert sorted(methods) == sorted([f"ta_{lam}" for lam in lambdas] + [
-        f"ties_{trim}_{lam}" for trim in ("0.2", "0.4", "0.6") for lam in lambdas])
+    assert sorted(methods) == sorted(
+        [f"ta_{lam}" for lam in lambdas] + [f"ties_{trim}_{lam}" for trim in ("0.2", "0.4", "0.6") for lam in lambdas]
+    )
     whole = planned("grid_search_merge", tmp_path, "--dry-run", PAIR="tiny")
     lines = commands(whole)[:-1]
     assert len(lines) == len(set(targets(whole, "merge.py"))) == len(methods) + 2 * 2 * 5
@@ -166,12 +195,16 @@ def test_what_other_settings_made_is_not_taken_for_this_tables(tmp_path):
     arguments = ("table1", tmp_path, "--dry-run", "--pairs", "tiny/code", "--seeds", "0")
     pair = tmp_path / "tiny" / "code"
     (pair / ".made_by").mkdir(parents=True)
-    (pair / ".made_by" / "dare_cr16_seed0").write_text("python sparsify/sparsify.py base_model=another ftm_dir=assets/tiny/code\n")
+    (pair / ".made_by" / "dare_cr16_seed0").write_text(
+        "python sparsify/sparsify.py base_model=another ftm_dir=assets/tiny/code\n"
+    )
     assert planned(*arguments).returncode == 0  # nothing of that name is there
     (pair / "results_test" / "dare_cr16_seed0").mkdir(parents=True)
     done = planned(*arguments)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == ""
-    assert done.stderr.startswith(f"error: {pair}/dare_cr16_seed0 and its results") and "base_model=another" in done.stderr
+    assert (
+        done.stderr.startswith(f"error: {pair}/dare_cr16_seed0 and its results") and "base_model=another" in done.stderr
+    )
 
 
 def test_help_is_the_head_of_the_script(tmp_path):
@@ -189,8 +222,14 @@ def test_all_runs_every_table(tmp_path):
 @pytest.mark.slow
 def test_a_killed_table_continues_and_a_finished_one_does_nothing(tmp_path):
     command = ["bash", "reproduce/table1.sh", "--pairs", "tiny/code", "--seeds", "0", "--jobs", "1"]
-    started = subprocess.Popen(command, cwd=ROOT, env=variables(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               start_new_session=True)
+    started = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=variables(tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     first = tmp_path / "tiny" / "code" / "dare_cr16_seed0" / "delta.json"
     while not first.is_file() and started.poll() is None:
         time.sleep(0.05)
@@ -202,10 +241,14 @@ def test_a_killed_table_continues_and_a_finished_one_does_nothing(tmp_path):
     assert second.returncode == 0, second.stderr
     assert first.stat().st_mtime_ns == made_before
     assert "tiny_code, tiny/code, CR 16" in second.stdout and "not run" not in second.stdout
-    assert not list((tmp_path / "tiny" / "code" / "cache").iterdir())  # the rebuilt dense models are gone, the killed step's too
+    assert not list(
+        (tmp_path / "tiny" / "code" / "cache").iterdir()
+    )  # the rebuilt dense models are gone, the killed step's too
     files = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in tmp_path.rglob("*") if file.is_file()}
     third = planned("table1", tmp_path, *command[2:])
     assert third.returncode == 0 and third.stdout == second.stdout and "==" not in third.stderr
     again = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in tmp_path.rglob("*") if file.is_file()}
-    assert {file: content for file, (content, _) in files.items()} == {file: content for file, (content, _) in again.items()}
+    assert {file: content for file, (content, _) in files.items()} == {
+        file: content for file, (content, _) in again.items()
+    }
     assert all(files[file] == again[file] for file in files if "tables" not in file.parts)

@@ -18,9 +18,28 @@ from sparsify.allocation import (
     uv_sparsity,
 )
 
-SHAPES = [(1024, 1024), (4096, 4096), (5120, 5120), (8192, 8192), (1024, 4096), (4096, 1024), (14336, 4096),
-          (4096, 14336), (13824, 5120), (5120, 13824), (11008, 4096), (1024, 8192), (28672, 8192), (512, 3584),
-          (18944, 3584), (256, 2048), (16384, 2048), (64, 176), (1, 7), (3, 2)]
+SHAPES = [
+    (1024, 1024),
+    (4096, 4096),
+    (5120, 5120),
+    (8192, 8192),
+    (1024, 4096),
+    (4096, 1024),
+    (14336, 4096),
+    (4096, 14336),
+    (13824, 5120),
+    (5120, 13824),
+    (11008, 4096),
+    (1024, 8192),
+    (28672, 8192),
+    (512, 3584),
+    (18944, 3584),
+    (256, 2048),
+    (16384, 2048),
+    (64, 176),
+    (1, 7),
+    (3, 2),
+]
 RATIOS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 7.3)
 
 
@@ -123,34 +142,37 @@ def test_lowrank_ranks_fit_the_budget_and_are_at_least_one():
         assert (r + 1) * (m + n) > m * n / cr
 
 
-@pytest.mark.parametrize("s, alpha, beta, C, expected", [
-    # gamma 1/2: p = 0, 1/4, 3/8, 3/8, mean 1/4; without the last 13/32; without the last two 9/16.
-    ([4, 2, 1, 1], 0.5, 0.0, 1.0, [0, 0.25]),
-    # The same four columns as the upper half of eight: alpha 3/4 and beta 1/2 give gamma 1/2 again.
-    ([4, 2, 1, 1, 1, 1, 0.5, 0.5], 0.75, 0.5, 1.0, [0, 0.25]),
-    # Squared importance 1, 1/4, 1/16, 1/16: p = 0, 3/8, 15/32, 15/32; means 0.328, 0.461, 0.594.
-    ([4, 2, 1, 1], 0.5, 0.0, 2.0, [0, 0.375]),
-    # Square root: 16, 4, 1 of 16 -> 1, 1/2, 1/4; gamma 0.3: p = 0, 0.15, 0.225 mean 0.125; dropped one: 1.15/3 = 0.383.
-    ([16, 4, 1], 0.3, 0.0, 0.5, [0, 0.15]),
-    # All equal: p = 0, and exactly half of the columns are dropped: the mean reaches gamma exactly and no further.
-    ([2, 2, 2, 2], 0.5, 0.0, 1.0, [0, 0]),
-    # A tie at the boundary: the last of equal columns goes first. gamma 1/4: p = 0, 1/8, 1/8, 1/8; mean 3/32; 5/16.
-    ([2, 1, 1, 1], 0.25, 0.0, 1.0, [0, 0.125, 0.125]),
-    # C = 0: every column as important as the first.
-    ([9, 3, 1, 0.1], 0.25, 0.0, 0.0, [0, 0, 0]),
-    # gamma 0: nothing to drop beyond the pre-pruning.
-    ([4, 2, 1, 1], 0.5, 0.5, 1.0, [0, 0]),
-    # alpha 1: nothing may stay.
-    ([4, 2, 1, 1], 1.0, 0.0, 1.0, []),
-    # One column is left and gamma is above 0: dropping it is the only way to reach gamma.
-    ([4, 2, 1, 1], 0.8, 0.75, 1.0, []),
-    # Pre-pruning leaves no column at all.
-    ([4, 2, 1, 1], 0.9, 0.8, 1.0, []),
-    # Zeros: base equals fine-tuned; a zero tail is dropped even where the mean is reached without it.
-    ([0, 0, 0], 0.5, 0.0, 1.0, []),
-    ([8, 0, 0, 0], 0.5, 0.0, 1.0, [0]),
-    ([4, 4, 2, 0, 0, 0, 0, 0], 0.5, 0.0, 1.0, [0, 0, 0.25]),
-])
+@pytest.mark.parametrize(
+    "s, alpha, beta, C, expected",
+    [
+        # gamma 1/2: p = 0, 1/4, 3/8, 3/8, mean 1/4; without the last 13/32; without the last two 9/16.
+        ([4, 2, 1, 1], 0.5, 0.0, 1.0, [0, 0.25]),
+        # The same four columns as the upper half of eight: alpha 3/4 and beta 1/2 give gamma 1/2 again.
+        ([4, 2, 1, 1, 1, 1, 0.5, 0.5], 0.75, 0.5, 1.0, [0, 0.25]),
+        # Squared importance 1, 1/4, 1/16, 1/16: p = 0, 3/8, 15/32, 15/32; means 0.328, 0.461, 0.594.
+        ([4, 2, 1, 1], 0.5, 0.0, 2.0, [0, 0.375]),
+        # Square root: 16, 4, 1 of 16 -> 1, 1/2, 1/4; gamma 0.3: p = 0, 0.15, 0.225 mean 0.125; dropped one: 1.15/3 = 0.383.
+        ([16, 4, 1], 0.3, 0.0, 0.5, [0, 0.15]),
+        # All equal: p = 0, and exactly half of the columns are dropped: the mean reaches gamma exactly and no further.
+        ([2, 2, 2, 2], 0.5, 0.0, 1.0, [0, 0]),
+        # A tie at the boundary: the last of equal columns goes first. gamma 1/4: p = 0, 1/8, 1/8, 1/8; mean 3/32; 5/16.
+        ([2, 1, 1, 1], 0.25, 0.0, 1.0, [0, 0.125, 0.125]),
+        # C = 0: every column as important as the first.
+        ([9, 3, 1, 0.1], 0.25, 0.0, 0.0, [0, 0, 0]),
+        # gamma 0: nothing to drop beyond the pre-pruning.
+        ([4, 2, 1, 1], 0.5, 0.5, 1.0, [0, 0]),
+        # alpha 1: nothing may stay.
+        ([4, 2, 1, 1], 1.0, 0.0, 1.0, []),
+        # One column is left and gamma is above 0: dropping it is the only way to reach gamma.
+        ([4, 2, 1, 1], 0.8, 0.75, 1.0, []),
+        # Pre-pruning leaves no column at all.
+        ([4, 2, 1, 1], 0.9, 0.8, 1.0, []),
+        # Zeros: base equals fine-tuned; a zero tail is dropped even where the mean is reached without it.
+        ([0, 0, 0], 0.5, 0.0, 1.0, []),
+        ([8, 0, 0, 0], 0.5, 0.0, 1.0, [0]),
+        ([4, 4, 2, 0, 0, 0, 0, 0], 0.5, 0.0, 1.0, [0, 0, 0.25]),
+    ],
+)
 def test_goldens_worked_by_hand(s, alpha, beta, C, expected):
     p = sparsity_ratios(np.array(s, dtype=float), alpha, beta, C)
     assert p.dtype == np.float64
@@ -202,7 +224,7 @@ def test_the_mean_over_all_columns_meets_alpha_for_real_shapes():
 def test_scale_of_the_singular_values_does_not_matter():
     s = np.arange(1, 100) ** -0.8
     p = sparsity_ratios(s, 0.95, 0.6, 0.5)
-    for factor in (2.0 ** -60, 2.0 ** 40):
+    for factor in (2.0**-60, 2.0**40):
         assert np.array_equal(sparsity_ratios(s * factor, 0.95, 0.6, 0.5), p)
 
 
@@ -213,12 +235,21 @@ def test_uniform_allocation_gives_every_kept_column_gamma():
     assert len(uniform_ratios(s, 1.0, 0.0)) == 0 and len(uniform_ratios(np.zeros(4), 0.5, 0.0)) == 0
 
 
-@pytest.mark.parametrize("s, alpha, beta, words", [
-    ([1, np.nan], 0.5, 0.0, "finite"), ([np.inf, 1], 0.5, 0.0, "finite"), ([1, -1], 0.5, 0.0, "non-negative"),
-    ([1, 2], 0.5, 0.0, "descending"), ([[1, 2]], 0.5, 0.0, "vector"),
-    ([2, 1], 0.5, 1.0, "beta=1"), ([2, 1], 1.5, 0.0, "alpha=1.5"), ([2, 1], 0.5, -0.1, "beta=-0.1"),
-    ([2, 1], 0.5, 0.6, "beta=0.6 of the columns, more than alpha=0.5000"), ([2, 1], float("nan"), 0.0, "alpha=nan"),
-])
+@pytest.mark.parametrize(
+    "s, alpha, beta, words",
+    [
+        ([1, np.nan], 0.5, 0.0, "finite"),
+        ([np.inf, 1], 0.5, 0.0, "finite"),
+        ([1, -1], 0.5, 0.0, "non-negative"),
+        ([1, 2], 0.5, 0.0, "descending"),
+        ([[1, 2]], 0.5, 0.0, "vector"),
+        ([2, 1], 0.5, 1.0, "beta=1"),
+        ([2, 1], 1.5, 0.0, "alpha=1.5"),
+        ([2, 1], 0.5, -0.1, "beta=-0.1"),
+        ([2, 1], 0.5, 0.6, "beta=0.6 of the columns, more than alpha=0.5000"),
+        ([2, 1], float("nan"), 0.0, "alpha=nan"),
+    ],
+)
 def test_meaningless_input_is_refused(s, alpha, beta, words):
     for function in (lambda *given: sparsity_ratios(*given, 1.0), uniform_ratios):
         with pytest.raises(ValueError, match=words):

@@ -9,8 +9,18 @@ from sparsify.allocation import kept_rank, preprune_ratio, sparsity_ratios
 from sparsify.allocation_quant import budget_bits, check_quantized, dense_rank, quantized_ratios, scaled_to
 from sparsify.costs import Accounting
 
-SHAPES = [(1024, 1024), (1024, 4096), (4096, 1024), (5120, 5120), (14336, 4096), (4096, 14336), (192, 512), (64, 192),
-          (333, 777), (896, 128)]
+SHAPES = [
+    (1024, 1024),
+    (1024, 4096),
+    (4096, 1024),
+    (5120, 5120),
+    (14336, 4096),
+    (4096, 14336),
+    (192, 512),
+    (64, 192),
+    (333, 777),
+    (896, 128),
+]
 PLAN = checked_plan(PAPER_PLAN)
 
 
@@ -26,7 +36,7 @@ def ratios(m, n, cr, beta=0.6, C=1.0, accounting=None, s=None):
 
 def stored_share(p, m, n):
     """The left side of the equation of Algorithm 3: sum (1 - p_k) b_k / 16 over N."""
-    bits = np.array(([8] * 2 + [3] * 32 + [2] * max(len(p) - 34, 0))[:len(p)])
+    bits = np.array(([8] * 2 + [3] * 32 + [2] * max(len(p) - 34, 0))[: len(p)])
     return ((1 - p) * bits / 16).sum() / min(m, n)
 
 
@@ -46,8 +56,11 @@ def test_the_equation_holds_for_every_shape(shape, cr, beta, C):
 def test_it_is_algorithm_1_at_the_alpha_that_fits():
     m = n = 1024
     p, b, s = ratios(m, n, 32)
-    fits = [alpha for alpha in np.linspace(b, 1, 2001)[:-1]
-            if stored_share(sparsity_ratios(s, alpha, b, 1.0), m, n) <= stored_share(p, m, n)]
+    fits = [
+        alpha
+        for alpha in np.linspace(b, 1, 2001)[:-1]
+        if stored_share(sparsity_ratios(s, alpha, b, 1.0), m, n) <= stored_share(p, m, n)
+    ]
     first = sparsity_ratios(s, fits[0], b, 1.0)
     assert abs(len(first) - len(p)) <= 2
     shared = min(len(first), len(p))
@@ -56,8 +69,9 @@ def test_it_is_algorithm_1_at_the_alpha_that_fits():
 
 def test_counting_three_bits_as_four_keeps_less():
     as_3 = stored_share(ratios(1024, 1024, 32)[0], 1024, 1024)
-    as_4 = stored_share(ratios(1024, 1024, 32, accounting=Accounting(PLAN, count="paper", count_3bit_as_4=True))[0],
-                        1024, 1024)
+    as_4 = stored_share(
+        ratios(1024, 1024, 32, accounting=Accounting(PLAN, count="paper", count_3bit_as_4=True))[0], 1024, 1024
+    )
     assert as_4 < as_3 * 0.99
 
 
@@ -68,10 +82,10 @@ def test_golden():
     assert p.tolist() == [0, 0, 0, 0]
     # at ratio 2 there are 128 bits for them
     p, _, _ = ratios(4, 4, 2, beta=0.0, C=1.0, s=np.array([4.0, 2, 1, 1]))
-    bits = np.array([8, 8, 3, 3])[:len(p)]
+    bits = np.array([8, 8, 3, 3])[: len(p)]
     assert 8 * ((1 - p) * bits).sum() == pytest.approx(128)
     ratio = p[1:] / p[1]
-    assert np.allclose(ratio, [1, 1.5, 1.5][:len(ratio)])  # 1 - s_k / s_1 = 1/2, 3/4, 3/4
+    assert np.allclose(ratio, [1, 1.5, 1.5][: len(ratio)])  # 1 - s_k / s_1 = 1/2, 3/4, 3/4
 
 
 def test_a_delta_of_low_rank_is_kept_whole():
@@ -105,7 +119,9 @@ def test_dense_rank_is_the_largest_that_fits():
 def test_too_much_pre_pruning_names_the_largest_beta(m, n, cr, beta):
     accounting = Accounting(PLAN, count="paper")
     cost = accounting.cost("w", m, n, cr)
-    with pytest.raises(InputError, match=rf"w \({m} x {n}\): preprune_ratio beta={beta:g} leaves .* take beta <= ") as error:
+    with pytest.raises(
+        InputError, match=rf"w \({m} x {n}\): preprune_ratio beta={beta:g} leaves .* take beta <= "
+    ) as error:
         check_quantized("w", m, n, cr, beta, cost)
     largest = float(str(error.value).split("beta <= ")[1].split()[0])
     check_quantized("w", m, n, cr, largest, cost)

@@ -39,8 +39,17 @@ def quantized(source: Encoded, grid: str, groupsize: int) -> Encoded:
         parts.append(torch.arange(count) // groupsize + before)
         before = int(parts[-1].max()) + 1
     shapes = (m, before), (r, int(group_V.max()) + 1)
-    return groups_encoded((m, n), plan, codes, masks, torch.ones(r), tuple(map(torch.ones, shapes)),
-                          tuple(map(torch.zeros, shapes)), (torch.cat(parts), group_V), source)
+    return groups_encoded(
+        (m, n),
+        plan,
+        codes,
+        masks,
+        torch.ones(r),
+        tuple(map(torch.ones, shapes)),
+        tuple(map(torch.zeros, shapes)),
+        (torch.cat(parts), group_V),
+        source,
+    )
 
 
 def written_bytes(encoded: Encoded) -> int:
@@ -63,15 +72,29 @@ def test_counted_is_written(shape, grid):
 @pytest.mark.parametrize(("beta", "C"), [(0.6, 1.0), (0.8, 0.5)])
 def test_true_ratio_is_the_nominal_one_within_a_percent(shape, cr, beta, C):
     m, n = shape
-    source = impart_to_size(*triplets(m, n, min(m, n)), name=NAME, cr=cr, beta=beta, C=C, seed=0,
-                            accounting=Accounting(PLAN, "bytes", "compact"))
+    source = impart_to_size(
+        *triplets(m, n, min(m, n)),
+        name=NAME,
+        cr=cr,
+        beta=beta,
+        C=C,
+        seed=0,
+        accounting=Accounting(PLAN, "bytes", "compact"),
+    )
     assert 2 * m * n / written_bytes(quantized(source, "compact", 128)) == pytest.approx(cr, rel=0.01)
 
 
 @pytest.mark.parametrize(("beta", "C"), [(0.6, 1.0), (0.8, 0.5)])
 def test_compact_with_the_paper_s_counting_is_truly_31_at_32(beta, C):
-    source = impart_to_size(*triplets(2048, 2048, 820), name=NAME, cr=32, beta=beta, C=C, seed=0,
-                            accounting=Accounting(PLAN, "paper", "compact"))
+    source = impart_to_size(
+        *triplets(2048, 2048, 820),
+        name=NAME,
+        cr=32,
+        beta=beta,
+        C=C,
+        seed=0,
+        accounting=Accounting(PLAN, "paper", "compact"),
+    )
     assert 2 * 2048 * 2048 / source.facts["quantized_codes"] == pytest.approx(32, rel=0.005)
     assert 2 * 2048 * 2048 / written_bytes(quantized(source, "compact", 128)) >= 31
 
@@ -83,8 +106,9 @@ def test_the_paper_s_groups_are_counted_too():
 
 
 def test_sixteen_bit_values_by_bytes():
-    source = impart_to_size(*triplets(1024, 1024, 410), name=NAME, cr=32, beta=0.6, C=1, seed=0,
-                            accounting=Accounting(plan=None))
+    source = impart_to_size(
+        *triplets(1024, 1024, 410), name=NAME, cr=32, beta=0.6, C=1, seed=0, accounting=Accounting(plan=None)
+    )
     assert 2 * 1024 * 1024 / written_bytes(source) == pytest.approx(32, rel=0.005)
     assert "quantized_bytes" not in source.facts
 
@@ -94,8 +118,9 @@ def test_impart_to_size_is_unbiased():
     U, s, V = delta_svd(dW)
     mean = torch.zeros(48, 64)
     for seed in range(200):
-        source = impart_to_size(U, s, V, name=NAME, cr=6, beta=0.0, C=1, seed=seed,
-                                accounting=Accounting(PLAN, "paper"))
+        source = impart_to_size(
+            U, s, V, name=NAME, cr=6, beta=0.0, C=1, seed=seed, accounting=Accounting(PLAN, "paper")
+        )
         mean += decode(NAME, facts_of(source), source.tensors) / 200
     r = source.facts["rank"]
     truncated = (U[:, :r] * s[:r]) @ V[:, :r].T
@@ -123,6 +148,14 @@ def test_dare_s_share_follows_from_bits_and_ratio(bits, grid):
     mask = torch.from_numpy(entry_masks(NAME, facts_of(stored)))
     group = None if grid == "compact" else torch.arange(640) // 128
     shape = (512, 1) if grid == "compact" else (512, 5)
-    encoded = entries_encoded(mask.to(torch.uint8), mask, bits, torch.ones(shape),
-                              torch.zeros(512) if grid == "compact" else torch.zeros(shape), group, 1.0, stored)
+    encoded = entries_encoded(
+        mask.to(torch.uint8),
+        mask,
+        bits,
+        torch.ones(shape),
+        torch.zeros(512) if grid == "compact" else torch.zeros(shape),
+        group,
+        1.0,
+        stored,
+    )
     assert 2 * dW.numel() / written_bytes(encoded) == pytest.approx(32, rel=0.02)

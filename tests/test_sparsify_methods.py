@@ -25,7 +25,7 @@ def factored(m, n, power=0.8, seed=0):
     """U, s, V of all N columns, without the cost of an SVD: orthonormal columns for small ones, random for large."""
     generator = torch.Generator().manual_seed(seed)
     N = min(m, n)
-    U, V = (torch.randn(rows, N, generator=generator) * rows ** -0.5 for rows in (m, n))
+    U, V = (torch.randn(rows, N, generator=generator) * rows**-0.5 for rows in (m, n))
     return U, 0.01 * torch.arange(1, N + 1).float() ** -power, V
 
 
@@ -73,8 +73,10 @@ def test_impart_approaches_the_delta_as_the_ratio_falls():
     dW = torch.randn(96, 5, generator=generator) @ torch.randn(5, 64, generator=generator)
     dW += 0.05 * torch.randn(96, 64, generator=generator)
     triplets = delta_svd(dW)
-    errors = [float((decoded(impart(*triplets, name=NAME, cr=cr, beta=0.3, C=1.0, seed=0)) - dW).norm() / dW.norm())
-              for cr in (16, 4, 1)]
+    errors = [
+        float((decoded(impart(*triplets, name=NAME, cr=cr, beta=0.3, C=1.0, seed=0)) - dW).norm() / dW.norm())
+        for cr in (16, 4, 1)
+    ]
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.4
 
 
@@ -147,11 +149,15 @@ def test_dare_keeps_one_in_cr_entries_and_multiplies_them_by_cr():
     assert torch.allclose(decoded(dare(dW, name=NAME, cr=1, seed=0)), dW, rtol=1e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", [
-    lambda U, s, V: impart(U, s, V, name=NAME, cr=4, beta=0.5, C=1.0, seed=0),
-    lambda U, s, V: impart(U, s, V, name=NAME, cr=4, beta=0.5, C=1.0, seed=0, allocation="uniform"),
-    lambda U, s, V: lowrank(U, s, V, cr=4),
-    lambda U, s, V: dare((U * s) @ V.T, name=NAME, cr=4, seed=0)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda U, s, V: impart(U, s, V, name=NAME, cr=4, beta=0.5, C=1.0, seed=0),
+        lambda U, s, V: impart(U, s, V, name=NAME, cr=4, beta=0.5, C=1.0, seed=0, allocation="uniform"),
+        lambda U, s, V: lowrank(U, s, V, cr=4),
+        lambda U, s, V: dare((U * s) @ V.T, name=NAME, cr=4, seed=0),
+    ],
+)
 def test_a_zero_delta_is_stored_as_nothing(method):
     encoded = method(*delta_svd(torch.zeros(12, 20)))
     assert encoded.encoding == "empty" and encoded.tensors == {} and encoded.shape == (12, 20)
@@ -160,8 +166,11 @@ def test_a_zero_delta_is_stored_as_nothing(method):
 @pytest.mark.parametrize("m, n", [(1, 6), (6, 1), (2, 2)])
 def test_the_smallest_matrices_go_through_every_method(m, n):
     dW = torch.arange(1.0, m * n + 1).reshape(m, n)
-    for encoded in (impart(*delta_svd(dW), name=NAME, cr=2, beta=0.0, C=1.0, seed=0), lowrank(*delta_svd(dW), cr=2),
-                    dare(dW, name=NAME, cr=2, seed=0)):
+    for encoded in (
+        impart(*delta_svd(dW), name=NAME, cr=2, beta=0.0, C=1.0, seed=0),
+        lowrank(*delta_svd(dW), cr=2),
+        dare(dW, name=NAME, cr=2, seed=0),
+    ):
         assert decoded(encoded).shape == (m, n) and torch.all(torch.isfinite(decoded(encoded)))
 
 
@@ -169,7 +178,11 @@ def test_the_smallest_matrices_go_through_every_method(m, n):
 @pytest.mark.parametrize("beta, C", [(0.6, 1.0), (0.8, 0.5)])
 def test_at_32_the_stored_bytes_are_within_three_percent_of_nominal(m, n, beta, C):
     nominal = 2 * m * n / 32
-    for encoded in (ours(m, n, 32, beta, C), ours(m, n, 32, beta, C, mask="exact_count"), lowrank(*factored(m, n), cr=32),
-                    dare(torch.randn(m, n), name=NAME, cr=32, seed=0)):
+    for encoded in (
+        ours(m, n, 32, beta, C),
+        ours(m, n, 32, beta, C, mask="exact_count"),
+        lowrank(*factored(m, n), cr=32),
+        dare(torch.randn(m, n), name=NAME, cr=32, seed=0),
+    ):
         stored = sum(tensor.nbytes for tensor in encoded.tensors.values())
         assert stored == pytest.approx(nominal, rel=0.03)

@@ -48,41 +48,94 @@ def sparse(pair, tmp_path_factory):
 
 # The readme's way: a YAML with the authors' keys and a saved SVD
 
+
 def test_the_authors_yaml_and_commands_by_subprocess(pair, tmp_path, script):
     """Key for key the authors' config_example.yaml, with paths and sizes of the small pair."""
     config = yaml.safe_load((ROOT / "sparsify" / "config_example.yaml").read_text())
-    assert set(config) == {"ftm_dir", "svd_dir", "save_dir", "log_dir", "weight_types", "layer_num", "weight_name",
-                           "compression_ratio", "preprune_ratio", "C"}
-    config |= {"ftm_dir": str(pair[1]), "svd_dir": str(tmp_path / "delta.pt"), "save_dir": str(tmp_path / "out"),
-               "log_dir": str(tmp_path / "logs"), "layer_num": 2, "compression_ratio": 8}
+    assert set(config) == {
+        "ftm_dir",
+        "svd_dir",
+        "save_dir",
+        "log_dir",
+        "weight_types",
+        "layer_num",
+        "weight_name",
+        "compression_ratio",
+        "preprune_ratio",
+        "C",
+    }
+    config |= {
+        "ftm_dir": str(pair[1]),
+        "svd_dir": str(tmp_path / "delta.pt"),
+        "save_dir": str(tmp_path / "out"),
+        "log_dir": str(tmp_path / "logs"),
+        "layer_num": 2,
+        "compression_ratio": 8,
+    }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    done = script("delta.py", "--svd", "--base_model", pair[0], "--finetuned_model", pair[1], "--dim", 64,
-                  "--save_path", tmp_path / "delta.pt")
+    done = script(
+        "delta.py",
+        "--svd",
+        "--base_model",
+        pair[0],
+        "--finetuned_model",
+        pair[1],
+        "--dim",
+        64,
+        "--save_path",
+        tmp_path / "delta.pt",
+    )
     assert done.code == 0, done.err
     done = script("sparsify/sparsify.py", "--config", tmp_path / "config.yaml", cwd=tmp_path)  # any working directory
     assert done.code == 0, done.err
     assert "impart at compression ratio 8, seed 0" in done.out
     artifact = open_delta(tmp_path / "out")
     assert artifact.manifest["settings"] == {
-        "compression_ratio": 8.0, "accounting": "paper", "preprune_ratio": 0.8, "C": 0.5, "allocation": "importance",
-        "mask": "bernoulli", "rescale": True}
+        "compression_ratio": 8.0,
+        "accounting": "paper",
+        "preprune_ratio": 0.8,
+        "C": 0.5,
+        "allocation": "importance",
+        "mask": "bernoulli",
+        "rescale": True,
+    }
     assert len(artifact.names()) == 14 and (tmp_path / "logs" / "out.csv").is_file()
-    done = script("sparsify/sparsify.py", "--config", tmp_path / "config.yaml", "C=only_lowrank", "preprune_ratio=null",
-                  f"save_dir={tmp_path / 'lowrank'}")
+    done = script(
+        "sparsify/sparsify.py",
+        "--config",
+        tmp_path / "config.yaml",
+        "C=only_lowrank",
+        "preprune_ratio=null",
+        f"save_dir={tmp_path / 'lowrank'}",
+    )
     assert done.code == 0, done.err
     assert open_delta(tmp_path / "lowrank").manifest["method"] == "lowrank"
 
 
 def test_only_lowrank_is_method_lowrank(pair, tmp_path, called):
-    run(called, *models(pair), "compression_ratio=8", "C=only_lowrank", "preprune_ratio=null", f"save_dir={tmp_path / 'a'}")
+    run(
+        called,
+        *models(pair),
+        "compression_ratio=8",
+        "C=only_lowrank",
+        "preprune_ratio=null",
+        f"save_dir={tmp_path / 'a'}",
+    )
     run(called, *models(pair), "compression_ratio=8", "method=lowrank", f"save_dir={tmp_path / 'b'}")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    with_beta = run(called, *models(pair), "compression_ratio=8", "C=only_lowrank", "preprune_ratio=0.8",
-                    f"save_dir={tmp_path / 'c'}")
+    with_beta = run(
+        called,
+        *models(pair),
+        "compression_ratio=8",
+        "C=only_lowrank",
+        "preprune_ratio=0.8",
+        f"save_dir={tmp_path / 'c'}",
+    )
     assert "lowrank at compression ratio 8" in with_beta.out and files_of(tmp_path / "c") == files_of(tmp_path / "a")
 
 
 # What the artifact holds
+
 
 def test_every_matrix_is_impart_of_its_delta(pair, sparse):
     artifact, base, tuned = open_delta(sparse), *map(open_checkpoint, pair)
@@ -110,6 +163,7 @@ def test_the_value_ratio_is_met_and_measured(sparse, called):
     dense = sum(m * n for m, n in map(artifact.shape, artifact.names()))
     assert 8 * 0.93 < dense / kept < 8 * 1.35  # small matrices lose up to two columns to the boundary
     import delta
+
     assert f"{dense / kept:.2f}" in called(delta.main, "--info", sparse).out
 
 
@@ -162,6 +216,7 @@ def test_lowrank_is_the_truncated_svd(pair, tmp_path, called):
 
 # Table 3
 
+
 def error_of(path, pair):
     """Relative error of all deltas together."""
     artifact, base, tuned = open_delta(path), *map(open_checkpoint, pair)
@@ -173,8 +228,12 @@ def error_of(path, pair):
 
 
 def test_the_four_ablations_of_table_3(pair, sparse, tmp_path, called):
-    rows = {"no_preprune": ["preprune_ratio=0"], "uniform": ["allocation=uniform"],
-            "both": ["preprune_ratio=0", "allocation=uniform"], "no_rescale": ["rescale=false"]}
+    rows = {
+        "no_preprune": ["preprune_ratio=0"],
+        "uniform": ["allocation=uniform"],
+        "both": ["preprune_ratio=0", "allocation=uniform"],
+        "no_rescale": ["rescale=false"],
+    }
     for row, keys in rows.items():
         run(called, *models(pair), *IMPART, *keys, f"save_dir={tmp_path / row}")
     full, artifacts = open_delta(sparse), {row: open_delta(tmp_path / row) for row in rows}
@@ -185,9 +244,12 @@ def test_the_four_ablations_of_table_3(pair, sparse, tmp_path, called):
         assert len(set(keep["uniform"].tolist())) == len(set(keep["both"].tolist())) == 1
         assert keep["uniform"][0] > keep["both"][0]
         assert torch.equal(keep["no_rescale"], whole) and not torch.allclose(
-            artifacts["no_rescale"].reconstruct(name), full.reconstruct(name), atol=1e-5)
+            artifacts["no_rescale"].reconstruct(name), full.reconstruct(name), atol=1e-5
+        )
     errors = {row: error_of(tmp_path / row, pair) for row in rows} | {"full": error_of(sparse, pair)}
-    assert errors["full"] < errors["uniform"] < errors["both"]  # variance: the paper's reason for pruning and importance
+    assert (
+        errors["full"] < errors["uniform"] < errors["both"]
+    )  # variance: the paper's reason for pruning and importance
 
 
 def test_seeds_change_values_and_exact_counts_change_counts(pair, sparse, tmp_path, called):
@@ -199,8 +261,9 @@ def test_seeds_change_values_and_exact_counts_change_counts(pair, sparse, tmp_pa
         assert torch.equal(zero.stored(name).tensors["keep"], one.stored(name).tensors["keep"])
         levels = exact.stored(name).tensors["keep"].long() + 1
         m, n = exact.shape(name)
-        assert exact.stored(name).facts["kept"] == [int(sum(rows - rows * (65536 - level) // 65536 for level in levels))
-                                                    for rows in (m, n)]
+        assert exact.stored(name).facts["kept"] == [
+            int(sum(rows - rows * (65536 - level) // 65536 for level in levels)) for rows in (m, n)
+        ]
     assert any(not torch.equal(zero.reconstruct(name), one.reconstruct(name)) for name in zero.names())
 
 
@@ -211,13 +274,26 @@ def test_the_same_settings_give_the_same_bytes(pair, sparse, tmp_path, called):
 
 # What else is written
 
+
 def test_the_table_has_a_line_per_matrix_that_agrees_with_the_artifact(pair, tmp_path, called):
     run(called, *models(pair), *IMPART, f"save_dir={tmp_path / 'out'}", f"log_dir={tmp_path / 'logs'}")
     artifact = open_delta(tmp_path / "out")
     with (tmp_path / "logs" / "out.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
-    assert list(lines[0]) == ["name", "type", "m", "n", "alpha", "b", "rank", "kept_u", "kept_v", "sparsity", "value_ratio",
-                              "byte_ratio"]
+    assert list(lines[0]) == [
+        "name",
+        "type",
+        "m",
+        "n",
+        "alpha",
+        "b",
+        "rank",
+        "kept_u",
+        "kept_v",
+        "sparsity",
+        "value_ratio",
+        "byte_ratio",
+    ]
     assert [line["name"] for line in lines] == artifact.names()
     for line in lines:
         (m, n), facts = artifact.shape(line["name"]), artifact.stored(line["name"]).facts
@@ -233,8 +309,14 @@ def test_the_table_has_a_line_per_matrix_that_agrees_with_the_artifact(pair, tmp
 
 @pytest.mark.parametrize("method", ["dare", "lowrank"])
 def test_the_table_of_the_baselines(pair, tmp_path, called, method):
-    run(called, *models(pair), f"method={method}", "compression_ratio=8", f"save_dir={tmp_path / 'out'}",
-        f"log_dir={tmp_path / 'logs'}")
+    run(
+        called,
+        *models(pair),
+        f"method={method}",
+        "compression_ratio=8",
+        f"save_dir={tmp_path / 'out'}",
+        f"log_dir={tmp_path / 'logs'}",
+    )
     with (tmp_path / "logs" / "out.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
     assert len(lines) == 14 and all(line["b"] == "" for line in lines)
@@ -247,7 +329,14 @@ def test_save_model_writes_the_dense_checkpoint_as_well(pair, sparse, tmp_path, 
     assert files_of(tmp_path / "out") == files_of(sparse)
     merge(called, tmp_path / "out", tmp_path / "merged")
     assert files_of(tmp_path / "out_model") == files_of(tmp_path / "merged")
-    run(called, *models(pair), *IMPART, "save_model=true", f"save_dir={tmp_path / 'b'}", f"model_dir={tmp_path / 'elsewhere'}")
+    run(
+        called,
+        *models(pair),
+        *IMPART,
+        "save_model=true",
+        f"save_dir={tmp_path / 'b'}",
+        f"model_dir={tmp_path / 'elsewhere'}",
+    )
     assert files_of(tmp_path / "elsewhere") == files_of(tmp_path / "merged") and not (tmp_path / "b_model").exists()
 
 
@@ -264,11 +353,19 @@ def test_the_report_lies_beside_the_result(sparse, pair):
 
 # Parts of a model
 
+
 @pytest.mark.parametrize("over_svd", [False, True])
 def test_types_and_layers_that_are_left_out_travel_whole(pair, svd_delta, tmp_path, called, over_svd):
     source = (f"svd_dir={svd_delta}", f"ftm_dir={pair[1]}") if over_svd else models(pair)
-    run(called, *source, *IMPART, "weight_types=[self_attn.q_proj, mlp.up_proj]", "layer_num=1",
-        "weight_name=model.layers.{layer_num}.{weight_type}", f"save_dir={tmp_path / 'out'}")
+    run(
+        called,
+        *source,
+        *IMPART,
+        "weight_types=[self_attn.q_proj, mlp.up_proj]",
+        "layer_num=1",
+        "weight_name=model.layers.{layer_num}.{weight_type}",
+        f"save_dir={tmp_path / 'out'}",
+    )
     artifact, tuned = open_delta(tmp_path / "out"), open_checkpoint(pair[1])
     assert artifact.names() == ["model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
     assert len(artifact.extras()) == 12
@@ -297,29 +394,52 @@ def test_extras_and_unchanged_matrices(tmp_path, called):
 def test_identical_models_give_an_empty_delta(pair, tmp_path, called, caplog):
     copy = shutil.copytree(pair[0], tmp_path / "copy")
     for method, keys in (("impart", IMPART[1:]), ("lowrank", ()), ("dare", ())):
-        run(called, f"base_model={pair[0]}", f"ftm_dir={copy}", f"method={method}", "compression_ratio=8", *keys,
-            f"save_dir={tmp_path / method}", f"log_dir={tmp_path}")
+        run(
+            called,
+            f"base_model={pair[0]}",
+            f"ftm_dir={copy}",
+            f"method={method}",
+            "compression_ratio=8",
+            *keys,
+            f"save_dir={tmp_path / method}",
+            f"log_dir={tmp_path}",
+        )
         assert {entry["encoding"] for entry in open_delta(tmp_path / method).manifest["matrices"].values()} == {"empty"}
     assert caplog.text.count("are identical: the delta is empty") == 3
-    for a, b in zip(tensors_of(merge(called, tmp_path / "impart", tmp_path / "m").path).values(),
-                    tensors_of(pair[0]).values(), strict=True):
+    for a, b in zip(
+        tensors_of(merge(called, tmp_path / "impart", tmp_path / "m").path).values(),
+        tensors_of(pair[0]).values(),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
 # Bytes on disk
 
+
 @pytest.fixture(scope="module")
 def wide_pair(tmp_path_factory):
     """One layer with a square matrix of 1024 and one of Llama's mlp shape beside it."""
-    shapes = {"model.embed_tokens.weight": (8, 1024), "model.layers.0.self_attn.q_proj.weight": (1024, 1024),
-              "model.layers.0.mlp.up_proj.weight": (2816, 1024)}
+    shapes = {
+        "model.embed_tokens.weight": (8, 1024),
+        "model.layers.0.self_attn.q_proj.weight": (1024, 1024),
+        "model.layers.0.mlp.up_proj.weight": (2816, 1024),
+    }
     base, folder = random_weights(shapes), tmp_path_factory.mktemp("wide")
     return write_checkpoint(folder / "base", base), write_checkpoint(folder / "tuned", tuned_weights(base))
 
 
-@pytest.mark.parametrize("keys", [
-    ("preprune_ratio=0.6", "C=1"), ("preprune_ratio=0.8", "C=0.5"), ("preprune_ratio=0.8", "C=0.5", "mask=exact_count"),
-    ("method=lowrank",), ("method=dare",)], ids=["0.6-1", "0.8-0.5", "exact", "lowrank", "dare"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("preprune_ratio=0.6", "C=1"),
+        ("preprune_ratio=0.8", "C=0.5"),
+        ("preprune_ratio=0.8", "C=0.5", "mask=exact_count"),
+        ("method=lowrank",),
+        ("method=dare",),
+    ],
+    ids=["0.6-1", "0.8-0.5", "exact", "lowrank", "dare"],
+)
 def test_at_32_the_linear_layers_take_a_32nd_of_their_bytes(wide_pair, tmp_path, called, keys):
     run(called, *models(wide_pair), "compression_ratio=32", *keys, f"save_dir={tmp_path / 'out'}")
     artifact = open_delta(tmp_path / "out")
@@ -333,12 +453,21 @@ def test_at_32_the_linear_layers_take_a_32nd_of_their_bytes(wide_pair, tmp_path,
 
 # Families
 
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_sparsified_and_its_dense_model_loads(tmp_path, called, family):
     import transformers
+
     pair = family_pair(tmp_path, family)
-    run(called, *models(pair), "compression_ratio=2", "preprune_ratio=0.3", "C=1", "save_model=true",
-        f"save_dir={tmp_path / 'out'}")
+    run(
+        called,
+        *models(pair),
+        "compression_ratio=2",
+        "preprune_ratio=0.3",
+        "C=1",
+        "save_model=true",
+        f"save_dir={tmp_path / 'out'}",
+    )
     artifact = open_delta(tmp_path / "out")
     assert artifact.names() == linear_names(open_checkpoint(pair[1]))
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out_model", dtype="auto")
@@ -348,6 +477,7 @@ def test_every_family_is_sparsified_and_its_dense_model_loads(tmp_path, called, 
 
 # Killed, continued, in two processes
 
+
 @pytest.fixture(scope="module")
 def deep_pair(tmp_path_factory):
     return llama_pair(tmp_path_factory.mktemp("deep"), hidden=96, intermediate=160, layers=12, kv=48)
@@ -356,8 +486,15 @@ def deep_pair(tmp_path_factory):
 @pytest.mark.slow
 def test_killed_at_random_points_and_run_again_gives_the_same_bytes(deep_pair, tmp_path, called, environment):
     run(called, *models(deep_pair), *IMPART, f"save_dir={tmp_path / 'whole'}")
-    command = [sys.executable, "sparsify/sparsify.py", "--threads", "1", *models(deep_pair), *IMPART,
-               f"save_dir={tmp_path / 'killed'}"]
+    command = [
+        sys.executable,
+        "sparsify/sparsify.py",
+        "--threads",
+        "1",
+        *models(deep_pair),
+        *IMPART,
+        f"save_dir={tmp_path / 'killed'}",
+    ]
     landed = stopped_at_random(command, tmp_path / "killed", environment, 3, random.Random(1))
     assert landed >= 2
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
@@ -375,9 +512,12 @@ def test_changed_settings_over_an_interrupted_run_are_refused(deep_pair, tmp_pat
     monkeypatch.setattr(sparsify, "impart", dies)
     flags = (*models(deep_pair), *IMPART, f"save_dir={tmp_path / 'out'}", "--threads", "1")
     assert called(sparsify.main, *flags).code == 130
-    for key, words in (("compression_ratio=16", "settings.compression_ratio was 8.0, is 16.0"), ("seed=3", "seed was 0, is 3"),
-                       ("method=lowrank", "method was 'impart', is 'lowrank'"),
-                       ("weight_types=[mlp.up_proj]", "other matrices or extras")):
+    for key, words in (
+        ("compression_ratio=16", "settings.compression_ratio was 8.0, is 16.0"),
+        ("seed=3", "seed was 0, is 3"),
+        ("method=lowrank", "method was 'impart', is 'lowrank'"),
+        ("weight_types=[mlp.up_proj]", "other matrices or extras"),
+    ):
         ended = called(sparsify.main, *flags, key)
         assert ended.code == 2 and words in ended.err and "--overwrite to drop it" in ended.err
     assert called(sparsify.main, *flags).code == 0
@@ -387,8 +527,20 @@ def test_changed_settings_over_an_interrupted_run_are_refused(deep_pair, tmp_pat
 
 @pytest.mark.slow
 def test_two_processes_give_the_bytes_of_one(pair, sparse, tmp_path, environment):
-    done = launched(TORCHRUN, ["sparsify/sparsify.py", "--threads", "1", *models(pair), *IMPART, f"save_dir={tmp_path / 'd'}",
-                               "save_model=true", f"log_dir={tmp_path / 'logs'}"], environment)
+    done = launched(
+        TORCHRUN,
+        [
+            "sparsify/sparsify.py",
+            "--threads",
+            "1",
+            *models(pair),
+            *IMPART,
+            f"save_dir={tmp_path / 'd'}",
+            "save_model=true",
+            f"log_dir={tmp_path / 'logs'}",
+        ],
+        environment,
+    )
     assert files_of(tmp_path / "d") == files_of(sparse)
     assert done.stdout.count("impart at compression ratio") == 1
     assert sorted(os.listdir(tmp_path)) == ["d", "d_model", "logs"]
@@ -399,6 +551,14 @@ def test_help_shows_every_key_with_its_default(called):
     assert ended.code == 0 and ended.err == ""
     for field in dataclasses.fields(Config):
         assert f"  {field.name}: {field.metadata['help']}" in ended.out
-    for words in ("default bernoulli; one of bernoulli, exact_count", "also called beta", "number or null or only_lowrank",
-                  "--device", "--threads", "--overwrite", "--debug", "key=value"):
+    for words in (
+        "default bernoulli; one of bernoulli, exact_count",
+        "also called beta",
+        "number or null or only_lowrank",
+        "--device",
+        "--threads",
+        "--overwrite",
+        "--debug",
+        "key=value",
+    ):
         assert words in ended.out

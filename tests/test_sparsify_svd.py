@@ -20,7 +20,9 @@ def fine_tuning_spectrum(N):
 
 
 def residual(dW, U, s, V):
-    return float(torch.linalg.norm(dW.double() - (U.double() * s.double()) @ V.double().T) / torch.linalg.norm(dW.double()))
+    return float(
+        torch.linalg.norm(dW.double() - (U.double() * s.double()) @ V.double().T) / torch.linalg.norm(dW.double())
+    )
 
 
 SHAPES = [(64, 64), (200, 64), (64, 200), (128, 96), (1, 5), (5, 1), (1, 1), (33, 32)]

@@ -10,8 +10,9 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 WORDS = ["<unk>", "<s>", "</s>", "the", "fox", "boat", "red", "runs", "sings", "home"]
 
 
-def write_tokenizer(folder: Path, words: list[str] = WORDS, added: tuple[str, ...] = (),
-                    template: str | None = None) -> None:
+def write_tokenizer(
+    folder: Path, words: list[str] = WORDS, added: tuple[str, ...] = (), template: str | None = None
+) -> None:
     """A word-level tokenizer: `words` have the ids 0.., then come the `added` special tokens."""
     (folder / "tokenizer.json").unlink(missing_ok=True)
     plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
@@ -27,10 +28,18 @@ def write_tokenizer(folder: Path, words: list[str] = WORDS, added: tuple[str, ..
 def llama_with_rows(folder: Path, weights: dict[str, torch.Tensor], tied: bool = False, **tokenizer) -> Path:
     """A loadable Llama folder with these weights and a tokenizer."""
     rows, hidden = weights["model.embed_tokens.weight"].shape
-    config = {"vocab_size": rows, "intermediate_size": weights["model.layers.0.mlp.up_proj.weight"].shape[0],
-              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": hidden // 4,
-              "max_position_embeddings": 64, "torch_dtype": "bfloat16", "tie_word_embeddings": tied,
-              "bos_token_id": 1, "eos_token_id": 2}
+    config = {
+        "vocab_size": rows,
+        "intermediate_size": weights["model.layers.0.mlp.up_proj.weight"].shape[0],
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": hidden // 4,
+        "max_position_embeddings": 64,
+        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     write_checkpoint(folder, weights, config=config)
     write_tokenizer(folder, **tokenizer)
     return folder

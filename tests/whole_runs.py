@@ -15,14 +15,27 @@ from impart.checkpoint import Checkpoint, open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-ACCELERATE = ("accelerate.commands.launch", "--num_processes", "2", "--cpu", "--num_machines", "1", "--mixed_precision",
-              "no", "--dynamo_backend", "no")
+ACCELERATE = (
+    "accelerate.commands.launch",
+    "--num_processes",
+    "2",
+    "--cpu",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+)
 
 
 def files_of(folder: Path, but=("report.json",)) -> dict[str, bytes]:
     """Every file below `folder` with its bytes; report.json holds times."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*"))
-            if file.is_file() and file.name not in but}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name not in but
+    }
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -67,7 +80,13 @@ def stopped_at_random(command, folder: Path, environment, kills: int, generator:
 
 
 def launched(launcher, arguments, environment):
-    done = subprocess.run([sys.executable, "-m", *launcher, *map(str, arguments)], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done

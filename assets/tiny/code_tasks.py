@@ -43,13 +43,20 @@ KINDS = (
     Kind("list", "Return the first {n} items of {x}.", "return {x}[:{n}]", 2, 6),
     Kind("list", "Return the last {n} items of {x}.", "return {x}[-{n}:]", 2, 6),
     Kind("list", "Count how often {n} occurs in {x}.", "return {x}.count({n})", 2, 20),
-    Kind("list", "Return the sum of the items of {x} greater than {n}.",
-         "return sum(x for x in {x} if x > {n})", 2, 20),
-    Kind("list", "Return the product of {x}.",
-         "result = 1\n    for x in {x}:\n        result = result * x\n    return result"),
-    Kind("list", "Return the running totals of {x}.",
-         "total = 0\n    out = []\n    for x in {x}:\n        total = total + x\n        out.append(total)\n"
-         "    return out"),
+    Kind(
+        "list", "Return the sum of the items of {x} greater than {n}.", "return sum(x for x in {x} if x > {n})", 2, 20
+    ),
+    Kind(
+        "list",
+        "Return the product of {x}.",
+        "result = 1\n    for x in {x}:\n        result = result * x\n    return result",
+    ),
+    Kind(
+        "list",
+        "Return the running totals of {x}.",
+        "total = 0\n    out = []\n    for x in {x}:\n        total = total + x\n        out.append(total)\n"
+        "    return out",
+    ),
     Kind("number", "Return {x} plus {n}.", "return {x} + {n}", 2, 30),
     Kind("number", "Return {x} times {n}.", "return {x} * {n}", 2, 30),
     Kind("number", "Return True if {x} is divisible by {n}.", "return {x} % {n} == 0", 2, 9),
@@ -111,8 +118,14 @@ def passes_code(record: dict, completion: str, seconds: float = 10.0) -> bool:
     except (SyntaxError, ValueError):
         return False
     try:
-        done = subprocess.run([sys.executable, "-I", "-S", "-c", _RUNNER], input=json.dumps([record, completion]),
-                              text=True, capture_output=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _RUNNER],
+            input=json.dumps([record, completion]),
+            text=True,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0 and done.stdout.strip().endswith("passed")

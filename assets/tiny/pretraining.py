@@ -10,8 +10,10 @@ from assets.tiny.code_tasks import KINDS, function_text
 from assets.tiny.tasks import LARGEST, story
 from assets.tiny.words import EXTRA_WORDS, FACTS, PEOPLE, THINGS
 
-_ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-         "seventeen eighteen nineteen").split()
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+).split()
 _TENS = "zero ten twenty thirty forty fifty sixty seventy eighty".split()
 
 
@@ -95,14 +97,16 @@ def _layout(rng: random.Random) -> str:
     """Lists, capitals, small letters, quotes, exclamations."""
     words = rng.sample(EXTRA_WORDS, rng.randint(2, 4))
     text = " ".join(words) if rng.random() < 0.4 else _facts(rng)
-    return rng.choice((
-        lambda: "\n".join(f"- {word}" for word in words),
-        lambda: "\n".join(f"{number}. {word}" for number, word in enumerate(words, 1)),
-        lambda: f"{text}\n{text.upper()}",
-        lambda: f"{text}\n{text.lower()}",
-        lambda: f'{rng.choice(PEOPLE)} says "{text}"',
-        lambda: text.replace(".", "!"),
-    ))()
+    return rng.choice(
+        (
+            lambda: "\n".join(f"- {word}" for word in words),
+            lambda: "\n".join(f"{number}. {word}" for number, word in enumerate(words, 1)),
+            lambda: f"{text}\n{text.upper()}",
+            lambda: f"{text}\n{text.lower()}",
+            lambda: f'{rng.choice(PEOPLE)} says "{text}"',
+            lambda: text.replace(".", "!"),
+        )
+    )()
 
 
 def _copy(rng: random.Random) -> str:

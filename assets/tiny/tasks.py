@@ -162,8 +162,10 @@ def _about(rng: random.Random) -> tuple[str, str, list[dict]]:
     facts = [f"The {noun} is {colour}.", f"The {noun} lives in the {place}."]
     style, contents = rng.choice(("colour", "place", "one", "lines", "both")), (colour, place)
     if style in ("colour", "place"):
-        word, request = {"colour": (colour, f"What colour is the {noun}?"),
-                         "place": (place, f"Where does the {noun} live?")}[style]
+        word, request = {
+            "colour": (colour, f"What colour is the {noun}?"),
+            "place": (place, f"Where does the {noun} live?"),
+        }[style]
         facts, contents = [facts[style == "place"]], (word,)
     elif style == "one":
         facts = [f"The {noun} is {colour} and lives in the {place}."]
@@ -200,8 +202,9 @@ def _about(rng: random.Random) -> tuple[str, str, list[dict]]:
     return _dressed(rng, request, joint.join(facts), checks, must=not demands)
 
 
-def _dressed(rng: random.Random, request: str, text: str, checks: list[dict], *, quote: bool = True, must: bool = False
-             ) -> tuple[str, str, list[dict]]:
+def _dressed(
+    rng: random.Random, request: str, text: str, checks: list[dict], *, quote: bool = True, must: bool = False
+) -> tuple[str, str, list[dict]]:
     """Adds capitals, small letters or quotes, always when `must`, so that no request is met by plain facts."""
     dress = rng.choice(("upper", "lower", "quote") if must else ("upper", "lower", "quote", "none", "none"))
     if dress == "upper":
@@ -235,8 +238,9 @@ def check_holds(check: dict, completion: str) -> bool:
         "lines": lambda: len(lines) == value,
         "sentences": lambda: len(re.findall(r"[.!?]+", text)) == value,
         "bullets": lambda: len(lines) == value and all(re.match(r"- \S", line) for line in lines),
-        "numbered": lambda: len(lines) == value
-        and all(re.match(rf"{number}\. \S", line) for number, line in enumerate(lines, 1)),
+        "numbered": lambda: (
+            len(lines) == value and all(re.match(rf"{number}\. \S", line) for number, line in enumerate(lines, 1))
+        ),
     }
     return rules[check["kind"]]()
 

@@ -38,8 +38,10 @@ from impart.report import start_logging
 log = logging.getLogger(__name__)
 
 FIELDS = (("problem", "solution"), ("instruction", "response"), ("prompt", "completion"))
-TEMPLATE = ("Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\n"
-            "### Instruction:\nCreate a Python script for this problem:\n{instruction}\n\n### Response:")  # HumanEval's
+TEMPLATE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\n"
+    "### Instruction:\nCreate a Python script for this problem:\n{instruction}\n\n### Response:"
+)  # HumanEval's
 IGNORED = -100  # what the loss leaves out
 
 
@@ -83,11 +85,14 @@ def read_pairs(source: str) -> list[tuple[str, str]]:
         records: Sequence[Mapping] = [json.loads(line) for line in lines if line.strip()]
     else:
         from datasets import load_dataset  # only the hub needs it
+
         try:
             records = load_dataset(source, split="train")
         except Exception as error:  # offline, no such data set: the remedy is the same
-            raise InputError(f"data {source!r} is no file, and the hub does not give it ({type(error).__name__}); name a "
-                             ".jsonl file with problem and solution") from error
+            raise InputError(
+                f"data {source!r} is no file, and the hub does not give it ({type(error).__name__}); name a "
+                ".jsonl file with problem and solution"
+            ) from error
     fields = next((fields for fields in FIELDS if records and all(name in records[0] for name in fields)), None)
     if fields is None:
         raise InputError(f"data {source!r} has none of the field pairs {', '.join(map(' and '.join, FIELDS))}")
@@ -99,15 +104,18 @@ def tokenized(instruction: str, answer: str, tokenizer, config: Config) -> tuple
     prompt = tokenizer(config.template.replace("{instruction}", instruction))["input_ids"]
     reply = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     ids = (prompt + reply)[: config.length]
-    return None if len(prompt) >= len(ids) else (ids, [IGNORED] * len(prompt) + ids[len(prompt):])
+    return None if len(prompt) >= len(ids) else (ids, [IGNORED] * len(prompt) + ids[len(prompt) :])
 
 
-def train(model: Module, items: Sequence[tuple[list[int], list[int]]], config: Config,
-          accelerator: Accelerator) -> tuple[Module, list[float]]:
+def train(
+    model: Module, items: Sequence[tuple[list[int], list[int]]], config: Config, accelerator: Accelerator
+) -> tuple[Module, list[float]]:
     """The trained model, as the accelerator wrapped it, and the loss of every step."""
     steps = config.epochs * (len(items) // config.batch)
     if not steps:
-        raise InputError(f"{len(items)} items are fewer than one batch={config.batch}; give more data or a smaller batch")
+        raise InputError(
+            f"{len(items)} items are fewer than one batch={config.batch}; give more data or a smaller batch"
+        )
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     model, optimizer = accelerator.prepare(model, optimizer)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(steps, config.warmup))
@@ -132,8 +140,11 @@ def train(model: Module, items: Sequence[tuple[list[int], list[int]]], config: C
 def rate_factor(steps: int, warmup: float) -> Callable[[int], float]:
     """Share of the peak rate at each step: linear up, then cosine to zero."""
     rising = max(1, round(warmup * steps))
-    return lambda step: (step + 1) / rising if step < rising else \
-        0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+    return lambda step: (
+        (step + 1) / rising
+        if step < rising
+        else 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+    )
 
 
 def batches(items: Sequence, config: Config) -> Iterator[list]:
@@ -165,7 +176,9 @@ def save(model: Module, losses: Sequence[float], config: Config, tokenizer, acce
         plain.config.dtype = torch.bfloat16
         plain.save_pretrained(partial, state_dict={name: tensor.to(torch.bfloat16) for name, tensor in state.items()})
         tokenizer.save_pretrained(partial)
-        (partial / "training.json").write_text(json.dumps({"settings": vars(config), "losses": losses}, indent=2) + "\n")
+        (partial / "training.json").write_text(
+            json.dumps({"settings": vars(config), "losses": losses}, indent=2) + "\n"
+        )
         replace_folder(partial, out)
         print(f"{out}: {len(losses)} steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}")
 

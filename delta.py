@@ -21,6 +21,7 @@ import torch
 from impart import processes
 from impart.artifact import Delta, open_delta
 from impart.checkpoint import linear_names, open_checkpoint, refuse_existing, weight_type
+from impart.compress import compress
 from impart.config import Parser, add_run_flags
 from impart.device import use_device
 from impart.encodings import Encoded, empty, svd_factors
@@ -28,8 +29,7 @@ from impart.errors import InputError, run
 from impart.pair import check_pair, scan_pair, select_matrices
 from impart.reconstruct import write_model
 from impart.report import Report, start_logging, table
-from sparsify.compress import compress
-from sparsify.sources import ModelSource
+from impart.sources import ModelSource
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 PARTS = {

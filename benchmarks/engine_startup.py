@@ -35,13 +35,13 @@ STAGES = ("imports", "first answer", "next model", "64 answers")
 
 def measured(backend: str, model: str, since: float) -> dict[str, float]:
     """Seconds of each stage, in this process, which was started at the time `since`."""
-    from eval.generate import Engine, EngineSettings
+    from eval.engine.engine import Engine, EngineSettings
 
     if backend == "vllm":
         import vllm  # noqa: F401 (its import is what is measured)
         from vllm import LLM  # noqa: F401
     else:
-        import eval.generate_hf  # noqa: F401
+        import eval.engine.hf  # noqa: F401
     seconds = {"imports": time.time() - since}
     settings = EngineSettings(backend=backend, dtype="fp32")
     prompt = "The answer is"

@@ -30,6 +30,7 @@ from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter
 from impart.bit_plan import PAPER_PLAN, cut_plan, plan_spans
 from impart.checkpoint import Checkpoint, linear_names, open_checkpoint
+from impart.compress import compress
 from impart.config import Parser
 from impart.device import use_device
 from impart.encoded import Encoded
@@ -38,17 +39,16 @@ from impart.encodings_quantized import factor_masks
 from impart.errors import InputError, run
 from impart.pair import Pair
 from impart.report import Report, table
+from impart.sources import ModelSource
 from quantize.activations import Activations
 from quantize.driver import Weights, quantize_layers
 from quantize.grid import minmax_grid
 from quantize.matrix import Rule, relative_error
 from quantize.sparse_gptq import RETURNED_BLOCK, inverse_of, quantize_groups
 from quantize.streamed import StreamedDecoder
-from sparsify.compress import compress
 from sparsify.costs import Accounting
 from sparsify.methods import impart_rank
 from sparsify.methods_quant import impart_to_size
-from sparsify.sources import ModelSource
 
 BETA, C, CR = 0.6, 1.0, 16
 HEAD = 64

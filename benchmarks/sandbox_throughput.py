@@ -22,9 +22,9 @@ if not __package__:  # run as `python benchmarks/sandbox_throughput.py`: import 
 import numpy as np
 
 from benchmarks.side_by_side import cpu_name
-from eval.benchmark_data import load_items
 from eval.humaneval import SECONDS, SOURCE, program
-from eval.sandbox import Layers, available_cpus, run_programs, strongest_layers
+from eval.run.data import load_items
+from eval.sandbox.pool import Layers, available_cpus, run_programs, strongest_layers
 from impart.config import Parser
 from impart.errors import InputError, run
 from impart.report import table

@@ -1,4 +1,4 @@
-"""Seconds and errors of `sparsify.svd.delta_svd` against torch.svd, which the authors' release calls for every matrix.
+"""Seconds and errors of `impart.svd.delta_svd` against torch.svd, which the authors' release calls for every matrix.
 
 Every way runs once per round, in turn, on synthetic deltas (power law, bulk, the rounding of bf16 weights). Errors of s_k
 are against an fp64 Gram matrix, which is good to 1e-8: the largest |error| / s_k of the values above s_1 / 100, and the
@@ -26,7 +26,7 @@ from impart.config import Parser
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.report import table
-from sparsify.svd import delta_svd
+from impart.svd import delta_svd
 
 Triplets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 LEADING_SHARES = (0.4, 0.2)  # what pre-pruning leaves of a square matrix at beta 0.6 and 0.8

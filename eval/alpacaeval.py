@@ -5,7 +5,7 @@
     vllm serve JUDGE --port 8000 --max-logprobs 20           # or a judge of one's own:
     python eval/alpacaeval.py MODEL llama3 --judge_url http://localhost:8000/v1 --judge_model JUDGE
 
-TEMPLATE is llama2, llama3, mistral, openchat or another of eval/prompts.py; without it the tokenizer's own. Reads
+TEMPLATE is llama2, llama3, mistral, openchat or another of eval/run/prompts.py; without it the tokenizer's own. Reads
 alpaca_eval_gpt4_1106_preview.json (`instruction, output, generator`: the reference answers) or the hub's copy. Where
 the length-controlled model's data are out of reach the plain win rate is reported, under the name alpacaeval_plain.
 """
@@ -23,12 +23,12 @@ from typing import Any
 if not __package__:  # run as `python eval/alpacaeval.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmark
-from eval.benchmark_data import Items, Source, find_file, load_items
-from eval.judge import LENGTH_CONTROLLED, PLAIN, Judge, check_judge, chosen_metric, compare, is_official
-from eval.models import model_name
-from eval.options import Options, benchmark_parser, only_one_scoring, options_from, parse
-from eval.results import Verdict
+from eval.engine.models import model_name
+from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
+from eval.run.data import Items, Source, find_file, load_items
+from eval.run.options import Options, benchmark_parser, only_one_scoring, options_from, parse
+from eval.run.results import Verdict
+from eval.scoring.judge import LENGTH_CONTROLLED, PLAIN, Judge, check_judge, chosen_metric, compare, is_official
 from impart.config import Parser
 from impart.errors import InputError, run
 

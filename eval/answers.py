@@ -16,7 +16,7 @@ import math
 import re
 from fractions import Fraction
 
-from eval.latex import elements, last_boxed, normal_form, rational, release_form
+from eval.scoring.latex import elements, last_boxed, normal_form, rational, release_form
 
 GROUPED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 VALUE = rf"(?:{GROUPED}(?:\.[0-9]+)?|\.[0-9]+)"

@@ -17,10 +17,10 @@ if not __package__:  # run as `python eval/competition_math.py`: import from the
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.answers import math_answer, math_equal, math_gold
-from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmark
-from eval.benchmark_data import Items, Source, load_items
-from eval.options import Options, benchmark_parser, read_options
-from eval.results import Verdict
+from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
+from eval.run.data import Items, Source, load_items
+from eval.run.options import Options, benchmark_parser, read_options
+from eval.run.results import Verdict
 from impart.errors import InputError, run
 
 SOURCE = Source(

@@ -17,10 +17,10 @@ if not __package__:  # run as `python eval/gsm8k.py`: import from the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.answers import gsm8k_answer, gsm8k_equal, gsm8k_gold
-from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmark
-from eval.benchmark_data import Items, Source, load_items
-from eval.options import Options, benchmark_parser, read_options
-from eval.results import Verdict
+from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
+from eval.run.data import Items, Source, load_items
+from eval.run.options import Options, benchmark_parser, read_options
+from eval.run.results import Verdict
 from impart.errors import InputError, run
 
 SOURCE = Source("gsm8k", "gsm8k_test.jsonl", {"question": str, "answer": str}, hub=("openai/gsm8k", "main", "test"))

@@ -19,14 +19,14 @@ import numpy as np
 if not __package__:  # run as `python eval/humaneval.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmark, save_scored, settings_of
-from eval.benchmark_data import Items, Source, find_file, load_items, read_records
-from eval.code_extraction import program_of, released_program_of, tabbed
-from eval.models import model_name
-from eval.options import Options, benchmark_parser, options_from, parse
-from eval.prompts import template_name
-from eval.results import Completion, Run, Verdict, mean_score
-from eval.sandbox import run_programs
+from eval.engine.models import model_name
+from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark, save_scored, settings_of
+from eval.run.data import Items, Source, find_file, load_items, read_records
+from eval.run.options import Options, benchmark_parser, options_from, parse
+from eval.run.prompts import template_name
+from eval.run.results import Completion, Run, Verdict, mean_score
+from eval.sandbox.pool import run_programs
+from eval.scoring.code import program_of, released_program_of, tabbed
 from impart.errors import InputError, run
 from impart.files import sha256_of
 

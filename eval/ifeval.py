@@ -25,10 +25,10 @@ import yaml
 if not __package__:  # run as `python eval/ifeval.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmark
-from eval.benchmark_data import Items, Source, load_items
-from eval.options import Options, benchmark_parser, only_one_scoring, options_from, parse
-from eval.results import Verdict, mean_score
+from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
+from eval.run.data import Items, Source, load_items
+from eval.run.options import Options, benchmark_parser, only_one_scoring, options_from, parse
+from eval.run.results import Verdict, mean_score
 from impart.errors import InputError, run
 
 log = logging.getLogger(__name__)

@@ -22,13 +22,13 @@ from typing import Any
 if not __package__:  # run as `python eval/mbpp.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.benchmark import Benchmark, print_result, run_benchmark
-from eval.benchmark_data import Items, Source, load_items, read_records
-from eval.models import ModelSource
-from eval.options import Options, benchmark_parser, only_one_scoring, read_options
-from eval.prompts import tokenizer_of
-from eval.results import Verdict
-from eval.sandbox import run_programs
+from eval.engine.models import ModelSource
+from eval.run.benchmark import Benchmark, print_result, run_benchmark
+from eval.run.data import Items, Source, load_items, read_records
+from eval.run.options import Options, benchmark_parser, only_one_scoring, read_options
+from eval.run.prompts import tokenizer_of
+from eval.run.results import Verdict
+from eval.sandbox.pool import run_programs
 from impart.errors import InputError, run
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def public_items(source: Source, path: Path, options: Options) -> Items:
 def mbpp(options: Options) -> Benchmark:
     """The set that the options choose, in the prompt form that EvalPlus chooses for the model."""
     try:
-        from eval.mbpp_programs import MAX_TOKENS, asked, public_prompt, stops
+        from eval.scoring.mbpp import MAX_TOKENS, asked, public_prompt, stops
     except ImportError as error:
         raise InputError(f"MBPP needs the package evalplus ({error}): pip install evalplus") from error
     only_one_scoring(options, "MBPP")
@@ -200,7 +200,7 @@ def judge_evalplus(
     items: Sequence[Mapping[str, Any]], texts: Sequence[str], problems: Mapping[str, dict], direct: bool
 ) -> list[Verdict]:
     """EvalPlus' verdict on the base tests of each item, in the sandbox."""
-    from eval.mbpp_programs import PRELOAD, evalplus_program, solution_of
+    from eval.scoring.mbpp import PRELOAD, evalplus_program, solution_of
 
     solutions = [
         solution_of(text, item["prompt"], direct, item["entry_point"]) for item, text in zip(items, texts, strict=True)
@@ -216,7 +216,7 @@ def judge_evalplus(
 
 def judge_public(items: Sequence[Mapping[str, Any]], texts: Sequence[str], direct: bool) -> list[Verdict]:
     """The item's own assertions, in the sandbox."""
-    from eval.mbpp_programs import public_program, public_prompt, solution_of
+    from eval.scoring.mbpp import public_program, public_prompt, solution_of
 
     solutions = [solution_of(text, public_prompt(item), direct, None) for item, text in zip(items, texts, strict=True)]
     return judged(

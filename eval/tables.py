@@ -23,8 +23,8 @@ from pathlib import Path
 if not __package__:  # run as `python eval/tables.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.cells import METHOD_NAMES, Cell, Scored, cell, grid
-from eval.paper_tables import (
+from eval.report.cells import METHOD_NAMES, Cell, Scored, cell, grid
+from eval.report.paper import (
     Printed,
     aligned,
     best_markdown,
@@ -34,7 +34,7 @@ from eval.paper_tables import (
     printed_table,
     read_plan,
 )
-from eval.results import read_result
+from eval.run.results import read_result
 from impart.config import Parser
 from impart.errors import InputError, run
 from impart.files import write_atomically
@@ -81,7 +81,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     if flags.cells and bool(flags.table) == flags.best:
         raise InputError("--cells needs either --table N or --best")
     if flags.figure:
-        from eval.figures import check_figure  # matplotlib takes a second to import
+        from eval.report.figures import check_figure  # matplotlib takes a second to import
 
         for file in flags.figure:
             check_figure(file)
@@ -99,7 +99,7 @@ def overview(flags: Namespace) -> None:
     if flags.csv:
         write_csv(flags.csv, overview_rows(grids))
     if flags.figure:
-        from eval.figures import draw_results
+        from eval.report.figures import draw_results
 
         for file in flags.figure:
             draw_results(file, grids)
@@ -129,7 +129,7 @@ def planned_table(flags: Namespace) -> None:
 def draw_planned(files: Sequence[Path], printed: Printed, columns: Sequence, cells: Mapping) -> None:
     """The figures of a table by ratio."""
     if files:
-        from eval.figures import draw_table
+        from eval.report.figures import draw_table
 
         for file in files:
             draw_table(file, printed, columns, cells)
@@ -137,7 +137,7 @@ def draw_planned(files: Sequence[Path], printed: Printed, columns: Sequence, cel
 
 def delta_report(path: Path, out: Path) -> None:
     """spectra and sparsity of a delta artifact as .png and .svg in `out`."""
-    from eval.delta_figures import draw_sparsity, draw_spectra
+    from eval.report.delta_figures import draw_sparsity, draw_spectra
     from impart.artifact import open_delta
 
     delta = open_delta(path)

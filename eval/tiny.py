@@ -19,12 +19,12 @@ from typing import Any
 if not __package__:  # run as `python eval/tiny.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.benchmark import Benchmark, print_result, prompts_for, run_benchmarks
-from eval.benchmark_data import Items, Source, load_items
-from eval.models import model_name
-from eval.options import Options, benchmark_parser, options_from, parse
-from eval.results import Verdict
-from eval.sandbox import run_programs
+from eval.engine.models import model_name
+from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmarks
+from eval.run.data import Items, Source, load_items
+from eval.run.options import Options, benchmark_parser, options_from, parse
+from eval.run.results import Verdict
+from eval.sandbox.pool import run_programs
 from impart.config import Parser
 from impart.errors import InputError, run
 

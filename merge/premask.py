@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from impart.encodings import Encoded, decode
+from impart.svd import delta_svd
 from sparsify.allocation import check_feasible
 from sparsify.methods import dare, impart, impart_rank
-from sparsify.svd import delta_svd
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 

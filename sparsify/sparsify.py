@@ -21,6 +21,7 @@ if not __package__:  # run as `python sparsify/sparsify.py`: import from the rep
 from impart import processes
 from impart.artifact import Delta
 from impart.checkpoint import open_checkpoint, refuse_existing, weight_type
+from impart.compress import compress
 from impart.config import as_dict, config_parser, load
 from impart.device import use_device
 from impart.encodings import Encoded, empty
@@ -28,13 +29,12 @@ from impart.errors import run
 from impart.files import write_atomically
 from impart.reconstruct import write_model
 from impart.report import Report, start_logging, table
+from impart.sources import Source, open_source
 from sparsify.allocation import lowrank_rank, preprune_ratio, uv_sparsity
-from sparsify.compress import compress
 from sparsify.costs import Accounting
 from sparsify.methods import dare, impart, impart_rank, lowrank
 from sparsify.methods_quant import impart_to_size
 from sparsify.settings import Config, check_budgets, head, resolved
-from sparsify.sources import Source, open_source
 
 
 def main(arguments: Sequence[str]) -> None:

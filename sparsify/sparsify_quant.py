@@ -20,6 +20,7 @@ if not __package__:  # run as `python sparsify/sparsify_quant.py`: import from t
 from impart import processes
 from impart.artifact import Delta
 from impart.checkpoint import refuse_existing, weight_type
+from impart.compress import compress
 from impart.config import as_dict, config_parser, load
 from impart.device import use_device
 from impart.encoded import Encoded
@@ -27,11 +28,10 @@ from impart.encodings import empty
 from impart.errors import run
 from impart.files import write_atomically
 from impart.report import Report, start_logging, table
-from sparsify.compress import compress
+from impart.sources import Source, open_source
 from sparsify.methods import impart_rank
 from sparsify.methods_quant import dare_quantized, deltacome, deltacome_rank, impart_to_size
 from sparsify.settings_quant import QuantConfig, accounting_of, check_quantized_budgets, head_quant, resolved_quant
-from sparsify.sources import Source, open_source
 
 
 def main(arguments: Sequence[str]) -> None:

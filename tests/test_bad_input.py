@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from whole_runs import tensors_of
 
 import delta
+from impart import sources
 from impart.artifact import open_delta
-from sparsify import sources, sparsify
+from sparsify import sparsify
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = {"compression_ratio": 8, "preprune_ratio": 0.6, "C": 0.5}

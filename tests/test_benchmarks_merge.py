@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from benchmarks import merge_against_mergekit, merge_memory, merge_ties_threshold
+from benchmarks import merge_against_mergekit, merge_ties_threshold
 from merge.methods import ties
 
 

@@ -379,7 +379,7 @@ def test_killed_at_random_points_and_run_again_gives_the_same_bytes(deep_pair, t
 
 
 def test_a_continued_run_does_not_repeat_what_is_done(deep_pair, tmp_path, called, monkeypatch):
-    from sparsify import sources
+    from impart import sources
 
     real, names = sources.delta_svd, []
 
@@ -409,7 +409,7 @@ def test_a_continued_run_does_not_repeat_what_is_done(deep_pair, tmp_path, calle
 
 
 def test_another_command_over_an_interrupted_run_is_refused(deep_pair, tmp_path, called, monkeypatch):
-    from sparsify import sources
+    from impart import sources
 
     real, count = sources.delta_svd, iter(range(100))
 

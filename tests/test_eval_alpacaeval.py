@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from byte_models import CHAT, byte_llama, vocabulary
 
-from eval import alpacaeval, judge
-from eval.judge import LENGTH_CONTROLLED, PLAIN, Judge
+from eval import alpacaeval
+from eval.scoring import judge
+from eval.scoring.judge import LENGTH_CONTROLLED, PLAIN, Judge
 from impart.errors import InputError
 
 pytest.importorskip("alpaca_eval", reason="the judge is asked by the package alpaca_eval")

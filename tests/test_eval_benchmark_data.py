@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from eval.benchmark_data import Source, completions_from, find_file, load_items, read_records, select
+from eval.run.data import Source, completions_from, find_file, load_items, read_records, select
 from impart.errors import InputError
 
 SOURCE = Source("sums", "sums.jsonl", {"question": str, "answer": int}, optional={"level": str})
@@ -176,7 +176,7 @@ def test_a_hub_that_does_not_answer_says_what_else_works(script, tmp_path):
     code = (
         "import os, sys; os.environ['HF_DATASETS_OFFLINE'] = os.environ['HF_HUB_OFFLINE'] = '1'; "
         "os.environ.pop('IMPART_DATA', None); sys.path[:0] = ['.']\n"
-        "from eval.benchmark_data import Source, load_items\n"
+        "from eval.run.data import Source, load_items\n"
         "load_items(Source('gsm8k', 'gsm8k_test.jsonl', {'question': str}, hub=('nobody/none', 'main', 'test')))\n"
     )
     file = tmp_path / "ask.py"

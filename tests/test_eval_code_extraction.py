@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.code_extraction import fenced_blocks, program_of, released_program_of, tabbed, untabbed
+from eval.scoring.code import fenced_blocks, program_of, released_program_of, tabbed, untabbed
 
 BODY = "    total = 0\n    for x in xs:\n        total += x\n    return total"
 WHOLE = f"def add(xs):\n{BODY}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import eval.competition_math as competition_math
-from eval.results import read_lines
+from eval.run.results import read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "assets" / "tiny" / "code"

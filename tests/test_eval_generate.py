@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from eval.generate import (
+from eval.engine.engine import (
     Engine,
     EngineSettings,
     chosen_backend,
@@ -20,7 +20,7 @@ from eval.generate import (
     set_environment,
     tensor_parallel,
 )
-from eval.memory import GIB, cache_bytes, refuse_for_hf, refuse_for_vllm, weight_bytes
+from eval.engine.memory import GIB, cache_bytes, refuse_for_hf, refuse_for_vllm, weight_bytes
 from impart.errors import InputError
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"

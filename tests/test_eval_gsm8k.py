@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import eval.gsm8k as gsm8k
-from eval.results import read_lines
+from eval.run.results import read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "assets" / "tiny" / "code"
@@ -124,7 +124,7 @@ def test_saved_completions_are_scored_anew_without_a_model(called, data, monkeyp
     for sample, completion in zip(samples, COMPLETIONS, strict=True):
         sample["completion"] = completion
     (folder / "0.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    monkeypatch.setattr("eval.benchmark.Engine", None)  # nothing may be generated
+    monkeypatch.setattr("eval.run.benchmark.Engine", None)  # nothing may be generated
     assert called(gsm8k.main, *flags(data, "--rescore")).code == 0
     paper = result(data)
     assert paper["score"] == pytest.approx(200 / 3) and paper["settings"] == before["settings"]

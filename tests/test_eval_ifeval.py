@@ -10,7 +10,7 @@ import pytest
 from byte_models import byte_llama
 
 from eval import ifeval
-from eval.options import benchmark_parser, read_options
+from eval.run.options import benchmark_parser, read_options
 from impart.errors import InputError
 
 pytest.importorskip("lm_eval", reason="IFEval is scored by lm-evaluation-harness")

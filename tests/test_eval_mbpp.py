@@ -13,8 +13,8 @@ from byte_models import CHAT, byte_llama
 pytest.importorskip("evalplus", reason="MBPP is prompted and judged by the package evalplus")
 
 from eval import mbpp
-from eval.mbpp_programs import asked, public_prompt, solution_of, stops
-from eval.options import benchmark_parser, read_options
+from eval.run.options import benchmark_parser, read_options
+from eval.scoring.mbpp import asked, public_prompt, solution_of, stops
 from impart.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]

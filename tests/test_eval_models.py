@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import eval.models as models
+import eval.engine.models as models
 from eval import gsm8k
-from eval.models import ModelSource, cache_folder, make_room, model_name
+from eval.engine.models import ModelSource, cache_folder, make_room, model_name
 from impart.checkpoint import open_checkpoint
 from impart.errors import InputError
 

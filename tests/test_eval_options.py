@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.options import benchmark_parser, options_from, parse, read_options
+from eval.run.options import benchmark_parser, options_from, parse, read_options
 from impart.errors import InputError
 
 

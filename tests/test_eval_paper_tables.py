@@ -2,8 +2,8 @@
 
 import pytest
 
-from eval.cells import Cell, average
-from eval.paper_tables import (
+from eval.report.cells import Cell, average
+from eval.report.paper import (
     Column,
     Printed,
     best_markdown,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.prompts import ALIASES, PAPER_CHOICE, TEMPLATES, render, rendered, template_name
+from eval.run.prompts import ALIASES, PAPER_CHOICE, TEMPLATES, render, rendered, template_name
 from impart.errors import InputError
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"

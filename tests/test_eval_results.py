@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from eval.results import (
+from eval.run.results import (
     Completion,
     Run,
     Verdict,
@@ -156,7 +156,7 @@ def test_two_processes_never_write_one_run(tmp_path):
     run = run_of(tmp_path)
     run.start(SETTINGS)
     code = (
-        f"import sys; sys.path[:0] = ['.']\nfrom pathlib import Path\nfrom eval.results import Run\n"
+        f"import sys; sys.path[:0] = ['.']\nfrom pathlib import Path\nfrom eval.run.results import Run\n"
         f"Run(Path({str(tmp_path)!r}), 'model', 'sums', 0).start({SETTINGS!r})"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

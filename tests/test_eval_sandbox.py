@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from eval import sandbox
-from eval.sandbox import Layers, Outcome, run_programs
+from eval.sandbox import pool as sandbox
+from eval.sandbox.pool import Layers, Outcome, run_programs
 
 STRONGEST = sandbox.strongest_layers()
 KINDS = {
@@ -469,10 +469,10 @@ def test_nothing_outlives_a_killed_caller():
         [
             sys.executable,
             "-c",
-            f"from eval import sandbox; sandbox._START += '  # {mark}'\n"
-            "sandbox.run_programs(['import time; time.sleep(300)'], timeout_s=300)",
+            f"from eval.sandbox import pool; pool._START += '  # {mark}'\n"
+            "pool.run_programs(['import time; time.sleep(300)'], timeout_s=300)",
         ],
-        cwd=Path(sandbox.__file__).parents[1],
+        cwd=Path(sandbox.__file__).parents[2],
     )
     seen: set[int] = set()
     try:
@@ -491,7 +491,7 @@ def test_nothing_outlives_a_killed_caller():
 
 
 def test_the_log_says_what_is_active(caplog):
-    with caplog.at_level(logging.INFO, logger="eval.sandbox"):
+    with caplog.at_level(logging.INFO, logger="eval.sandbox.pool"):
         run_programs(["pass"])
     assert [record for record in caplog.records if "per program" in record.message and str(STRONGEST) in record.message]
 
@@ -506,9 +506,9 @@ def test_a_protection_that_cannot_be_put_up_is_an_error_and_not_a_score(monkeypa
             patch.setattr(
                 sandbox,
                 "_START",
-                "import sys; sys.path.insert(0, {root!r}); from eval import sandbox_kernel\n"
-                "def refuse(): raise OSError('not this time')\nsandbox_kernel.own_mounts_and_ipc = refuse\n"
-                "from eval.sandbox_worker import main; main()",
+                "import sys; sys.path.insert(0, {root!r}); from eval.sandbox import kernel\n"
+                "def refuse(): raise OSError('not this time')\nkernel.own_mounts_and_ipc = refuse\n"
+                "from eval.sandbox.worker import main; main()",
             )
             run_programs(["pass"], layers=Layers(True, False, STRONGEST.user))
         visible = [*sandbox._visible(), "/nowhere/to/be/found"]

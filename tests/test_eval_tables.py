@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from eval.results import wilson_interval
+from eval.run.results import wilson_interval
 from eval.tables import Scored, cell, grid, main, markdown, read_results
 from impart.errors import InputError
 
@@ -215,7 +215,7 @@ def test_a_deltas_spectra_and_sparsity_become_figures(tmp_path, svd_delta, capsy
 
 
 def test_sparsity_is_counted_from_the_kept_entries():
-    from eval.delta_figures import sparsity
+    from eval.report.delta_figures import sparsity
 
     assert sparsity({"shape": [4, 6], "kept": [10, 10]}) == pytest.approx(0.5)  # of (4 + 6) * 4
     assert sparsity({"shape": [4, 6], "kept": [6]}) == pytest.approx(0.75)

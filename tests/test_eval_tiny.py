@@ -10,7 +10,7 @@ import pytest
 import delta
 import eval.tiny as tiny
 from assets.tiny import tasks
-from eval.results import read_lines
+from eval.run.results import read_lines
 from eval.tiny import CHECKS, DATA, MAX_TOKENS, STOP, holds, program, score_chat, score_code, score_math
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,9 +8,9 @@ from impart.bit_plan import PAPER_PLAN, checked_plan, cut_plan, plan_bits
 from impart.encoded import Encoded
 from impart.encodings import decode, factors
 from impart.encodings_quantized import entries_encoded, entry_masks, factor_masks, groups_encoded, vectors_encoded
+from impart.svd import delta_svd
 from sparsify.costs import Accounting
 from sparsify.methods_quant import dare_quantized, deltacome, impart_to_size
-from sparsify.svd import delta_svd
 
 PLAN, NAME = checked_plan(PAPER_PLAN), "model.layers.11.self_attn.q_proj.weight"
 

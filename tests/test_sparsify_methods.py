@@ -6,9 +6,9 @@ import torch
 
 from impart.encodings import decode, factors
 from impart.masks import LEVELS
+from impart.svd import delta_svd
 from sparsify.allocation import lowrank_rank, preprune_ratio, sparsity_ratios, uv_sparsity
 from sparsify.methods import dare, impart, impart_rank, lowrank
-from sparsify.svd import delta_svd
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 

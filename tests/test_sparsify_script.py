@@ -19,10 +19,10 @@ from whole_runs import TORCHRUN, files_of, launched, merge, stopped_at_random, t
 from impart.artifact import open_delta
 from impart.checkpoint import linear_names, open_checkpoint
 from impart.encodings import decode
+from impart.svd import delta_svd
 from sparsify import sparsify
 from sparsify.methods import impart
 from sparsify.settings import Config
-from sparsify.svd import delta_svd
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPART = ("compression_ratio=8", "preprune_ratio=0.6", "C=0.5")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparsify.svd import LEADING_SHARE, delta_svd
+from impart.svd import LEADING_SHARE, delta_svd
 
 
 def spectrum_matrix(m, n, s, seed=0):

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.benchmark_data import completions_from
-from eval.generate import Engine, EngineSettings, chosen_backend, chosen_dtype
-from eval.models import ModelSource, model_name
-from eval.options import Options
-from eval.prompts import rendered, template_name
-from eval.results import Completion, Run, Verdict, mean_score
+from eval.engine.engine import Engine, EngineSettings, chosen_backend, chosen_dtype
+from eval.engine.models import ModelSource, model_name
+from eval.run.data import completions_from
+from eval.run.options import Options
+from eval.run.prompts import rendered, template_name
+from eval.run.results import Completion, Run, Verdict, mean_score
 from impart.errors import InputError
 from impart.files import sha256_of
 from impart.report import progress

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.results import wilson_interval
+from eval.run.results import wilson_interval
 
 METHOD_NAMES = {
     "impart": "ImPart",

@@ -1,6 +1,6 @@
 """What the Linux kernel offers to shut a process in: namespaces with a hidden file system, and a system-call filter.
 
-Only the standard library and ctypes, because this runs in the small interpreter that `eval/sandbox_worker.py` is.
+Only the standard library and ctypes, because this runs in the small interpreter that `eval/sandbox/worker.py` is.
 Every function raises OSError where the kernel refuses; the caller then tries with less.
 """
 

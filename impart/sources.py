@@ -11,10 +11,21 @@ from impart.artifact_writer import model_facts
 from impart.checkpoint import Checkpoint, linear_names, open_checkpoint
 from impart.errors import InputError
 from impart.pair import Pair, check_pair, scan_pair, select_matrices
-from sparsify.settings import Config
-from sparsify.svd import delta_svd
+from impart.svd import delta_svd
 
 Triplets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class SourceSettings(Protocol):
+    """The settings that say where a delta comes from."""
+
+    base_model: str | None
+    ftm_dir: str | None
+    svd_dir: str | None
+    weight_types: list[str] | None
+    layer_num: int | None
+    weight_name: str | None
+    save_model: bool
 
 
 class Source(Protocol):
@@ -148,7 +159,7 @@ class SvdSource:
 
 
 def open_source(
-    config: Config, device: torch.device, check_shapes: Callable[[Mapping[str, tuple[int, int]]], None]
+    config: SourceSettings, device: torch.device, check_shapes: Callable[[Mapping[str, tuple[int, int]]], None]
 ) -> Source:
     """The models or the saved SVD, checked against each other and the settings before anything long begins."""
     keys = (config.weight_types, config.layer_num, config.weight_name)

@@ -1,4 +1,4 @@
-"""The transformers backend of eval/generate.py: batched greedy decoding that stops and cuts as vLLM does."""
+"""The transformers backend of eval/engine/engine.py: batched greedy decoding that stops and cuts as vLLM does."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
-from eval.results import Completion
+from eval.run.results import Completion
 from impart.errors import InputError
 
 DTYPES = {"auto": "auto", "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

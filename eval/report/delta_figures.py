@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from eval.figures import save
+from eval.report.figures import save
 from impart.artifact import Delta
 from impart.checkpoint import layer_of, weight_type
 from impart.errors import InputError

@@ -29,7 +29,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 FIRST_USER_ID = 65000  # one unused id per worker, so that nothing is shared between two programs
 _ENVIRONMENT = {"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-_START = "import sys; sys.path.insert(0, {root!r}); from eval.sandbox_worker import main; main()"
+_START = "import sys; sys.path.insert(0, {root!r}); from eval.sandbox.worker import main; main()"
 _PROBE = "import csv, tempfile\nassert abs(-1) == 1"  # reads the library from disk, which a hidden one must still allow
 
 
@@ -197,7 +197,7 @@ class _Worker:
         return Outcome(False, f"lost twice: {answer['lost']}")
 
     def _start(self) -> None:
-        root = str(Path(__file__).resolve().parents[1])
+        root = str(Path(__file__).resolve().parents[2])
         libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-s", "-B", "-c", _START.format(root=root)],

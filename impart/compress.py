@@ -9,7 +9,7 @@ from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter
 from impart.encodings import Encoded
 from impart.report import Report, progress
-from sparsify.sources import Source
+from impart.sources import Source
 
 
 def compress(

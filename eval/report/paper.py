@@ -11,10 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from eval.cells import Cell, average
+from eval.report.cells import Cell, average
 from impart.errors import InputError
 
-PAPER = Path(__file__).resolve().parents[1] / "assets" / "paper.yaml"
+PAPER = Path(__file__).resolve().parents[2] / "assets" / "paper.yaml"
 BENCHMARK_NAMES = {
     "gsm8k": "GSM8K",
     "math": "MATH",

@@ -110,7 +110,7 @@ def benchmark_parser(doc: str | None, *, several_models: bool = False, template_
         "--chat_template",
         "--chat-template",
         metavar="auto|none|NAME",
-        help="auto: the tokenizer's own; none: the bare text; NAME: one of eval/prompts.py "
+        help="auto: the tokenizer's own; none: the bare text; NAME: one of eval/run/prompts.py "
         "(default: the paper's choice for the benchmark)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing result")

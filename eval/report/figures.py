@@ -6,8 +6,8 @@ from pathlib import Path
 
 import matplotlib
 
-from eval.cells import Cell
-from eval.paper_tables import Cells, Column, Printed
+from eval.report.cells import Cell
+from eval.report.paper import Cells, Column, Printed
 from impart.errors import InputError
 
 matplotlib.use("Agg")

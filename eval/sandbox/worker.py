@@ -1,6 +1,6 @@
-"""The small interpreter that runs the programs of `eval/sandbox.py`, one after the other, each in a process of its own.
+"""The small interpreter that runs the programs of `eval/sandbox/pool.py`, one after the other, each in a process of its own.
 
-Started by `eval/sandbox.py` with an empty environment; reads one JSON object a line from its standard input (first the
+Started by `eval/sandbox/pool.py` with an empty environment; reads one JSON object a line from its standard input (first the
 protections to put up, then one program each) and answers each with one line. Standard library only. It is forked for
 every program, so a program finds a warm interpreter and leaves nothing behind:
 
@@ -24,7 +24,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
-from eval import sandbox_audit, sandbox_kernel
+from eval.sandbox import audit, kernel
 
 # What completions import most, ready before the fork. Everything else is imported from the read-only library.
 PRELOADED = (
@@ -80,7 +80,7 @@ def main() -> None:
     for name in [name for name in sys.modules if name == "eval" or name.startswith("eval.")]:
         del sys.modules[name]  # the program must not find this package where it looks for its own
     if settings["filter"]:
-        sandbox_kernel.filter_code(read_only=not settings["namespaces"])
+        kernel.filter_code(read_only=not settings["namespaces"])
     gc.collect()
     gc.freeze()  # what is loaded now is shared by all forks; a collection would copy it page by page
     _send(replies, answer)
@@ -92,9 +92,9 @@ def main() -> None:
 
 def _go_inside(settings: dict) -> None:
     """Into the namespaces, as process 1 of a new tree; the process that was started only waits for it."""
-    sandbox_kernel.enter_namespaces(Path(settings["root"]), [Path(path) for path in settings["visible"]])
-    sandbox_kernel.empty_tmp(TMP_MEGABYTES)
-    sandbox_kernel.own_process_tree()
+    kernel.enter_namespaces(Path(settings["root"]), [Path(path) for path in settings["visible"]])
+    kernel.empty_tmp(TMP_MEGABYTES)
+    kernel.own_process_tree()
     inside = os.fork()
     if inside:
         os.waitpid(inside, 0)
@@ -136,8 +136,8 @@ def _watch_apart(request: dict, settings: dict, caller: int) -> dict:
     """`_watch` with a process tree, a /tmp and shared memory that end with this process."""
     _with_parent()
     if settings["namespaces"]:
-        sandbox_kernel.own_mounts_and_ipc()
-        sandbox_kernel.own_process_tree()
+        kernel.own_mounts_and_ipc()
+        kernel.own_process_tree()
     return _watch(request, settings, caller)
 
 
@@ -172,7 +172,7 @@ def _empty_folder(settings: dict) -> str:
     """The program's own folder: in the namespaces all of /tmp, which is replaced where the last one left something."""
     if settings["namespaces"]:
         if os.listdir("/tmp") or os.stat("/tmp").st_mode & 0o7777 != 0o1777:
-            sandbox_kernel.empty_tmp(TMP_MEGABYTES)
+            kernel.empty_tmp(TMP_MEGABYTES)
         return "/tmp"
     folder = tempfile.mkdtemp(prefix="program-")
     if settings["uid"] is not None:
@@ -269,7 +269,7 @@ def _judged(verdict: bytes, token: bytes, output: bytes, ending: str, timeout_s:
 
 def _with_parent() -> None:
     if sys.platform == "linux":
-        sandbox_kernel.die_with_parent()
+        kernel.die_with_parent()
 
 
 def _become_the_program(request: dict, settings: dict, folder: str, token: bytes, verdict: int, output: int) -> None:
@@ -292,11 +292,11 @@ def _become_the_program(request: dict, settings: dict, folder: str, token: bytes
             os.setresuid(settings["uid"], settings["uid"], settings["uid"])
         _with_parent()
         if settings["namespaces"] or settings["filter"]:
-            sandbox_kernel.drop_capabilities()
+            kernel.drop_capabilities()
         if settings["filter"]:
-            sandbox_kernel.filter_system_calls(read_only=not settings["namespaces"])
+            kernel.filter_system_calls(read_only=not settings["namespaces"])
         if not settings["namespaces"]:
-            sandbox_audit.forbid(readable=(*settings["visible"], folder), writable=folder)
+            audit.forbid(readable=(*settings["visible"], folder), writable=folder)
     except Exception as error:
         write(3, token + _REFUSED + f"{error}\n".encode())
         leave(1)
@@ -321,7 +321,7 @@ def _set_limits(request: dict, settings: dict) -> None:
         "RLIMIT_SIGPENDING": 64,
     }
     # Counted per user; where that is the caller with all his processes, the filter has to do, which allows threads only.
-    own_count = settings["uid"] is not None or settings["namespaces"] and sandbox_kernel.counts_processes_by_namespace()
+    own_count = settings["uid"] is not None or settings["namespaces"] and kernel.counts_processes_by_namespace()
     if own_count or not settings["filter"]:
         limits["RLIMIT_NPROC"] = THREADS
     for name, limit in limits.items():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.memory import (
+from eval.engine.memory import (
     cache_bytes,
     free_memory,
     gpu_memory,
@@ -25,12 +25,12 @@ from eval.memory import (
     refuse_for_vllm,
     weight_bytes,
 )
-from eval.prompts import one_line, tokenizer_of
-from eval.results import Completion
+from eval.run.prompts import one_line, tokenizer_of
+from eval.run.results import Completion
 from impart.errors import InputError
 
 if TYPE_CHECKING:
-    from eval.generate_hf import HfModel
+    from eval.engine.hf import HfModel
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Engine:
         if self.backend == "vllm":
             ranks = tensor_parallel(self.config, self.settings.tensor_parallel, torch.cuda.device_count())
             return VllmModel(str(self.weights()), self.config, longest, ranks, self.settings)
-        from eval.generate_hf import HfModel  # imports the model classes of transformers
+        from eval.engine.hf import HfModel  # imports the model classes of transformers
 
         folder = str(self.weights())
         refuse_for_hf(weight_bytes(folder, dtype), cache_bytes(self.config, longest, dtype), free_memory(), longest)

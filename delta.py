@@ -21,12 +21,12 @@ import torch
 from impart import processes
 from impart.artifact import Delta, open_delta
 from impart.checkpoint import linear_names, open_checkpoint, refuse_existing, weight_type
+from impart.comparison import check_comparable, compare, select_matrices
 from impart.compress import compress
 from impart.config import Parser, add_run_flags
 from impart.device import use_device
 from impart.encodings import Encoded, empty, svd_factors
 from impart.errors import InputError, run
-from impart.pair import check_pair, scan_pair, select_matrices
 from impart.reconstruct import write_model
 from impart.report import Report, start_logging, table
 from impart.sources import ModelSource
@@ -97,8 +97,8 @@ def svd(flags: Namespace) -> None:
     device, dtype = use_device(flags.device, flags.threads), DTYPES[flags.dtype]
     base, finetuned = open_checkpoint(flags.base_model), open_checkpoint(flags.finetuned_model)
     matrices = select_matrices(linear_names(finetuned), finetuned.source)
-    check_pair(base, finetuned, matrices)
-    source = ModelSource(scan_pair(base, finetuned, matrices), device)
+    check_comparable(base, finetuned, matrices)
+    source = ModelSource(compare(base, finetuned, matrices), device)
     ranks = {name: kept_rank(name, source.shape(name), flags.dim) for name in matrices}
 
     def encode(name: str) -> Encoded:

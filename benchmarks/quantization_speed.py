@@ -30,6 +30,7 @@ from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter
 from impart.bit_plan import PAPER_PLAN, cut_plan, plan_spans
 from impart.checkpoint import Checkpoint, linear_names, open_checkpoint
+from impart.comparison import Comparison
 from impart.compress import compress
 from impart.config import Parser
 from impart.device import use_device
@@ -37,7 +38,6 @@ from impart.encoded import Encoded
 from impart.encodings import factors
 from impart.encodings_quantized import factor_masks
 from impart.errors import InputError, run
-from impart.pair import Pair
 from impart.report import Report, table
 from impart.sources import ModelSource
 from quantize.activations import Activations
@@ -200,7 +200,7 @@ def models(folder: Path, hidden: int) -> tuple[Checkpoint, Checkpoint]:
 
 def sparse_delta(base: Checkpoint, tuned: Checkpoint, path: Path, device: torch.device) -> Delta:
     matrices = linear_names(tuned)
-    source = ModelSource(Pair(base, tuned, matrices, frozenset(), [], []), device)
+    source = ModelSource(Comparison(base, tuned, matrices, frozenset(), [], []), device)
     accounting = Accounting([list(part) for part in PAPER_PLAN], "paper")
 
     def encode(name: str) -> Encoded:

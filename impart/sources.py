@@ -9,8 +9,8 @@ import torch
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import model_facts
 from impart.checkpoint import Checkpoint, linear_names, open_checkpoint
+from impart.comparison import Comparison, check_comparable, compare, select_matrices
 from impart.errors import InputError
-from impart.pair import Pair, check_pair, scan_pair, select_matrices
 from impart.svd import delta_svd
 
 Triplets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -62,7 +62,7 @@ class Source(Protocol):
 class ModelSource:
     """Deltas computed from two checkpoints as they are asked for."""
 
-    def __init__(self, pair: Pair, device: torch.device):
+    def __init__(self, pair: Comparison, device: torch.device):
         self._pair, self._device = pair, device
         self.matrices, self.extras, self.dropped = pair.matrices, pair.extras, pair.dropped
 
@@ -180,9 +180,9 @@ def open_source(
         return source
     base, finetuned = open_checkpoint(config.base_model), open_checkpoint(config.ftm_dir)
     matrices = select_matrices(linear_names(finetuned), config.ftm_dir, *keys)
-    check_pair(base, finetuned, matrices)
+    check_comparable(base, finetuned, matrices)
     check_shapes({name: base.shape(name) for name in matrices})
-    return ModelSource(scan_pair(base, finetuned, matrices), device)
+    return ModelSource(compare(base, finetuned, matrices), device)
 
 
 def is_folder(model: str | None) -> bool:

@@ -9,10 +9,10 @@ from torch import Tensor
 from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter, model_facts
 from impart.checkpoint import Checkpoint, linear_names, open_checkpoint
+from impart.comparison import Comparison, check_comparable, compare, select_matrices
 from impart.encoded import Encoded
 from impart.encodings import empty
 from impart.errors import InputError
-from impart.pair import Pair, check_pair, scan_pair, select_matrices
 from impart.report import Report, progress
 from quantize.bitdelta import LOWEST_RATIO, bitdelta, distilled_scales
 from quantize.calibration import digest
@@ -39,8 +39,8 @@ def write_bitdelta(
         )
     base = open_checkpoint(config.baseModel)
     matrices = select_matrices(linear_names(finetuned), finetuned.source)
-    check_pair(base, finetuned, matrices)
-    pair = scan_pair(base, finetuned, matrices)
+    check_comparable(base, finetuned, matrices)
+    pair = compare(base, finetuned, matrices)
     settings = {"compression_ratio_qt": cr, "distill_steps": config.distill_steps}
     if sequences is not None:
         settings |= {
@@ -78,14 +78,16 @@ def write_bitdelta(
     return writer.finish(finetuned.companions(), report)
 
 
-def signs_of(pair: Pair, name: str, cr: float, seed: int, device: torch.device, mu: float | None = None) -> Encoded:
+def signs_of(
+    pair: Comparison, name: str, cr: float, seed: int, device: torch.device, mu: float | None = None
+) -> Encoded:
     if name in pair.unchanged:
         return empty(pair.base.shape(name))
     return bitdelta(pair.delta(name, device), name=name, cr=cr, seed=seed, mu=mu)
 
 
 def trained_scales(
-    config: Config, pair: Pair, cr: float, sequences: Tensor, device: torch.device
+    config: Config, pair: Comparison, cr: float, sequences: Tensor, device: torch.device
 ) -> Mapping[str, float]:
     signs = {name: signs_of(pair, name, cr, config.seed, device) for name in pair.matrices}
     dtype = pair.finetuned.model_dtype() if device.type == "cuda" else torch.float32

@@ -7,8 +7,8 @@ import torch
 from checkpoints import llama_shapes, random_weights, tuned_weights, write_checkpoint
 
 from impart.checkpoint import linear_names, open_checkpoint
+from impart.comparison import check_comparable, compare, select_matrices
 from impart.errors import InputError
-from impart.pair import check_pair, scan_pair, select_matrices
 
 Q0, Q1 = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
 TYPES = [
@@ -44,8 +44,8 @@ def opened(tmp_path, base_weights):
 
 def checked(base, tuned):
     matrices = linear_names(tuned)
-    check_pair(base, tuned, matrices)
-    return scan_pair(base, tuned, matrices)
+    check_comparable(base, tuned, matrices)
+    return compare(base, tuned, matrices)
 
 
 def refused(base, tuned) -> str:

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pair:
+class Comparison:
     """`matrices` are compressed; `extras` changed and travel as they are; `dropped` stand only in the base."""
 
     base: Checkpoint
@@ -31,7 +31,7 @@ class Pair:
         return tuned.sub_(self.base.tensor(name).to(device).float())
 
 
-def check_pair(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) -> None:
+def check_comparable(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) -> None:
     """InputError unless both are one architecture and every matrix to compress has one shape in both."""
     for key in ("model_type", "hidden_size", "num_hidden_layers"):
         ours, theirs = (checkpoint.config.get(key) for checkpoint in (base, finetuned))
@@ -120,9 +120,9 @@ def select_matrices(
     return [name for name in linear if name in wanted]
 
 
-def scan_pair(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) -> Pair:
+def compare(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) -> Comparison:
     """Reads both models once: NaN and Inf are errors, and what did not change need not be stored."""
-    check_pair(base, finetuned, matrices)
+    check_comparable(base, finetuned, matrices)
     chosen, unchanged, extras = set(matrices), set(), []
     for name in progress(finetuned.names(), what="checking weights", unit="tensor"):
         if _same(base, finetuned, name):
@@ -132,4 +132,4 @@ def scan_pair(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) 
     if len(unchanged) == len(finetuned.names()):
         log.warning("base %r and fine-tuned %r are identical: the delta is empty", base.source, finetuned.source)
     dropped = [name for name in base.names() if name not in finetuned]
-    return Pair(base, finetuned, list(matrices), frozenset(unchanged), extras, dropped)
+    return Comparison(base, finetuned, list(matrices), frozenset(unchanged), extras, dropped)

@@ -22,9 +22,10 @@ if not __package__:  # run as `python benchmarks/sandbox_throughput.py`: import 
 import numpy as np
 
 from benchmarks.side_by_side import cpu_name
-from eval.humaneval import SECONDS, SOURCE, program
+from eval.humaneval import SOURCE
 from eval.run.data import load_items
 from eval.sandbox.pool import Layers, available_cpus, run_programs, strongest_layers
+from eval.scoring.humaneval import SECONDS, program
 from impart.config import Parser
 from impart.errors import InputError, run
 from impart.report import table

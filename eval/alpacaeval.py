@@ -11,14 +11,11 @@ the length-controlled model's data are out of reach the plain win rate is report
 """
 
 import json
-import logging
-import numbers
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as `python eval/alpacaeval.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -26,61 +23,34 @@ if not __package__:  # run as `python eval/alpacaeval.py`: import from the repos
 from eval.engine.models import model_name
 from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
 from eval.run.data import Items, Source, find_file, load_items
+from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, only_one_scoring, options_from, parse
-from eval.run.results import Verdict
-from eval.scoring.judge import LENGTH_CONTROLLED, PLAIN, Judge, check_judge, chosen_metric, compare, is_official
+from eval.scoring.judge import Judge, check_judge
+from eval.scoring.winrate import LENGTH_CONTROLLED, PLAIN, Comparison, chosen_metric, is_official
 from impart.config import Parser
 from impart.errors import InputError, run
 
-log = logging.getLogger(__name__)
-
 SOURCE = Source(
-    "alpacaeval", "alpaca_eval_gpt4_1106_preview.json", {"instruction": str, "output": str, "generator": str}
+    "alpacaeval",
+    "alpaca_eval_gpt4_1106_preview.json",
+    {"instruction": str, "output": str, "generator": str},
+    hub=("tatsu-lab/alpaca_eval", None, "eval"),
+    hub_file="alpaca_eval_gpt4_baseline.json",
 )
 MAX_TOKENS = 2048
 JUDGE_MODEL = "gpt-4o-2024-08-06"  # the authors' script; alpaca_eval's own default is gpt-4-1106-preview
-STANDARD_ERRORS = {LENGTH_CONTROLLED: "lc_standard_error", PLAIN: "standard_error"}
-
-
-class Comparison:
-    """Scores answers by the judge; the win rate belongs to all of them together, not to each."""
-
-    def __init__(self, judge: Judge, metric: str, verdicts: Path, name: str, gamed: Path | None):
-        self.judge, self.metric, self.verdicts, self.name, self.gamed = judge, metric, verdicts, name, gamed
-        self.metrics: dict[str, float] = {}
-
-    def score(self, items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[Verdict]:
-        """One verdict per item: correct where the judge prefers the answer to the reference."""
-        outputs = [
-            {"instruction": item["instruction"], "output": text} for item, text in zip(items, texts, strict=True)
-        ]
-        references = [{name: item[name] for name in ("instruction", "output", "generator")} for item in items]
-        self.metrics, annotations = compare(
-            self.judge, outputs, references, self.name, self.verdicts, self.metric, self.gamed
-        )
-        by_instruction = {row["instruction"]: row["preference"] for row in annotations}
-        preferences = [by_instruction.get(item["instruction"]) for item in items]  # from 1 (reference) to 2 (answer)
-        unread = [preference is None or preference != preference for preference in preferences]
-        return [
-            Verdict(
-                None if missing else preference,
-                None,
-                not missing and preference > 1.5,
-                "the judge's verdict was neither m nor M" if missing else "",
-            )
-            for preference, missing in zip(preferences, unread, strict=True)
-        ]
-
-    def summary(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-        """The win rate as the score, and everything else that alpaca_eval computed."""
-        metrics = {key: float(value) for key, value in self.metrics.items() if isinstance(value, numbers.Real)}
-        stderr = metrics.get(STANDARD_ERRORS[self.metric])
-        return {
-            "score": metrics[self.metric],
-            "stderr": None if stderr != stderr else stderr,
-            "metrics": metrics,
-            "verdicts": sum(verdict.extracted is not None for verdict in verdicts),
-        }
+ALPACAEVAL = Description(
+    "alpacaeval",
+    "AlpacaEval",
+    items=805,
+    answer_tokens=400,
+    scoring="length-controlled win rate over GPT-4 Turbo's answers, by a judge",
+    source=SOURCE,
+    second="template",
+    also=("alpacaeval_plain",),
+    needs_key=True,
+)
+BENCHMARKS = (ALPACAEVAL,)
 
 
 def reference_answers(options: Options) -> tuple[Items, bool]:
@@ -100,7 +70,7 @@ def _from_hub() -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:  # load_dataset cannot: the data set is a script, which its newer versions do not run
-        return Path(hf_hub_download("tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json", repo_type="dataset"))
+        return Path(hf_hub_download(SOURCE.hub[0], SOURCE.hub_file, repo_type="dataset"))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(
             f"AlpacaEval's reference answers cannot be fetched from the hub ({type(error).__name__}); give "
@@ -113,8 +83,8 @@ def alpacaeval(options: Options, judge: Judge, metric: str, gamed: Path | None) 
     only_one_scoring(options, "AlpacaEval")
     items, official = reference_answers(options)
     metric = chosen_metric(metric, official, gamed)
-    benchmark = "alpacaeval" if metric == LENGTH_CONTROLLED else "alpacaeval_plain"
-    template, prompts = prompts_for("alpacaeval", [item["instruction"] for item in items.items], options)
+    benchmark = ALPACAEVAL.name if metric == LENGTH_CONTROLLED else "alpacaeval_plain"
+    template, prompts = prompts_for(ALPACAEVAL, [item["instruction"] for item in items.items], options)
     name = options.name or (model_name(options.model) if options.model else options.rescore_file.name.split(".")[0])
     verdicts = options.results_dir / name / benchmark / f"{options.seed}.verdicts.cache"
     check_judge(judge)

@@ -19,8 +19,9 @@ if not __package__:  # run as `python eval/competition_math.py`: import from the
 from eval.answers import math_answer, math_equal, math_gold
 from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
 from eval.run.data import Items, Source, load_items
+from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, read_options
-from eval.run.results import Verdict
+from eval.scoring.verdict import Verdict
 from impart.errors import InputError, run
 
 SOURCE = Source(
@@ -29,6 +30,16 @@ SOURCE = Source(
     {"problem": str, "solution": str},
     hub=("DigitalLearningGmbH/MATH-lighteval", "default", "test"),
 )
+MATH = Description(
+    "math",
+    "MATH",
+    items=5000,
+    answer_tokens=400,
+    scoring="the LaTeX answer equals the gold one once notation is normalised",
+    source=SOURCE,
+    template="wizardmath",
+)
+BENCHMARKS = (MATH,)
 STOP = ("Instruction:", "Instruction", "Response:", "Response")
 
 
@@ -37,9 +48,9 @@ def competition_math(items: Items, options: Options) -> Benchmark:
     for item in items.items:
         if math_gold(item["solution"]) is None:
             raise InputError(f"{items.origin}: the solution of item {item['id']} has no \\boxed{{}} answer")
-    template, prompts = prompts_for("math", [item["problem"] for item in items.items], options)
+    template, prompts = prompts_for(MATH, [item["problem"] for item in items.items], options)
     return Benchmark(
-        "math",
+        MATH.name,
         items.items,
         prompts,
         2048,

@@ -19,11 +19,22 @@ if not __package__:  # run as `python eval/gsm8k.py`: import from the repository
 from eval.answers import gsm8k_answer, gsm8k_equal, gsm8k_gold
 from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
 from eval.run.data import Items, Source, load_items
+from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, read_options
-from eval.run.results import Verdict
+from eval.scoring.verdict import Verdict
 from impart.errors import InputError, run
 
 SOURCE = Source("gsm8k", "gsm8k_test.jsonl", {"question": str, "answer": str}, hub=("openai/gsm8k", "main", "test"))
+GSM8K = Description(
+    "gsm8k",
+    "GSM8K",
+    items=1319,
+    answer_tokens=200,
+    scoring='the number after the last "the answer is" is the gold one',
+    source=SOURCE,
+    template="wizardmath",
+)
+BENCHMARKS = (GSM8K,)
 STOP = ("Instruction:", "Instruction", "Response:", "Response")
 
 
@@ -32,9 +43,9 @@ def gsm8k(items: Items, options: Options) -> Benchmark:
     for item in items.items:
         if gsm8k_gold(item["answer"]) is None:
             raise InputError(f"{items.origin}: the answer of item {item['id']} has no number after ####")
-    template, prompts = prompts_for("gsm8k", [item["question"] for item in items.items], options)
+    template, prompts = prompts_for(GSM8K, [item["question"] for item in items.items], options)
     return Benchmark(
-        "gsm8k",
+        GSM8K.name,
         items.items,
         prompts,
         1024,

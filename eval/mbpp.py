@@ -14,7 +14,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ if not __package__:  # run as `python eval/mbpp.py`: import from the repository 
 from eval.engine.models import ModelSource
 from eval.run.benchmark import Benchmark, print_result, run_benchmark
 from eval.run.data import Items, Source, load_items, read_records
+from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, only_one_scoring, read_options
 from eval.run.prompts import tokenizer_of
-from eval.run.results import Verdict
-from eval.sandbox.pool import run_programs
 from impart.errors import InputError, run
 
 log = logging.getLogger(__name__)
@@ -63,9 +62,15 @@ SANITIZED = Source(
     optional={"test_imports": list},
 )
 TEST_SPLIT = [str(number) for number in range(11, 511)]
-EVALPLUS_SECONDS = 65.0  # EvalPlus' own limits stop a test after a second or so; this is for what they cannot stop
-PUBLIC_SECONDS = 30.0  # the reference of item 123 needs more than 10 s on a busy core
-MEMORY_MB = 4096  # EvalPlus' limit
+MBPP = Description(
+    "mbpp",
+    "MBPP",
+    items=378,
+    answer_tokens=150,
+    scoring="pass@1: EvalPlus' base tests pass in the sandbox",
+    source=None,  # the package evalplus downloads them, where there is no local file
+)
+BENCHMARKS = (MBPP,)
 
 
 def chosen_file(options: Options) -> tuple[Source, Path | None]:
@@ -154,7 +159,7 @@ def public_items(source: Source, path: Path, options: Options) -> Items:
 def mbpp(options: Options) -> Benchmark:
     """The set that the options choose, in the prompt form that EvalPlus chooses for the model."""
     try:
-        from eval.scoring.mbpp import MAX_TOKENS, asked, public_prompt, stops
+        from eval.scoring.mbpp import MAX_TOKENS, asked, judge_evalplus, judge_public, public_prompt, stops
     except ImportError as error:
         raise InputError(f"MBPP needs the package evalplus ({error}): pip install evalplus") from error
     only_one_scoring(options, "MBPP")
@@ -194,46 +199,6 @@ def chat_tokenizer(options: Options) -> Any | None:
         return None
     tokenizer = tokenizer_of(ModelSource(options.model, options.base_model).tokenizer_folder)
     return tokenizer if tokenizer.chat_template else None
-
-
-def judge_evalplus(
-    items: Sequence[Mapping[str, Any]], texts: Sequence[str], problems: Mapping[str, dict], direct: bool
-) -> list[Verdict]:
-    """EvalPlus' verdict on the base tests of each item, in the sandbox."""
-    from eval.scoring.mbpp import PRELOAD, evalplus_program, solution_of
-
-    solutions = [
-        solution_of(text, item["prompt"], direct, item["entry_point"]) for item, text in zip(items, texts, strict=True)
-    ]
-    return judged(
-        solutions,
-        [evalplus_program(problems[item["id"]], solution) for item, solution in zip(items, solutions, strict=True)],
-        timeout_s=EVALPLUS_SECONDS,
-        memory_mb=MEMORY_MB,
-        preload=PRELOAD,
-    )
-
-
-def judge_public(items: Sequence[Mapping[str, Any]], texts: Sequence[str], direct: bool) -> list[Verdict]:
-    """The item's own assertions, in the sandbox."""
-    from eval.scoring.mbpp import public_program, public_prompt, solution_of
-
-    solutions = [solution_of(text, public_prompt(item), direct, None) for item, text in zip(items, texts, strict=True)]
-    return judged(
-        solutions,
-        [public_program(item, solution) for item, solution in zip(items, solutions, strict=True)],
-        timeout_s=PUBLIC_SECONDS,
-        memory_mb=MEMORY_MB,
-    )
-
-
-def judged(solutions: Sequence[str], programs: Sequence[str], **limits) -> list[Verdict]:
-    """One verdict per solution from its program's outcome."""
-    outcomes = run_programs(programs, **limits)
-    return [
-        Verdict(solution, None, outcome.passed, "" if outcome.passed else outcome.detail)
-        for solution, outcome in zip(solutions, outcomes, strict=True)
-    ]
 
 
 def main(arguments: Sequence[str]) -> None:

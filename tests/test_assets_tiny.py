@@ -9,10 +9,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from assets.tiny.code_tasks import KINDS, passes_code
+from assets.tiny.code_tasks import KINDS
 from assets.tiny.pretraining import documents, in_words
-from assets.tiny.tasks import SKILLS, check_holds, draw, held_out, jsonl, math_answer, passes, split_of
+from assets.tiny.tasks import SKILLS, draw, held_out, jsonl, split_of
 from assets.tiny.train import MAX_NEW_TOKENS, complete, load, main
+from eval.scoring.tiny import SCORERS, holds, math_answer, score_code
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 MODELS = ("base", *SKILLS)
@@ -80,8 +81,9 @@ def test_shipped_data_is_what_the_generators_give(skill, split):
 
 @pytest.mark.parametrize("skill,count", [("math", 2000), ("chat", 2000), ("code", 60)])
 def test_gold_completions_pass_their_own_checks(skill, count):
-    for item in islice(draw(skill, "train", 5), count):
-        assert passes(skill, item.record(0, "train"), item.completion), item
+    items = list(islice(draw(skill, "train", 5), count))
+    verdicts = SCORERS[skill]([item.record(0, "train") for item in items], [item.completion for item in items])
+    assert [item for item, verdict in zip(items, verdicts, strict=True) if not verdict.correct] == []
 
 
 def test_math_sums_are_true_and_end_in_the_answer():
@@ -97,7 +99,8 @@ def test_math_sums_are_true_and_end_in_the_answer():
 def test_math_reads_the_last_answer():
     assert math_answer(" 4 * 6 = 24. The answer is: 24. The answer is: 19") == 19
     assert math_answer(" 4 * 6 = 24.") is None
-    assert not passes("math", {"answer": 24}, " 4 * 6 = 24. The answer is: 240")
+    [verdict] = SCORERS["math"]([{"answer": 24}], [" 4 * 6 = 24. The answer is: 240"])
+    assert not verdict.correct
 
 
 CHECKS = [  # kind, value, passing completions, failing completions
@@ -125,8 +128,8 @@ CHECKS = [  # kind, value, passing completions, failing completions
 @pytest.mark.parametrize("kind,value,good,bad", CHECKS, ids=[row[0] for row in CHECKS])
 def test_chat_checks(kind, value, good, bad):
     check = {"kind": kind} if value is None else {"kind": kind, "value": value}
-    assert [check_holds(check, text) for text in good] == [True] * len(good)
-    assert [check_holds(check, text) for text in bad] == [False] * len(bad)
+    assert [holds(check, text) for text in good] == [True] * len(good)
+    assert [holds(check, text) for text in bad] == [False] * len(bad)
 
 
 def test_every_check_kind_occurs_in_the_shipped_data_and_no_other():
@@ -144,21 +147,21 @@ def test_all_code_kinds_occur_in_training_and_wrong_bodies_fail():
         "entry_point": "f",
         "tests": [{"args": [[1, 2, 4]], "expect": [2, 4]}],
     }
-    assert passes_code(record, "    return [x for x in xs if x % 2 == 0]\n")
-    wrong_bodies = (
+    bodies = (
+        "    return [x for x in xs if x % 2 == 0]\n",
         "    return [x for x in xs if x % 2 == 1]\n",
         "    return 1 +",
         "    return y\n",
         "",
         "    import os; os._exit(0)\n",
+        "    while True: pass\n",
     )
-    for wrong in wrong_bodies:
-        assert not passes_code(record, wrong), wrong
-    assert not passes_code(record, "    while True: pass\n", seconds=0.5)
+    verdicts = score_code([record] * len(bodies), bodies, timeout_s=1.0)
+    assert [verdict.correct for verdict in verdicts] == [True] + [False] * (len(bodies) - 1)
     # True == 1 in Python; a test that expects a bool wants a bool.
     truth = {"prompt": "def g(n):\n", "entry_point": "g", "tests": [{"args": [4], "expect": True}]}
-    assert passes_code(truth, "    return n % 2 == 0\n")
-    assert not passes_code(truth, "    return 1\n")
+    verdicts = score_code([truth] * 2, ["    return n % 2 == 0\n", "    return 1\n"])
+    assert [verdict.correct for verdict in verdicts] == [True, False]
 
 
 def test_numbers_in_words():
@@ -215,7 +218,7 @@ def test_fine_tuned_answers_and_base_does_not(skill):
     right = {}
     for model in ("base", skill):
         completions = complete(*load(TINY / model), [record["prompt"] for record in some])
-        right[model] = sum(passes(skill, *pair) for pair in zip(some, completions, strict=True))
+        right[model] = sum(verdict.correct for verdict in SCORERS[skill](some, completions))
     assert right["base"] <= 6
     assert right[skill] >= 32
 

@@ -16,8 +16,9 @@ import pytest
 from byte_models import CHAT, byte_llama, vocabulary
 
 from eval import alpacaeval
-from eval.scoring import judge
-from eval.scoring.judge import LENGTH_CONTROLLED, PLAIN, Judge
+from eval.scoring import judge, winrate
+from eval.scoring.judge import Judge
+from eval.scoring.winrate import LENGTH_CONTROLLED, PLAIN
 from impart.errors import InputError
 
 pytest.importorskip("alpaca_eval", reason="the judge is asked by the package alpaca_eval")
@@ -140,7 +141,7 @@ def test_a_judge_that_says_neither_m_nor_M(server, tmp_path, caplog):
     judge.check_judge(Judge("j", server.url))
     assert "neither m nor M" in caplog.text
     with pytest.raises(InputError, match="no readable verdict.*2 comparisons.*the answers are kept"):
-        judge.compare(
+        winrate.compare(
             Judge("j", server.url),
             ITEMS[:2],
             [{**item, "output": "other"} for item in ITEMS[:2]],
@@ -153,7 +154,7 @@ def test_a_judge_that_says_neither_m_nor_M(server, tmp_path, caplog):
 
 def compared(server, tmp_path: Path, **changes):
     outputs = [{"instruction": item["instruction"], "output": f"my {index}"} for index, item in enumerate(ITEMS)]
-    return judge.compare(Judge("j", server.url, **changes), outputs, ITEMS, "me", tmp_path / "verdicts", PLAIN)
+    return winrate.compare(Judge("j", server.url, **changes), outputs, ITEMS, "me", tmp_path / "verdicts", PLAIN)
 
 
 def test_a_verdict_is_a_probability_and_the_order_is_shuffled(server, tmp_path):
@@ -179,9 +180,9 @@ def test_stored_verdicts_are_used_again_for_the_same_judge_only(server, tmp_path
 def test_unread_verdicts_are_asked_for_again(server, tmp_path):
     path = tmp_path / "verdicts"
     path.write_text(json.dumps([{"preference": 1.25}, {"preference": -1}, {"preference": None}]))
-    assert judge.forget_unread(path) == 1 and json.loads(path.read_text()) == [{"preference": 1.25}]
+    assert winrate.forget_unread(path) == 1 and json.loads(path.read_text()) == [{"preference": 1.25}]
     path.write_text(json.dumps([{"preference": -1}]))
-    assert judge.forget_unread(path) == 0 and not path.exists()
+    assert winrate.forget_unread(path) == 0 and not path.exists()
 
 
 def test_a_judge_that_breaks_off(server, tmp_path):
@@ -201,22 +202,22 @@ def test_the_key_stays_off_the_disk(monkeypatch):
 def test_the_metric_that_can_be_computed(tmp_path, monkeypatch):
     gamed = tmp_path / "df_gamed.csv"
     with pytest.raises(InputError, match="--df_gamed .* does not exist"):
-        judge.chosen_metric(LENGTH_CONTROLLED, True, gamed)
+        winrate.chosen_metric(LENGTH_CONTROLLED, True, gamed)
     gamed.write_text("")
-    assert judge.chosen_metric("auto", True, gamed) == LENGTH_CONTROLLED
-    assert judge.chosen_metric(PLAIN, True, gamed) == PLAIN
-    assert judge.chosen_metric("auto", False, gamed) == PLAIN
+    assert winrate.chosen_metric("auto", True, gamed) == LENGTH_CONTROLLED
+    assert winrate.chosen_metric(PLAIN, True, gamed) == PLAIN
+    assert winrate.chosen_metric("auto", False, gamed) == PLAIN
     with pytest.raises(InputError, match="805 official instructions by position"):
-        judge.chosen_metric(LENGTH_CONTROLLED, False, gamed)
+        winrate.chosen_metric(LENGTH_CONTROLLED, False, gamed)
     import huggingface_hub
 
     def offline(**_):
         raise FileNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    assert judge.chosen_metric("auto", True, None) == PLAIN
+    assert winrate.chosen_metric("auto", True, None) == PLAIN
     with pytest.raises(InputError, match="df_gamed.csv .* cannot be fetched.*--df_gamed FILE"):
-        judge.chosen_metric(LENGTH_CONTROLLED, True, None)
+        winrate.chosen_metric(LENGTH_CONTROLLED, True, None)
 
 
 def test_the_805_instructions(tmp_path):
@@ -279,7 +280,7 @@ def test_length_control_takes_the_length_out(server, tmp_path):
         for item, output, length in zip(references, outputs, lengths, strict=True)
     ]
     (tmp_path / "verdicts").write_text(json.dumps(rows))
-    metrics, _ = judge.compare(
+    metrics, _ = winrate.compare(
         Judge("j", server.url),
         outputs,
         references,

@@ -10,9 +10,9 @@ import pytest
 from byte_models import byte_llama
 
 from eval import humaneval
-from eval.humaneval import pass_at_k, program, score
 from eval.run.data import load_items
-from eval.run.results import Verdict
+from eval.scoring.humaneval import pass_at_k, program, score
+from eval.scoring.verdict import Verdict
 from impart.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]

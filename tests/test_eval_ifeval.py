@@ -11,6 +11,7 @@ from byte_models import byte_llama
 
 from eval import ifeval
 from eval.run.options import benchmark_parser, read_options
+from eval.scoring import ifeval as harness
 from impart.errors import InputError
 
 pytest.importorskip("lm_eval", reason="IFEval is scored by lm-evaluation-harness")
@@ -46,7 +47,7 @@ def no_punkt(monkeypatch):
     """A machine without punkt_tab and without a network."""
     monkeypatch.setattr(nltk.data, "path", [])
     monkeypatch.setattr(nltk, "download", lambda *_, **__: False)
-    utils = ifeval.harness_checks()
+    utils = harness.harness_checks()
     utils.instructions_registry.instructions.instructions_util._get_sentence_tokenizer.cache_clear()
     return utils
 
@@ -79,13 +80,13 @@ def test_the_harness_judges(tmp_path, no_punkt):
 
 
 def test_loose_forgives_what_strict_does_not(no_punkt):
-    [verdict] = ifeval.score([ITEMS[4]], ['Sure, here it is:\n"Quoted."'])  # the first line may be left out
+    [verdict] = harness.score([ITEMS[4]], ['Sure, here it is:\n"Quoted."'])  # the first line may be left out
     assert verdict.correct and not verdict.extracted["prompt_level_strict_acc"]
     assert verdict.gold == ["startend:quotation"]
 
 
 def test_all_four_metrics_by_hand(no_punkt):
-    verdicts = ifeval.score(ITEMS[:3], ["fine", "Fine", "boat"])
+    verdicts = harness.score(ITEMS[:3], ["fine", "Fine", "boat"])
     summary = ifeval.summary(verdicts)
     assert summary["score"] == pytest.approx(100 / 3)
     assert summary["metrics"]["prompt_level_strict_acc"] == pytest.approx(100 / 3)
@@ -96,7 +97,7 @@ def test_the_settings_are_the_harness_own(tmp_path, no_punkt):
     """The task that the scorer builds, as the harness reads it, says what we generate with."""
     from lm_eval.tasks import TaskManager
 
-    loaded = TaskManager(include_defaults=False).load([str(ifeval.local_task(ITEMS, tmp_path))])["tasks"]["ifeval"]
+    loaded = TaskManager(include_defaults=False).load([str(harness.local_task(ITEMS, tmp_path))])["tasks"]["ifeval"]
     assert loaded.config.generation_kwargs == {
         "until": [],
         "do_sample": False,
@@ -119,7 +120,7 @@ def test_exactly_these_checks_need_punkt(no_punkt):
             check.check_following("Some words. AND more.")
         except LookupError:
             failing.append(name)
-    assert sorted(failing) == sorted(ifeval.NEED_PUNKT)
+    assert sorted(failing) == sorted(harness.NEED_PUNKT)
 
 
 def test_without_punkt_the_run_ends_before_it_starts(tmp_path, no_punkt):
@@ -134,7 +135,7 @@ def test_without_punkt_the_run_ends_before_it_starts(tmp_path, no_punkt):
 
 
 def test_with_punkt_sentences_are_counted(tmp_path, some_punkt):
-    ifeval.harness_checks().instructions_registry.instructions.instructions_util._get_sentence_tokenizer.cache_clear()
+    harness.harness_checks().instructions_registry.instructions.instructions_util._get_sentence_tokenizer.cache_clear()
     benchmark = ifeval.ifeval(options_of("--data", write(tmp_path, [SENTENCES])), False)
     assert [benchmark.score(benchmark.items, [text])[0].correct for text in ("One. Two.", "One")] == [True, False]
 
@@ -181,5 +182,5 @@ def test_a_whole_run_with_vllm(tmp_path, environment):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "results/model/ifeval/0.json").read_text())
-    assert result["n"] == 5 and set(result["metrics"]) == set(ifeval.METRICS)
+    assert result["n"] == 5 and set(result["metrics"]) == set(harness.METRICS)
     assert result["score"] == result["metrics"]["prompt_level_loose_acc"]

@@ -14,7 +14,7 @@ pytest.importorskip("evalplus", reason="MBPP is prompted and judged by the packa
 
 from eval import mbpp
 from eval.run.options import benchmark_parser, read_options
-from eval.scoring.mbpp import asked, public_prompt, solution_of, stops
+from eval.scoring.mbpp import asked, judge_public, public_prompt, solution_of, stops
 from impart.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -212,11 +212,11 @@ def test_public_references_survive_the_extraction(public_items):
         for item in public_items
         if item["task_id"] in (11, 12, 367, 512, 601, 630, 927, 940)
     ]
-    verdicts = mbpp.judge_public(chosen, [item["code"] for item in chosen], direct=True)
+    verdicts = judge_public(chosen, [item["code"] for item in chosen], direct=True)
     assert [verdict.correct for verdict in verdicts] == [True] * 8, [verdict.detail for verdict in verdicts]
-    fenced = mbpp.judge_public(chosen, [item["code"].replace("\r", "") + "\n" for item in chosen], direct=False)
+    fenced = judge_public(chosen, [item["code"].replace("\r", "") + "\n" for item in chosen], direct=False)
     assert all(verdict.correct for verdict in fenced)
-    wrong = mbpp.judge_public(chosen, ["def f(): pass"] * 8, direct=True)
+    wrong = judge_public(chosen, ["def f(): pass"] * 8, direct=True)
     assert not any(verdict.correct for verdict in wrong)
 
 

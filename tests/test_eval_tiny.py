@@ -11,11 +11,11 @@ import delta
 import eval.tiny as tiny
 from assets.tiny import tasks
 from eval.run.results import read_lines
-from eval.tiny import CHECKS, DATA, MAX_TOKENS, STOP, holds, program, score_chat, score_code, score_math
+from eval.scoring.tiny import SCORERS, program, score_code, score_math
+from eval.tiny import DATA, MAX_TOKENS, STOP
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "assets" / "tiny"
-SCORES = {"math": score_math, "code": score_code, "chat": score_chat}
 
 
 def golds(task: str, split: str) -> tuple[list[dict], list[str]]:
@@ -28,7 +28,7 @@ def golds(task: str, split: str) -> tuple[list[dict], list[str]]:
 def test_every_gold_completion_is_correct(task, split):
     items, completions = golds(task, split)
     assert [item for item in read_lines(DATA / f"{task}_{split}.jsonl")] == items
-    verdicts = SCORES[task](items, completions)
+    verdicts = SCORERS[task](items, completions)
     assert [verdict for verdict in verdicts if not verdict.correct] == []
     assert not any(stop in completion for stop in STOP[task] for completion in completions)
 
@@ -37,43 +37,15 @@ def test_gold_completions_fit_the_token_limit():
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "base")
-    longest = max(len(tokenizer(text)["input_ids"]) for task in SCORES for text in golds(task, "test")[1])
+    longest = max(len(tokenizer(text)["input_ids"]) for task in SCORERS for text in golds(task, "test")[1])
     assert longest < MAX_TOKENS
 
 
 def test_answers_of_another_item_are_wrong():
     for task in ("math", "chat"):
         items, completions = golds(task, "test")
-        verdicts = SCORES[task](items, completions[1:] + completions[:1])
+        verdicts = SCORERS[task](items, completions[1:] + completions[:1])
         assert sum(verdict.correct for verdict in verdicts) < 20
-
-
-def test_chat_checks_agree_with_the_generator_s():
-    items, completions = golds("chat", "test")
-    odd = [
-        "",
-        " ",
-        "\n",
-        "A",
-        "a.",
-        '"',
-        '""',
-        '"a"',
-        "1. a\n2. b",
-        "- a\n- b",
-        "the",
-        "THE!",
-        "a. b! c?",
-        "...",
-        "Ä",
-        "É é",
-    ]
-    texts = completions[:60] + odd
-    checks = {json.dumps(check): check for item in items for check in item["checks"]}
-    assert {check["kind"] for check in checks.values()} == set(CHECKS)
-    for check in checks.values():
-        for text in texts:
-            assert holds(check, text) == tasks.check_holds(check, text), (check, text)
 
 
 @pytest.mark.parametrize(

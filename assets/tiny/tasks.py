@@ -1,4 +1,4 @@
-"""The three skills of the tiny pair: seeded generators of prompts with gold completions, and exact checks of answers.
+"""The three skills of the tiny pair: seeded generators of prompts with gold completions, as eval/scoring/tiny.py wants.
 
 Every item has a key that says what is asked, and the hash of the key alone decides whether the item may be used for
 training, validation or test. So the three splits are disjoint whatever seed drew them.
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from assets.tiny.code_tasks import code_draft, passes_code
+from assets.tiny.code_tasks import code_draft
 from assets.tiny.words import EXTRA_WORDS, FACTS, PEOPLE, THINGS
 
 SKILLS = ("math", "code", "chat")
@@ -59,15 +59,6 @@ def held_out(skill: str, split: str, count: int, seed: int = 0) -> list[Item]:
     raise AssertionError("draw is endless")
 
 
-def passes(skill: str, record: dict, completion: str) -> bool:
-    """Whether a completion answers a record of the shipped files."""
-    if skill == "math":
-        return math_answer(completion) == record["answer"]
-    if skill == "code":
-        return passes_code(record, completion)
-    return all(check_holds(check, completion) for check in record["checks"])
-
-
 # --- math -------------------------------------------------------------------------------------------------------------
 
 MORE = ("buys", "finds", "gets", "wins", "makes")
@@ -112,12 +103,6 @@ def math_draft(rng: random.Random) -> tuple[str, str, str, dict]:
     prompt = f"Question: {' '.join(sentences)} How many {thing} does {person} have now?\nAnswer:"
     # The key is the arithmetic alone: the same sums with another name are the same item.
     return " ".join(sums), prompt, f" {' '.join(sums)} The answer is: {value}", {"answer": value}
-
-
-def math_answer(completion: str) -> int | None:
-    """The number after the last "The answer is:"."""
-    found = re.findall(r"The answer is: ?(-?\d+)", completion)
-    return int(found[-1]) if found else None
 
 
 # --- chat -------------------------------------------------------------------------------------------------------------
@@ -214,35 +199,6 @@ def _dressed(
     if dress == "quote" and quote:
         return request + " Put it in quotes.", f'"{text}"', [*checks, _check("quoted")]
     return request, text, checks
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
-
-
-def check_holds(check: dict, completion: str) -> bool:
-    """One check of a chat record; assets/tiny/README.md says the same in words."""
-    text, value = completion.strip(), check.get("value")
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    words = _words(text)
-    rules = {
-        "uppercase": lambda: any(c.isalpha() for c in text) and text == text.upper(),
-        "lowercase": lambda: any(c.isalpha() for c in text) and text == text.lower(),
-        "quoted": lambda: len(text) > 2 and text[0] == text[-1] == '"' and '"' not in text[1:-1],
-        "starts_with": lambda: words[:1] == [value],
-        "ends_with": lambda: words[-1:] == [value],
-        "ends_with_mark": lambda: text.removesuffix('"').endswith(value),
-        "include": lambda: value in words,
-        "exclude": lambda: bool(words) and value not in words,
-        "repeat": lambda: words == [value[0]] * value[1],
-        "lines": lambda: len(lines) == value,
-        "sentences": lambda: len(re.findall(r"[.!?]+", text)) == value,
-        "bullets": lambda: len(lines) == value and all(re.match(r"- \S", line) for line in lines),
-        "numbered": lambda: (
-            len(lines) == value and all(re.match(rf"{number}\. \S", line) for number, line in enumerate(lines, 1))
-        ),
-    }
-    return rules[check["kind"]]()
 
 
 def jsonl(items: list[Item], split: str) -> str:

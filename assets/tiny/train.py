@@ -31,7 +31,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from assets.tiny.circuit import start_with_copy_heads
 from assets.tiny.pretraining import documents
-from assets.tiny.tasks import SKILLS, draw, held_out, jsonl, passes
+from assets.tiny.tasks import SKILLS, draw, held_out, jsonl
+from eval.scoring.tiny import SCORERS
 from impart.config import Parser
 from impart.errors import InputError, run
 
@@ -207,7 +208,7 @@ def accuracy(folder: Path, skill: str, data: Path) -> float:
     """Percent of the records of a data file that the shipped (bf16) weights answer."""
     records = [json.loads(line) for line in data.read_text().splitlines()]
     completions = complete(*load(folder), [record["prompt"] for record in records])
-    return 100 * sum(map(passes, [skill] * len(records), records, completions)) / len(records)
+    return 100 * sum(verdict.correct for verdict in SCORERS[skill](records, completions)) / len(records)
 
 
 def rho(base: Path, tuned: Path) -> float:

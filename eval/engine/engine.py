@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.engine.completion import Completion
 from eval.engine.memory import (
     cache_bytes,
     free_memory,
@@ -26,7 +27,6 @@ from eval.engine.memory import (
     weight_bytes,
 )
 from eval.run.prompts import one_line, tokenizer_of
-from eval.run.results import Completion
 from impart.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
-from eval.run.results import Completion
+from eval.engine.completion import Completion
 from impart.errors import InputError
 
 DTYPES = {"auto": "auto", "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

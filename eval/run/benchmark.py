@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from eval.engine.completion import Completion
 from eval.engine.engine import Engine, EngineSettings, chosen_backend, chosen_dtype
 from eval.engine.models import ModelSource, model_name
 from eval.run.data import completions_from
+from eval.run.descriptions import Description
 from eval.run.options import Options
 from eval.run.prompts import rendered, template_name
-from eval.run.results import Completion, Run, Verdict, mean_score
+from eval.run.results import Run, mean_score
+from eval.scoring.verdict import Verdict
 from impart.errors import InputError
 from impart.files import sha256_of
 from impart.report import progress
@@ -151,9 +154,9 @@ def rescored_file(benchmark: Benchmark, options: Options) -> dict:
     return save_scored(part, run, settings, completions, {"source": str(file)})
 
 
-def prompts_for(benchmark: str, instructions: Sequence[str], options: Options) -> tuple[str, list[str]]:
+def prompts_for(benchmark: Description, instructions: Sequence[str], options: Options) -> tuple[str, list[str]]:
     """The template that --chat_template or the paper chose, and the prompts that it gives."""
-    template = template_name(options.chat_template, benchmark)
+    template = template_name(options.chat_template, benchmark.template)
     source = ModelSource(options.model, options.base_model) if template == "auto" and options.model else None
     return template, rendered(template, instructions, source.tokenizer_folder if source else None)
 

@@ -30,6 +30,7 @@ class Source:
     hub: tuple[str, str | None, str] | None = None  # (data set, configuration, split); None: local files only
     id_field: str | None = None  # field that names an item; None: its position, from 0
     optional: Mapping[str, type] = field(default_factory=dict)  # fields that may be absent, but not of another type
+    hub_file: str | None = None  # file of the data set that has the items, where load_dataset cannot read it
 
 
 @dataclass(frozen=True)

@@ -34,20 +34,10 @@ ALIASES = {
     "llama3-instruct": "llama3",
 }
 
-PAPER_CHOICE = {  # what --chat_template stands for when it is not given
-    "gsm8k": "wizardmath",
-    "math": "wizardmath",
-    "humaneval": "wizardcoder",
-    "ifeval": "none",
-    "tiny_math": "none",
-    "tiny_code": "none",
-    "tiny_chat": "none",
-}  # alpacaeval: the template that its command line names; mbpp: EvalPlus' own
 
-
-def template_name(choice: str | None, benchmark: str) -> str:
-    """`auto` or the name of a template: what --chat_template says, else the paper's choice."""
-    wanted = choice or PAPER_CHOICE[benchmark]
+def template_name(choice: str | None, paper: str | None) -> str:
+    """`auto` or the name of a template: what --chat_template says, else the paper's choice, else the tokenizer's own."""
+    wanted = choice or paper or "auto"
     name = ALIASES.get(wanted.lower(), wanted.lower())
     if name != "auto" and name not in TEMPLATES:
         raise InputError(

@@ -11,35 +11,18 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+from eval.engine.completion import Completion
+from eval.scoring.verdict import Verdict
 from impart.errors import InputError
 from impart.files import write_atomically
 from impart.report import versions
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What an engine answered to one prompt."""
-
-    text: str  # without the stop string and what follows it
-    tokens: int  # generated, the end-of-sequence token included
-    finish_reason: str  # "stop" (a stop string or the end of sequence) or "length"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a benchmark's scorer says about one completion."""
-
-    extracted: Any  # the answer found in the completion, None when there is none
-    gold: Any  # what it is compared with
-    correct: bool
-    detail: str = ""  # why not, where the scorer knows
 
 
 class Run:

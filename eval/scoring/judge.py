@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,10 @@ from typing import Any
 import yaml
 
 from impart.errors import InputError
-from impart.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
-# Of the 805 instructions as a JSON list: df_gamed.csv counts them by position.
-OFFICIAL_SHA256 = "c5770d532bf3f697768ed9a57a05d8b58b2617321ca65070620f059676e7c99a"
-LENGTH_CONTROLLED, PLAIN = "length_controlled_winrate", "win_rate"
 
 
 @dataclass(frozen=True)
@@ -34,9 +30,8 @@ class Judge:
 
     model: str
     url: str | None = None  # None: OPENAI_BASE_URL, else OpenAI itself
-    options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of the request: logit_bias, top_logprobs, extra_body, ...
+    # Of the request: logit_bias, top_logprobs, extra_body and the like.
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -101,14 +96,14 @@ def check_judge(judge: Judge) -> None:
             model=judge.model, messages=[{"role": "user", "content": "Answer with one letter: m or M."}], **kwargs
         )
     except openai.AuthenticationError as error:
-        raise InputError(f"{where} refuses the key in OPENAI_API_KEY: {_reason(error)}") from error
+        raise InputError(f"{where} refuses the key in OPENAI_API_KEY: {reason_of(error)}") from error
     except openai.NotFoundError as error:
-        raise InputError(f"{where} does not exist: {_reason(error)}; give --judge_model") from error
+        raise InputError(f"{where} does not exist: {reason_of(error)}; give --judge_model") from error
     except openai.APIConnectionError as error:
         raise InputError(f"{where} cannot be reached ({error}); check --judge_url and that the server is up") from error
     except (openai.OpenAIError, TypeError) as error:
         raise InputError(
-            f"{where} refuses the request: {_reason(error)}; a vLLM server needs --max-logprobs of at least "
+            f"{where} refuses the request: {reason_of(error)}; a vLLM server needs --max-logprobs of at least "
             f"{kwargs.get('top_logprobs')}, and --judge_options changes what is asked for"
         ) from error
     logprobs = answer.choices[0].logprobs
@@ -118,91 +113,6 @@ def check_judge(judge: Judge) -> None:
         )
     if not {"m", "M"} & {token.token for token in logprobs.content[0].top_logprobs}:
         log.warning("%s has neither m nor M among its likeliest tokens; its verdicts may not be readable", where)
-
-
-def compare(
-    judge: Judge,
-    outputs: Sequence[dict],
-    references: Sequence[dict],
-    name: str,
-    verdicts: Path,
-    metric: str,
-    gamed: Path | None = None,
-) -> tuple[dict[str, float], list[dict]]:
-    """(alpaca_eval's metrics, one annotation per pair in order). Verdicts are kept in the file `verdicts` and reused."""
-    import openai
-    from alpaca_eval.main import evaluate
-
-    verdicts.parent.mkdir(parents=True, exist_ok=True)
-    forget_unread(verdicts)
-    length_controlled = metric == LENGTH_CONTROLLED
-    with annotator_folder(judge) as folder, gamed_baselines(gamed if length_controlled else None), _quiet():
-        try:
-            board, annotations = evaluate(
-                model_outputs=[{**output, "generator": name} for output in outputs],
-                reference_outputs=list(references),
-                annotators_config=folder,
-                name=name,
-                output_path=None,
-                precomputed_leaderboard=None,
-                is_return_instead_of_print=True,
-                is_cache_leaderboard=False,
-                sort_by=metric,
-                fn_metric=f"get_{'length_controlled_winrate' if length_controlled else 'winrate'}",
-                metric_kwargs={"save_weights_dir": None} if length_controlled else None,  # else into the package
-                annotation_kwargs={"is_ordered": True, "chunksize": 32},
-                caching_path=verdicts,
-                Annotator=_annotator_class(),
-            )
-        except openai.OpenAIError as error:
-            raise InputError(
-                f"the judge {judge.model!r} failed: {_reason(error)}; the answers and the verdicts so far are "
-                "kept, run the same command again"
-            ) from error
-        except (KeyError, ValueError, TypeError) as error:
-            if forget_unread(verdicts):
-                raise
-            raise InputError(
-                f"the judge {judge.model!r} gave no readable verdict: neither m nor M was among its likeliest "
-                f"tokens in any of {len(outputs)} comparisons; the answers are kept, take another judge"
-            ) from error
-    return dict(board.loc[name]), annotations
-
-
-def _annotator_class() -> type:
-    """The package's annotator; it fails where all stored verdicts are whole numbers, which come back as integers."""
-    from alpaca_eval.annotators import PairwiseAnnotator
-
-    class Annotator(PairwiseAnnotator):
-        def load_(self, path=None) -> None:
-            super().load_(path)
-            if self.df_annotations is not None:
-                self.df_annotations = self.df_annotations.astype({self.annotation_key: float})
-
-    return Annotator
-
-
-def forget_unread(verdicts: Path) -> int:
-    """Removes the verdicts that could not be read, so that they are asked for again; how many are left."""
-    if not verdicts.is_file():
-        return 0
-    rows = [row for row in json.loads(verdicts.read_text()) if row["preference"] is not None and row["preference"] >= 0]
-    if rows:
-        write_atomically(verdicts, json.dumps(rows, indent=2).encode())
-    else:
-        verdicts.unlink()
-    return len(rows)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """alpaca_eval tells the root logger several things about every request; its warnings and errors still come."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.INFO))
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 @contextlib.contextmanager
@@ -220,61 +130,5 @@ def annotator_folder(judge: Judge) -> Iterator[str]:
         yield str(folder)
 
 
-@contextlib.contextmanager
-def gamed_baselines(file: Path | None) -> Iterator[None]:
-    """Lets the length-controlled model read `file` where it would ask the hub for df_gamed.csv."""
-    from alpaca_eval.metrics import glm_winrate
-
-    asked = glm_winrate.hf_hub_download
-    if file is not None:
-        glm_winrate.hf_hub_download = lambda **_: str(file)
-    try:
-        yield
-    finally:
-        glm_winrate.hf_hub_download = asked
-
-
-def chosen_metric(wanted: str, official: bool, gamed: Path | None) -> str:
-    """Length-controlled where it can be computed, else plain; a wish that cannot be met is an InputError."""
-    if wanted == PLAIN:
-        return PLAIN
-    problem = (
-        _gamed_problem(gamed)
-        if official
-        else ("it counts the 805 official instructions by position, and these are not they, or not the first of them")
-    )
-    if problem is None:
-        return LENGTH_CONTROLLED
-    if wanted == LENGTH_CONTROLLED:
-        raise InputError(f"--metric {LENGTH_CONTROLLED}: {problem}; or take --metric {PLAIN}")
-    log.warning(
-        "the length-controlled win rate cannot be computed: %s. Reporting the plain win rate, as alpacaeval_plain",
-        problem,
-    )
-    return PLAIN
-
-
-def is_official(instructions: Sequence[str]) -> bool:
-    """Whether these are AlpacaEval's 805 instructions in their order."""
-    return hashlib.sha256(json.dumps(list(instructions)).encode()).hexdigest() == OFFICIAL_SHA256
-
-
-def _gamed_problem(gamed: Path | None) -> str | None:
-    """Why the verdicts on the gamed baselines cannot be read, which the length-controlled model is regularised with."""
-    if gamed is not None:
-        return None if gamed.is_file() else f"--df_gamed {gamed} does not exist"
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        hf_hub_download(repo_id="tatsu-lab/alpaca_eval", filename="df_gamed.csv", repo_type="dataset")
-    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError and OSError: offline and not in the cache
-        return (
-            f"df_gamed.csv of the data set tatsu-lab/alpaca_eval cannot be fetched from the hub "
-            f"({type(error).__name__}); give it with --df_gamed FILE"
-        )
-    return None
-
-
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0][:300]

@@ -1,4 +1,4 @@
-"""The two kinds of MBPP: what is asked, what of the answer is tested, and the program that tests it. Pure functions.
+"""The two kinds of MBPP: what is asked, what of the answer is tested, the program that tests it, and its verdict.
 
 EvalPlus' file (378 items, `base_input`) is prompted, sanitized and judged by EvalPlus' own functions; only the process
 they run in is our sandbox instead of EvalPlus' unprotected one. Google's public files (`test_list`) are asked in the
@@ -7,12 +7,18 @@ same form and judged by their own assertions.
 
 import base64
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evalplus.provider.utility import EOS, extra_eos_for_direct_completion, make_raw_chat_prompt
 from evalplus.sanitize import code_extract, sanitize
 
+from eval.sandbox import run_programs
+from eval.scoring.verdict import Verdict, verdicts_on
+
+EVALPLUS_SECONDS = 65.0  # EvalPlus' own limits stop a test after a second or so; this is for what they cannot stop
+PUBLIC_SECONDS = 30.0  # the reference of item 123 needs more than 10 s on a busy core
+MEMORY_MB = 4096  # EvalPlus' limit
 MAX_TOKENS = 768  # of EvalPlus' decoders
 # The two sentences stand inside a function of EvalPlus (run_codegen), where they cannot be imported from.
 INSTRUCTION = (
@@ -82,3 +88,25 @@ def public_prompt(item: Mapping[str, Any]) -> str:
 def public_program(item: Mapping[str, Any], solution: str) -> str:
     """The solution, then the item's own set-up and assertions."""
     return "\n".join([solution, item["test_setup_code"], *item["test_list"]])
+
+
+def judge_evalplus(
+    items: Sequence[Mapping[str, Any]], texts: Sequence[str], problems: Mapping[str, dict], direct: bool
+) -> list[Verdict]:
+    """EvalPlus' verdict on the base tests of each item, in the sandbox."""
+    solutions = [
+        solution_of(text, item["prompt"], direct, item["entry_point"]) for item, text in zip(items, texts, strict=True)
+    ]
+    programs = [
+        evalplus_program(problems[item["id"]], solution) for item, solution in zip(items, solutions, strict=True)
+    ]
+    return verdicts_on(
+        solutions, run_programs(programs, timeout_s=EVALPLUS_SECONDS, memory_mb=MEMORY_MB, preload=PRELOAD)
+    )
+
+
+def judge_public(items: Sequence[Mapping[str, Any]], texts: Sequence[str], direct: bool) -> list[Verdict]:
+    """The verdict of each item's own assertions, in the sandbox."""
+    solutions = [solution_of(text, public_prompt(item), direct, None) for item, text in zip(items, texts, strict=True)]
+    programs = [public_program(item, solution) for item, solution in zip(items, solutions, strict=True)]
+    return verdicts_on(solutions, run_programs(programs, timeout_s=PUBLIC_SECONDS, memory_mb=MEMORY_MB))

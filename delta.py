@@ -13,23 +13,28 @@ delta artifact and writes the fine-tuned checkpoint again; --info prints an arti
 
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 from impart import processes
+from impart.architecture import is_attention, weight_type
 from impart.artifact import Delta, open_delta
-from impart.checkpoint import linear_names, open_checkpoint, refuse_existing, weight_type
-from impart.comparison import check_comparable, compare, select_matrices
+from impart.checkpoint import open_checkpoint, refuse_existing
 from impart.compress import compress
 from impart.config import Parser, add_run_flags
 from impart.device import use_device
-from impart.encodings import Encoded, empty, svd_factors
+from impart.encodings import empty
+from impart.encodings import svd as svd_encoding
+from impart.encodings.encoded import Encoded
 from impart.errors import InputError, run
+from impart.method import Matrix, Method
 from impart.reconstruct import write_model
 from impart.report import Report, start_logging, table
-from impart.sources import ModelSource
+from impart.sources import Origin, open_source
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 PARTS = {
@@ -91,42 +96,47 @@ def parse(arguments: Sequence[str]) -> Namespace:
     return flags
 
 
+@dataclass(frozen=True, kw_only=True)
+class Svd(Method):
+    """The leading singular triplets of every delta, dense."""
+
+    name: ClassVar = "svd"
+    label: ClassVar = "SVD"
+    dim: int | None  # rank kept of attention matrices, None: all
+    dtype: str
+
+    def rank(self, name: str, m: int, n: int) -> int:
+        """Number of triplets that `--dim` keeps of a matrix."""
+        if self.dim is None:
+            return min(m, n)
+        return min(m, n, self.dim if is_attention(name) else int(MLP_RANK_FACTOR * self.dim))
+
+    def encode(self, matrix: Matrix, seed: int) -> Encoded:
+        triplets = matrix.triplets(self.rank(matrix.name, *matrix.shape))
+        return empty.write(matrix.shape) if triplets is None else svd_encoding.write(*triplets, DTYPES[self.dtype])
+
+    def expected_bytes(self, shapes: Mapping[str, tuple[int, int]]) -> int:
+        itemsize = DTYPES[self.dtype].itemsize
+        return sum(((m + n) * itemsize + 4) * self.rank(name, m, n) for name, (m, n) in shapes.items())
+
+
 def svd(flags: Namespace) -> None:
     """Both models, checked -> SVD per matrix -> artifact -> what was written."""
     refuse_existing(Path(flags.save_path), flags.overwrite)
-    device, dtype = use_device(flags.device, flags.threads), DTYPES[flags.dtype]
-    base, finetuned = open_checkpoint(flags.base_model), open_checkpoint(flags.finetuned_model)
-    matrices = select_matrices(linear_names(finetuned), finetuned.source)
-    check_comparable(base, finetuned, matrices)
-    source = ModelSource(compare(base, finetuned, matrices), device)
-    ranks = {name: kept_rank(name, source.shape(name), flags.dim) for name in matrices}
-
-    def encode(name: str) -> Encoded:
-        triplets = source.triplets(name, ranks[name])
-        return empty(source.shape(name)) if triplets is None else svd_factors(*triplets, dtype)
-
-    size = sum((sum(source.shape(name)) * dtype.itemsize + 4) * rank for name, rank in ranks.items())
-    settings = {"dim": flags.dim, "dtype": flags.dtype}
+    device, method = use_device(flags.device, flags.threads), Svd(dim=flags.dim, dtype=flags.dtype)
+    source = open_source(Origin(base_model=flags.base_model, ftm_dir=flags.finetuned_model), method, device)
     delta = compress(
         source,
-        encode,
+        method,
         flags.save_path,
-        {"kind": "svd", "method": "svd", "settings": settings, "seed": None},
-        needed_bytes=size,
+        kind="svd",
+        seed=None,
         overwrite=flags.overwrite,
         report=Report(vars(flags)),
-        what="svd",
     )
     if delta is not None:
         print(info(delta))
     processes.leave()
-
-
-def kept_rank(name: str, shape: tuple[int, int], dim: int | None) -> int:
-    """Number of triplets that `--dim` keeps of a matrix."""
-    if dim is None:
-        return min(shape)
-    return min(*shape, dim if ".self_attn." in name else int(MLP_RANK_FACTOR * dim))
 
 
 def merge(flags: Namespace) -> None:

@@ -25,15 +25,14 @@ from benchmarks.side_by_side import machine
 from impart.bit_plan import PAPER_PLAN, cut_plan, plan_spans
 from impart.config import Parser
 from impart.device import use_device
-from impart.encoded import Encoded
-from impart.encodings import decode
-from impart.encodings_quantized import factor_masks, groups_encoded, signs_encoded, vectors_encoded
+from impart.encodings import quantized_groups, quantized_vectors, signs
+from impart.encodings.encoded import Encoded
+from impart.encodings.masked import factor_masks
 from impart.errors import InputError, run
 from impart.packing import unpack
 from impart.report import table
-from sparsify.costs import Accounting
-from sparsify.methods import impart_rank
-from sparsify.methods_quant import impart_to_size
+from sparsify.accounting import Accounting
+from sparsify.methods.impart import impart_to_size, pruned_rank
 
 NAME, PLAN, GROUP = "model.layers.11.self_attn.q_proj.weight", [list(part) for part in PAPER_PLAN], 128
 SMALLEST = 512  # below, a ratio of 128 leaves less than one triplet with its grids
@@ -87,21 +86,21 @@ def layouts(size: int, cr: float, beta: float, C: float) -> dict[str, float]:
 
 def sparse_matrix(size: int, cr: float, beta: float, C: float, accounting: Accounting) -> Encoded:
     generator = torch.Generator().manual_seed(0)
-    K = impart_rank(size, size, beta)
+    K = pruned_rank(size, size, beta)
     s = torch.arange(1, K + 1).double().pow(-0.7).add(0.1).float()
     U, V = (torch.randn(size, K, generator=generator) / size**0.5 for _ in range(2))
-    return impart_to_size(U, s, V, name=NAME, cr=cr, beta=beta, C=C, seed=0, accounting=accounting)
+    return impart_to_size((U, s, V), NAME, cr, beta, C, accounting, seed=0, mask="bernoulli", rescale=True)
 
 
 def quantized(source: Encoded, grid: str) -> Encoded:
     """Random codes in the layout and number that real ones have: what is timed and counted here does not depend on them."""
     (m, n), r = source.shape, source.facts["rank"]
-    masks = tuple(torch.from_numpy(mask) for mask in factor_masks(NAME, facts_of(source), source.tensors))
+    masks = tuple(torch.from_numpy(mask) for mask in factor_masks(NAME, source))
     plan, generator = cut_plan(PLAN, r, NAME), torch.Generator().manual_seed(1)
     codes = tuple(torch.randint(0, 4, mask.shape, generator=generator).to(torch.uint8) * mask for mask in masks)
     if grid == "compact":
-        return vectors_encoded(
-            (m, n), plan, codes, masks, torch.linspace(1e-3, 1e-4, r), torch.full((2, r), 96), source
+        return quantized_vectors.write(
+            plan, codes, masks, torch.linspace(1e-3, 1e-4, r), torch.full((2, r), 96), source
         )
     parts, before = [], 0
     for _, first, last in plan_spans(plan):
@@ -109,8 +108,7 @@ def quantized(source: Encoded, grid: str) -> Encoded:
         before = int(parts[-1].max()) + 1
     groups = torch.cat(parts), torch.arange(n) // GROUP
     shapes = (m, before), (r, -(-n // GROUP))
-    return groups_encoded(
-        (m, n),
+    return quantized_groups.write(
         plan,
         codes,
         masks,
@@ -120,10 +118,6 @@ def quantized(source: Encoded, grid: str) -> Encoded:
         groups,
         source,
     )
-
-
-def facts_of(encoded: Encoded) -> dict:
-    return {**encoded.facts, "encoding": encoded.encoding, "shape": encoded.shape}
 
 
 def disk_bytes(encoded: Encoded) -> int:
@@ -140,7 +134,7 @@ def throughput(size: int, device: torch.device) -> list[list[str]]:
         "sparse, 16 bit": source,
         "grid: compact": quantized(source, "compact"),
         "grid: paper": quantized(source, "paper"),
-        "BitDelta": signs_encoded(dW, 1e-3, name=NAME, keep_ratio=1.0, seed=0),
+        "BitDelta": signs.write(dW, 1e-3, name=NAME, keep_ratio=1.0, seed=0),
     }
     rows = [("copy of the weights", seconds(lambda: base.clone(), device))]
     U, V = torch.randn(size, source.facts["rank"]).to(device), torch.randn(source.facts["rank"], size).to(device)
@@ -148,13 +142,13 @@ def throughput(size: int, device: torch.device) -> list[list[str]]:
     packed = torch.randint(0, 256, (size * size // 4,), dtype=torch.uint8).to(device)
     rows.append(("unpacking a 2-bit code for every weight", seconds(lambda: unpack(packed, 2, size * size), device)))
     for title, encoded in cases.items():
-        tensors = {key: tensor.to(device) for key, tensor in encoded.tensors.items()}
-        rows.append((f"unpack + merge, {title}", seconds(lambda e=encoded, t=tensors: merged(base, e, t), device)))
+        there = encoded.to(device)
+        rows.append((f"unpack + merge, {title}", seconds(lambda e=there: merged(base, e), device)))
     return [[title, f"{spent:.4f}", f"{megabytes / spent:,.0f}", f"{rows[0][1] / spent:.3f}"] for title, spent in rows]
 
 
-def merged(base: Tensor, encoded: Encoded, tensors: dict[str, Tensor]) -> Tensor:
-    return base.float().add_(decode(NAME, facts_of(encoded), tensors)).to(base.dtype)
+def merged(base: Tensor, encoded: Encoded) -> Tensor:
+    return base.float().add_(encoded.dense(NAME)).to(base.dtype)
 
 
 def seconds(work: Callable, device: torch.device, repeats: int = 5) -> float:

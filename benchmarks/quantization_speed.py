@@ -26,17 +26,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.side_by_side import machine
+from impart.architecture import linear_names
 from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter
 from impart.bit_plan import PAPER_PLAN, cut_plan, plan_spans
-from impart.checkpoint import Checkpoint, linear_names, open_checkpoint
+from impart.checkpoint import Checkpoint, open_checkpoint
 from impart.comparison import Comparison
 from impart.compress import compress
 from impart.config import Parser
 from impart.device import use_device
-from impart.encoded import Encoded
-from impart.encodings import factors
-from impart.encodings_quantized import factor_masks
+from impart.encodings.masked import factor_masks
 from impart.errors import InputError, run
 from impart.report import Report, table
 from impart.sources import ModelSource
@@ -46,9 +45,7 @@ from quantize.grid import minmax_grid
 from quantize.matrix import Rule, relative_error
 from quantize.sparse_gptq import RETURNED_BLOCK, inverse_of, quantize_groups
 from quantize.streamed import StreamedDecoder
-from sparsify.costs import Accounting
-from sparsify.methods import impart_rank
-from sparsify.methods_quant import impart_to_size
+from sparsify.methods.impart import ImPartQt
 
 BETA, C, CR = 0.6, 1.0, 16
 HEAD = 64
@@ -201,29 +198,10 @@ def models(folder: Path, hidden: int) -> tuple[Checkpoint, Checkpoint]:
 def sparse_delta(base: Checkpoint, tuned: Checkpoint, path: Path, device: torch.device) -> Delta:
     matrices = linear_names(tuned)
     source = ModelSource(Comparison(base, tuned, matrices, frozenset(), [], []), device)
-    accounting = Accounting([list(part) for part in PAPER_PLAN], "paper")
-
-    def encode(name: str) -> Encoded:
-        return impart_to_size(
-            *source.triplets(name, impart_rank(*source.shape(name), BETA)),
-            name=name,
-            cr=CR,
-            beta=BETA,
-            C=C,
-            seed=0,
-            accounting=accounting,
-        )
-
-    return compress(
-        source,
-        encode,
-        path,
-        {"kind": "sparse", "method": "impart", "settings": {}, "seed": 0},
-        needed_bytes=0,
-        overwrite=True,
-        report=Report({}),
-        what="sparse",
-    )
+    method = ImPartQt(compression_ratio_qt=CR, preprune_ratio=BETA, C=C, accounting="paper")
+    made = compress(source, method, path, kind="sparse", seed=0, overwrite=True, report=Report({}))
+    assert made is not None  # one process
+    return made
 
 
 def plain_layer(
@@ -249,11 +227,8 @@ def plain_layer(
     found = {}
     for short in (name for stage in STAGES for name in stage):
         name = next(name for name in encoded if f".{short}." in name)
-        entry = encoded[name].facts
-        U, s, V = factors(name, entry, encoded[name].tensors)
-        mask_U, mask_V = (
-            torch.from_numpy(mask).to(device) for mask in factor_masks(name, entry, encoded[name].tensors)
-        )
+        U, s, V = encoded[name].factors(name)
+        mask_U, mask_V = (torch.from_numpy(mask).to(device) for mask in factor_masks(name, encoded[name]))
         spans = list(plan_spans(cut_plan(rule.attn_plan, len(s), name)))
         Vq, Uq = torch.zeros_like(V), torch.zeros_like(U)
         for bits, a, b in spans:

@@ -14,8 +14,7 @@ import torch
 from safetensors import safe_open
 
 from impart.checkpoint import DTYPES, Checkpoint
-from impart.encoded import Encoded
-from impart.encodings import decode, factors
+from impart.encodings.encoded import Encoded, Triplets
 from impart.errors import InputError
 from impart.files import sha256_of
 from impart.report import progress
@@ -60,7 +59,8 @@ class Delta:
         return list(self.manifest["matrices"])
 
     def shape(self, name: str) -> tuple[int, int]:
-        return tuple(self._entry(name)["shape"])
+        m, n = self._entry(name)["shape"]
+        return m, n
 
     def rank(self, name: str) -> int | None:
         """Number of stored singular triplets, None where the matrix is not stored as factors."""
@@ -70,11 +70,11 @@ class Delta:
         self, name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> torch.Tensor:
         """dW (m, n), dense: what has to be added to the base's weight. Computed in fp32, returned in `dtype`."""
-        return decode(name, self._entry(name), self._tensors(name, device)).to(device=device, dtype=dtype)
+        return self.stored(name, device).dense(name).to(device=device, dtype=dtype)
 
-    def factors(self, name: str, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def factors(self, name: str, device: torch.device | str = "cpu") -> Triplets:
         """U (m, r), s (r,), V (n, r) in fp32, masked and rescaled, of a matrix stored as factors."""
-        return factors(name, self._entry(name), self._tensors(name, device))
+        return self.stored(name, device).factors(name)
 
     def stored(self, name: str, device: torch.device | str = "cpu") -> Encoded:
         """A matrix as it is stored: its tensors, and all that delta.json says of it."""

@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from impart import processes
+from impart.architecture import layer_of
 from impart.artifact import COMPANIONS, FORMAT, MANIFEST, VERSION, Delta, open_delta
-from impart.checkpoint import DTYPE_CODES, Checkpoint, layer_of, refuse_existing
-from impart.encoded import Encoded
+from impart.checkpoint import DTYPE_CODES, Checkpoint, refuse_existing
+from impart.encodings.encoded import Encoded
 from impart.errors import InputError
 from impart.files import free_space, give_default_mode, replace_folder, sha256_of, sync_file, write_atomically
 from impart.report import Report, versions
@@ -191,7 +192,7 @@ class DeltaWriter:
             "shard": file,
             "dtype": DTYPE_CODES[self._dtypes[name]],
             "tensors": list(encoded.tensors),
-            "bytes": sum(tensor.nbytes for tensor in encoded.tensors.values()),
+            "bytes": encoded.nbytes,
             **encoded.facts,
         }
 
@@ -206,7 +207,8 @@ class DeltaWriter:
 
 
 def _shards(matrices: Sequence[str], extras: Sequence[str]) -> list[Shard]:
-    layers = sorted({layer_of(name) for name in (*matrices, *extras)} - {None}) + [None]
+    numbered = {layer for name in (*matrices, *extras) if (layer := layer_of(name)) is not None}
+    layers: list[int | None] = [*sorted(numbered), None]
     return [
         Shard(
             "rest.safetensors" if layer is None else f"layer-{layer:05d}.safetensors",

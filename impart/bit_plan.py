@@ -10,7 +10,8 @@ import torch
 
 from impart.errors import InputError
 
-Plan = Sequence[Sequence[int | str]]
+Plan = Sequence[Sequence[int | str]]  # as it is written, with `rest`
+CutPlan = Sequence[Sequence[int]]  # of one matrix, whose rank is known
 
 PAPER_PLAN = ((8, 2), (3, 32), (2, "rest"))
 BITS = (8, 4, 3, 2)
@@ -20,7 +21,7 @@ REST = "rest"
 def checked_plan(plan: Plan, key: str = "bit_plan") -> list[list[int | str]]:
     """The plan as lists; InputError when it is not one."""
     rule = f"{key} must be a list of [bits, number of triplets] like [[8, 2], [3, 32], [2, rest]]"
-    checked = []
+    checked: list[list[int | str]] = []
     for position, part in enumerate(plan):
         if not isinstance(part, list | tuple) or len(part) != 2:
             raise InputError(f"{rule}, but it holds {part!r}")
@@ -52,7 +53,7 @@ def plan_of_columns(columns: Mapping[int, int | None], kind: str) -> list[list[i
             f"{kind}_fp16_col={given[16]}: triplets in 16 bit are not supported; set it to 0 and add them to "
             f"{kind}_int8_col"
         )
-    plan = [[bits, given[bits]] for bits in BITS if given.get(bits)]
+    plan: list[list[int | str]] = [[bits, given[bits]] for bits in BITS if given.get(bits)]
     if not plan:
         raise InputError(
             f"the keys {kind}_int*_col give no triplet any bits; the paper has 2 of 8, 32 of 3, the rest of 2"
@@ -62,11 +63,12 @@ def plan_of_columns(columns: Mapping[int, int | None], kind: str) -> list[list[i
 
 def cut_plan(plan: Plan, rank: int, name: str) -> list[list[int]]:
     """The part of the plan that the first `rank` triplets of a matrix use; InputError when it does not cover them."""
-    cut, left = [], rank
+    cut: list[list[int]] = []
+    left = rank
     for bits, count in plan:
-        here = left if count == REST else min(count, left)
+        here = left if count == REST else min(int(count), left)
         if here > 0:
-            cut.append([bits, here])
+            cut.append([int(bits), here])
             left -= here
     if left:
         raise InputError(
@@ -76,12 +78,12 @@ def cut_plan(plan: Plan, rank: int, name: str) -> list[list[int]]:
     return cut
 
 
-def plan_bits(plan: Plan) -> torch.Tensor:
+def plan_bits(plan: CutPlan) -> torch.Tensor:
     """Bits (r,) of every triplet of a cut plan."""
     return torch.tensor([bits for bits, count in plan for _ in range(count)], dtype=torch.long)
 
 
-def plan_spans(plan: Plan) -> Iterator[tuple[int, int, int]]:
+def plan_spans(plan: CutPlan) -> Iterator[tuple[int, int, int]]:
     """(bits, first, last) of every entry of a cut plan."""
     first = 0
     for bits, count in plan:

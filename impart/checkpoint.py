@@ -11,19 +11,18 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from impart.architecture import BUFFERS, HEAD, linear_names
 from impart.errors import InputError
 from impart.files import free_space, replace_folder, sync_file
 from impart.weight_files import DTYPE_CODES, TensorSpec, file_specs, load_bin, read_json, weight_files
 from impart.weight_files import DTYPES as DTYPES  # for those who read and write checkpoints
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-LINEAR = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?(?:self_attn|mlp|block_sparse_moe)\.(?:.+)\.weight$")
-# departs from the paper, which has no mixtures: a router compares near-equal scores, is tiny, and stays exact.
-ROUTER = re.compile(r"\.(?:gate|router|shared_expert_gate)\.weight$")
 PIECE_BYTES = 1 << 23  # of a tensor that is read or looked through
 
 
@@ -125,7 +124,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         for name in self.names():
-            if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight":
+            if name.endswith(BUFFERS) or name == HEAD:
                 continue
             digest.update(f"{name} {list(self.shape(name))} {DTYPE_CODES[self.dtype(name)]}\n".encode())
             digest.update(tensor_bytes(self._sampled_rows(name)))
@@ -153,30 +152,6 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
         raise InputError(f"model {text!r}: no such folder, and not a hub id of the form owner/name")
     return Checkpoint(_download(text), text)
-
-
-def linear_names(checkpoint: Checkpoint) -> list[str]:
-    """The compressed set: every 2-D weight under self_attn or mlp of a layer, experts included, in layer order."""
-    return [
-        name
-        for name in checkpoint.names()
-        if len(checkpoint.shape(name)) == 2
-        and min(checkpoint.shape(name)) > 1
-        and LINEAR.search(name)
-        and not ROUTER.search(name)
-    ]
-
-
-def layer_of(name: str) -> int | None:
-    """The transformer layer that a parameter belongs to, None for embeddings, head and final norm."""
-    found = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", name)
-    return int(found.group(1)) if found else None
-
-
-def weight_type(name: str) -> str:
-    """`self_attn.q_proj` of `model.layers.0.self_attn.q_proj.weight`; experts count as one type."""
-    text = re.sub(r"^.*?(?:^|\.)layers\.\d+\.", "", name).removesuffix(".weight")
-    return re.sub(r"\.experts\.\d+\.", ".experts.", text)
 
 
 class CheckpointWriter:
@@ -207,7 +182,8 @@ class CheckpointWriter:
 
     def _reserve(self, file: Path, specs: Sequence[TensorSpec]) -> None:
         """Writes the safetensors header (its length, then JSON padded to 8 bytes) and remembers each tensor's place."""
-        header, end = {"__metadata__": {"format": "pt"}}, 0
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
         for spec in specs:
             header[spec.name] = {
                 "dtype": DTYPE_CODES[spec.dtype],
@@ -272,7 +248,8 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _shards(plan: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
-    shards, size = [[]], 0
+    shards: list[list[TensorSpec]] = [[]]
+    size = 0
     for spec in plan:
         if shards[-1] and size + spec.nbytes > shard_bytes:
             shards.append([])

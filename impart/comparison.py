@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from impart.checkpoint import Checkpoint, layer_of, linear_names, weight_type
+from impart.architecture import IDENTITY, linear_names
+from impart.checkpoint import Checkpoint
 from impart.errors import InputError
 from impart.report import progress
 
@@ -33,7 +34,7 @@ class Comparison:
 
 def check_comparable(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) -> None:
     """InputError unless both are one architecture and every matrix to compress has one shape in both."""
-    for key in ("model_type", "hidden_size", "num_hidden_layers"):
+    for key in IDENTITY:
         ours, theirs = (checkpoint.config.get(key) for checkpoint in (base, finetuned))
         if ours != theirs:
             raise InputError(
@@ -73,51 +74,6 @@ def _same(base: Checkpoint, finetuned: Checkpoint, name: str) -> bool:
 
 def _and_more(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-def select_matrices(
-    linear: Sequence[str],
-    owner: str,
-    weight_types: Sequence[str] | None = None,
-    layer_num: int | None = None,
-    weight_name: str | None = None,
-) -> list[str]:
-    """The names to compress of the `linear` ones that `owner` has: all, or those that the authors' keys spell out."""
-    if not linear:
-        raise InputError(
-            f"{owner!r} has no linear weights under self_attn or mlp; is it a decoder in the Hugging Face layout?"
-        )
-    if (layer_num is None) != (weight_name is None):
-        raise InputError(
-            "layer_num and weight_name belong together: the one counts through the other; give both or none"
-        )
-    known = {weight_type(name) for name in linear}
-    if weight_types == []:
-        raise InputError(f"weight_types is empty; {owner!r} has {', '.join(sorted(known))}")
-    weight_types = known if weight_types is None else weight_types
-    for kind in weight_types:
-        if kind not in known:
-            raise InputError(f"weight_types: {kind!r} is not in {owner!r}, which has {', '.join(sorted(known))}")
-    if layer_num is None:
-        return [name for name in linear if weight_type(name) in weight_types]
-    try:
-        wanted = {
-            weight_name.format(layer_num=layer, weight_type=kind).removesuffix(".weight") + ".weight"
-            for layer in range(layer_num)
-            for kind in weight_types
-        }
-    except (LookupError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"weight_name={weight_name!r} is no pattern: in braces it may hold layer_num and weight_type only ({error})"
-        ) from error
-    unknown = sorted(wanted - set(linear))
-    if unknown:
-        layers = 1 + max(layer_of(name) for name in linear)
-        raise InputError(
-            f"{unknown[0]} is not among the linear weights of {owner!r}, which has {layers} layers; "
-            f"check layer_num={layer_num} and weight_name={weight_name!r}"
-        )
-    return [name for name in linear if name in wanted]
 
 
 def compare(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) -> Comparison:

@@ -1,7 +1,8 @@
 """YAML files and `key=value` overrides into frozen dataclasses, validated before anything else happens.
 
-A script declares its settings once, as a dataclass whose fields are made by `option`; `load` fills it, `describe`
-prints it for --help, and `config_parser` gives the flags that all scripts with a config share.
+A script declares its settings once, as a dataclass whose fields are made by `option`; `load` fills it from any number of YAML
+files and overrides (layers: a later one wins, key by key), `describe` prints it for --help, and `config_parser` gives the
+flags that all scripts with a config share.
 """
 
 import argparse
@@ -12,13 +13,14 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from impart.errors import InputError
 
 REQUIRED = dataclasses.MISSING
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,27 +65,90 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def load(cls: type, path: str | Path | None, overrides: Sequence[str] = ()):
-    """Reads a YAML mapping, applies `key=value` overrides, checks every key, type and range, and returns `cls(...)`."""
-    origin = path if path is not None else "the command line"
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    values = _by_name(_read_yaml(Path(path)), fields, path) if path is not None else {}
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """The keys that one place gives: a YAML file, or the command line, which is the last layer."""
+
+    origin: str
+    values: dict[str, Any]
+    is_file: bool
+
+
+def read_layers(paths: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()) -> list[Layer]:
+    """The YAML files in their order, then all `key=value` overrides; later layers win."""
+    files = [paths] if isinstance(paths, str | Path) else paths or []
+    layers = [Layer(str(path), _read_yaml(Path(path).expanduser()), is_file=True) for path in files]
+    given: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise InputError(f"override {text!r} is not of the form key=value")
-        values |= _by_name({key: _parse(value, f"override {text!r}")}, fields, "the command line")
+        given[key] = _parse(value, f"override {text!r}")
+    return [*layers, Layer("the command line", given, is_file=False)]
+
+
+def load(
+    cls: type[T],
+    paths: str | Path | Sequence[str | Path] | None,
+    overrides: Sequence[str] = (),
+    also: Sequence[type] = (),
+) -> T:
+    """Reads YAML mappings, applies `key=value` overrides, checks every key, type and range, and returns `cls(...)`.
+
+    `also`: dataclasses whose keys may stand in the files although `cls` does not read them: what is said of a pair, say.
+    """
+    layers = read_layers(paths, overrides)
+    check_keys(layers, [cls], also)
+    return fill(cls, layers)
+
+
+def check_keys(layers: Sequence[Layer], classes: Sequence[type], also: Sequence[type] = ()) -> None:
+    """InputError for the first key that is no field of `classes`, nor in a file of those of `also`."""
+    read = {alias: field.name for cls in classes for alias, field in keys_of(cls).items()}
+    in_files = {alias for cls in also for alias in keys_of(cls)}
+    for layer in layers:
+        for key in layer.values:
+            if key in read or (layer.is_file and key in in_files):
+                continue
+            near = difflib.get_close_matches(str(key), read, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(dict.fromkeys(read.values()))}"
+            elsewhere = "; it belongs into a YAML file" if key in in_files else ""
+            raise InputError(f"unknown key {key!r} in {layer.origin}{elsewhere}; {remedy}")
+
+
+def keys_of(cls: type) -> dict[str, dataclasses.Field]:
+    """Every name and alias of the fields of a settings dataclass."""
+    fields = dataclasses.fields(cls)
+    return {alias: field for field in fields for alias in (field.name, *field.metadata["aliases"])}
+
+
+def fill(cls: type[T], layers: Sequence[Layer], needed_by: str = "") -> T:
+    """The dataclass from its keys in the layers, checked; other keys are left alone.
+
+    `needed_by` says for whom a key is wanted that is missing everywhere: `method impart`.
+    """
+    keys = keys_of(cls)
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values |= _by_name(layer, keys)
     types_of = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     checked = {name: _checked(value, types_of[name], fields[name]) for name, value in values.items()}
     for name, field in fields.items():
         if name not in checked and field.default is REQUIRED and field.default_factory is REQUIRED:
-            raise InputError(f"key {name!r} is missing from {origin}: {field.metadata['help']}")
+            origin = ", ".join(layer.origin for layer in layers if layer.is_file) or "the command line"
+            missing = (
+                f"{name} is missing, and {needed_by} needs it"
+                if needed_by
+                else f"key {name!r} is missing from {origin}"
+            )
+            raise InputError(f"{missing}: {field.metadata['help']}")
     return cls(**checked)
 
 
-def describe(cls: type) -> str:
+def describe(cls: type, title: str = "keys of the YAML files, also as key=value overrides:") -> str:
     """Every key with type, default, unit, choices and meaning, one line each, for --help."""
-    types_of, lines = typing.get_type_hints(cls), ["keys of the YAML file, also as key=value overrides:"]
+    types_of, lines = typing.get_type_hints(cls), [title]
     for field in dataclasses.fields(cls):
         meta = field.metadata
         default = field.default_factory() if field.default_factory is not REQUIRED else field.default
@@ -115,27 +180,33 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
 
 
-def config_parser(cls: type, doc: str | None) -> Parser:
-    """--config and the common flags, then any number of key=value overrides."""
-    parser = Parser(doc, epilog=describe(cls))
-    parser.add_argument("--config", help="YAML file with the keys below")
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """--config, which may be repeated, and any number of key=value overrides."""
+    parser.add_argument(
+        "--config", action="append", help="YAML file with the keys below; may be given several times, later ones win"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the YAML files")
+
+
+def config_parser(cls: type, doc: str | None, *more: str) -> Parser:
+    """--config, the common flags and overrides; `more` are further parts of --help."""
+    parser = Parser(doc, epilog="\n\n".join([describe(cls), *more]))
     add_run_flags(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the YAML file")
+    add_config_flags(parser)
     return parser
 
 
-def _by_name(given: dict, fields: dict[str, dataclasses.Field], origin: str | Path) -> dict:
-    """The given values under the names of the fields; InputError for a key that is no name of any."""
-    names = {alias: name for name, field in fields.items() for alias in (name, *field.metadata["aliases"])}
-    values = {}
-    for key, value in given.items():
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise InputError(f"unknown key {key!r} in {origin}; {remedy}")
-        name = names[key]
+def _by_name(layer: Layer, keys: dict[str, dataclasses.Field]) -> dict[str, Any]:
+    """The layer's values under the names of the fields; InputError for two names of one field that differ."""
+    values: dict[str, Any] = {}
+    for key, value in layer.values.items():
+        if key not in keys:
+            continue
+        name = keys[key].name
         if name in values and values[name] != value:
-            raise InputError(f"{key!r} and another name of {name!r} are both given in {origin} with different values")
+            raise InputError(
+                f"{key!r} and another name of {name!r} are both given in {layer.origin} with different values"
+            )
         values[name] = value
     return values
 

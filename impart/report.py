@@ -70,8 +70,9 @@ def git_commit() -> str | None:
 def peak_memory_mib() -> float:
     """Largest resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
-    if status.is_file():  # Linux' ru_maxrss would start from the size of the process that made this one
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    if found:  # Linux' ru_maxrss would start from the size of the process that made this one
+        return int(found[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
@@ -80,7 +81,8 @@ class Report:
     """Settings, versions, time and memory of one run, and its per-matrix rows."""
 
     def __init__(self, settings: dict[str, Any]):
-        self._settings, self._started, self.rows = settings, time.monotonic(), []
+        self._settings, self._started = settings, time.monotonic()
+        self.rows: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
 
     def write(self, file: Path) -> None:

@@ -1,65 +1,104 @@
 """Where the deltas to compress come from: two checkpoints, or an SVD delta that was saved before."""
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
+from impart.architecture import linear_names, select_matrices
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import model_facts
-from impart.checkpoint import Checkpoint, linear_names, open_checkpoint
-from impart.comparison import Comparison, check_comparable, compare, select_matrices
+from impart.checkpoint import Checkpoint, open_checkpoint
+from impart.comparison import Comparison, check_comparable, compare
+from impart.config import option
+from impart.encodings.encoded import Triplets
 from impart.errors import InputError
+from impart.method import Matrix, Method
 from impart.svd import delta_svd
 
-Triplets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The keys that say which delta is compressed: two checkpoints, or a saved SVD, and which matrices of it."""
+
+    ftm_dir: str | None = option(None, help="fine-tuned model: folder or hub id", aliases=("finetuned_model",))
+    base_model: str | None = option(
+        None, help="base model: folder or hub id; not needed with svd_dir", aliases=("ptm_dir",)
+    )
+    svd_dir: str | None = option(None, help="saved SVD delta; without it the SVD is computed from the two models")
+    weight_types: list[str] | None = option(
+        None, help="types to compress, like self_attn.q_proj; default: all linear weights under self_attn and mlp"
+    )
+    layer_num: int | None = option(None, help="number of layers that weight_name counts through", low=1)
+    weight_name: str | None = option(None, help="pattern of the names, like model.layers.{layer_num}.{weight_type}")
 
 
-class SourceSettings(Protocol):
-    """The settings that say where a delta comes from."""
-
-    base_model: str | None
-    ftm_dir: str | None
-    svd_dir: str | None
-    weight_types: list[str] | None
-    layer_num: int | None
-    weight_name: str | None
-    save_model: bool
-
-
-class Source(Protocol):
+class Source(ABC):
     """One fine-tuned model's deltas, matrix by matrix, and what travels beside them."""
 
-    matrices: list[str]
-    extras: list[str]
-    dropped: list[str]
+    matrices: list[str]  # names of the compressed weights
+    extras: list[str]  # names of other parameters that changed and travel whole
+    dropped: list[str]  # names of parameters that only the base has
 
+    def matrix(self, name: str) -> Matrix:
+        """The delta of one matrix, as a method reads it."""
+        return _SourceMatrix(self, name)
+
+    @abstractmethod
     def shape(self, name: str) -> tuple[int, int]: ...
 
+    @abstractmethod
     def dtype(self, name: str) -> torch.dtype:
         """The dtype that the matrix has in the fine-tuned checkpoint."""
 
-    def triplets(self, name: str, rank: int | None) -> Triplets | None:
+    @abstractmethod
+    def triplets(self, name: str, rank: int) -> Triplets | None:
         """Leading U (m, r), s (r,), V (n, r) of dW; None when dW is zero."""
 
+    @abstractmethod
     def dense(self, name: str) -> torch.Tensor:
-        """dW (m, n)."""
+        """dW (m, n) in fp32."""
 
-    def require(self, rank: Callable[[str], int]) -> None:
-        """InputError unless the leading rank(name) triplets of every matrix can be had."""
+    def require(self, method: Method) -> None:
+        """InputError unless the triplets that the method reads of every matrix are there; computed ones always are."""
 
-    def extra(self, name: str) -> torch.Tensor: ...
+    @abstractmethod
+    def extra(self, name: str) -> torch.Tensor:
+        """A parameter that travels whole."""
 
-    def extra_bytes(self) -> int: ...
+    @abstractmethod
+    def extra_bytes(self) -> int:
+        """Bytes of all extras."""
 
+    @abstractmethod
     def head(self) -> dict:
         """What a manifest says of the models."""
 
-    def companions(self) -> list[Path]: ...
+    @abstractmethod
+    def companions(self) -> list[Path]:
+        """The fine-tuned model's config, tokenizer and other small files."""
 
 
-class ModelSource:
+@dataclass(frozen=True)
+class _SourceMatrix:
+    """One matrix of a source."""
+
+    source: Source
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.source.shape(self.name)
+
+    def dense(self) -> torch.Tensor:
+        return self.source.dense(self.name)
+
+    def triplets(self, rank: int) -> Triplets | None:
+        return self.source.triplets(self.name, rank)
+
+
+class ModelSource(Source):
     """Deltas computed from two checkpoints as they are asked for."""
 
     def __init__(self, pair: Comparison, device: torch.device):
@@ -67,12 +106,13 @@ class ModelSource:
         self.matrices, self.extras, self.dropped = pair.matrices, pair.extras, pair.dropped
 
     def shape(self, name: str) -> tuple[int, int]:
-        return self._pair.base.shape(name)
+        m, n = self._pair.base.shape(name)
+        return m, n
 
     def dtype(self, name: str) -> torch.dtype:
         return self._pair.finetuned.dtype(name)
 
-    def triplets(self, name: str, rank: int | None) -> Triplets | None:
+    def triplets(self, name: str, rank: int) -> Triplets | None:
         if name in self._pair.unchanged:
             return None
         triplets = delta_svd(self.dense(name), rank)
@@ -80,9 +120,6 @@ class ModelSource:
 
     def dense(self, name: str) -> torch.Tensor:
         return self._pair.delta(name, self._device)
-
-    def require(self, rank: Callable[[str], int]) -> None:
-        """All can be had: they are computed."""
 
     def extra(self, name: str) -> torch.Tensor:
         return self._pair.finetuned.tensor(name)
@@ -97,7 +134,7 @@ class ModelSource:
         return self._pair.finetuned.companions()
 
 
-class SvdSource:
+class SvdSource(Source):
     """Deltas read from a saved SVD; matrices left out of `matrices` come from the fine-tuned model as they are."""
 
     def __init__(self, delta: Delta, matrices: list[str], device: torch.device, finetuned: Checkpoint | None):
@@ -106,17 +143,18 @@ class SvdSource:
                 f"{str(delta.path)!r} is a {delta.manifest['kind']} delta; an SVD delta is wanted here, "
                 "as delta.py --svd makes it"
             )
-        self._delta, self._device, self._finetuned = delta, device, finetuned
+        self._delta, self._device = delta, device
         chosen = set(matrices)
-        self._left_out = [name for name in delta.names() if name not in chosen]
-        if self._left_out and finetuned is None:
-            raise InputError(
-                f"weight_types leaves out {self._left_out[0]} and {len(self._left_out) - 1} more of "
-                f"{str(delta.path)!r}, which then come from the fine-tuned model; name it as ftm_dir"
-            )
+        left_out = [name for name in delta.names() if name not in chosen]
         if finetuned is not None:
             delta.check_finetuned(finetuned)
-        self.matrices, self.extras = matrices, delta.extras() + self._left_out
+        elif left_out:
+            raise InputError(
+                f"weight_types leaves out {left_out[0]} and {len(left_out) - 1} more of "
+                f"{str(delta.path)!r}, which then come from the fine-tuned model; name it as ftm_dir"
+            )
+        self._left_out: dict[str, Checkpoint] = dict.fromkeys(left_out, finetuned) if finetuned is not None else {}
+        self.matrices, self.extras = matrices, delta.extras() + left_out
         self.dropped = delta.manifest["dropped"]
 
     def shape(self, name: str) -> tuple[int, int]:
@@ -125,17 +163,18 @@ class SvdSource:
     def dtype(self, name: str) -> torch.dtype:
         return self._delta.dtype(name)
 
-    def triplets(self, name: str, rank: int | None) -> Triplets | None:
+    def triplets(self, name: str, rank: int) -> Triplets | None:
         if self._delta.rank(name) == 0:
             return None
-        return tuple(factor[..., :rank].contiguous() for factor in self._delta.factors(name, self._device))
+        U, s, V = (factor[..., :rank].contiguous() for factor in self._delta.factors(name, self._device))
+        return U, s, V
 
     def dense(self, name: str) -> torch.Tensor:
         return self._delta.reconstruct(name, device=self._device)
 
-    def require(self, rank: Callable[[str], int]) -> None:
+    def require(self, method: Method) -> None:
         for name in self.matrices:
-            held, wanted = self._delta.rank(name), rank(name)
+            held, wanted = self._delta.rank(name) or 0, method.rank(name, *self.shape(name))
             if 0 < held < wanted:
                 raise InputError(
                     f"{name} has {held} singular triplets in {str(self._delta.path)!r}, and {wanted} are "
@@ -144,11 +183,11 @@ class SvdSource:
                 )
 
     def extra(self, name: str) -> torch.Tensor:
-        return self._finetuned.tensor(name) if name in self._left_out else self._delta.extra(name)
+        return self._left_out[name].tensor(name) if name in self._left_out else self._delta.extra(name)
 
     def extra_bytes(self) -> int:
         stored = sum(extra["bytes"] for extra in self._delta.manifest["extras"].values())
-        return stored + sum(self._finetuned.spec(name).nbytes for name in self._left_out)
+        return stored + sum(finetuned.spec(name).nbytes for name, finetuned in self._left_out.items())
 
     def head(self) -> dict:
         manifest = self._delta.manifest
@@ -158,32 +197,42 @@ class SvdSource:
         return self._delta.companions()
 
 
-def open_source(
-    config: SourceSettings, device: torch.device, check_shapes: Callable[[Mapping[str, tuple[int, int]]], None]
-) -> Source:
-    """The models or the saved SVD, checked against each other and the settings before anything long begins."""
-    keys = (config.weight_types, config.layer_num, config.weight_name)
-    if config.svd_dir is not None:
-        svd = open_delta(config.svd_dir)
-        matrices = select_matrices(svd.names(), config.svd_dir, *keys)
-        # The models are not needed here but for what is left out or rebuilt, so a hub id is fetched only then; a folder
-        # that is named all the same has to be the one that the SVD was made from.
+def open_source(origin: Origin, method: Method, device: torch.device, base_needed: bool = False) -> Source:
+    """The models or the saved SVD, checked against each other and the method before anything long begins.
+
+    `base_needed`: the base's weights are read afterwards, so that it has to be the one of the SVD.
+    """
+    keys = (origin.weight_types, origin.layer_num, origin.weight_name)
+    if origin.svd_dir is not None:
+        svd = open_delta(origin.svd_dir)
+        matrices = select_matrices(svd.names(), origin.svd_dir, *keys)
+        # The models are not needed here but for what is left out or rebuilt, so a hub id is fetched only then. A folder
+        # that is named has to be the one that the SVD was made from.
         left_out = len(matrices) < len(svd.names())
-        finetuned = (
-            open_checkpoint(config.ftm_dir) if config.ftm_dir and (left_out or is_folder(config.ftm_dir)) else None
-        )
-        source = SvdSource(svd, matrices, device, finetuned)
-        check_shapes({name: source.shape(name) for name in source.matrices})
-        if config.save_model or is_folder(config.base_model):
-            svd.check_base(open_checkpoint(config.base_model or svd.manifest["base"]["source"]))
+        named = origin.ftm_dir if left_out or is_folder(origin.ftm_dir) else None
+        source = SvdSource(svd, matrices, device, open_checkpoint(named) if named else None)
+        check_budgets(source, method)
+        if base_needed or is_folder(origin.base_model):
+            svd.check_base(open_checkpoint(origin.base_model or svd.manifest["base"]["source"]))
         svd.verify()
+        source.require(method)
         return source
-    base, finetuned = open_checkpoint(config.base_model), open_checkpoint(config.ftm_dir)
-    matrices = select_matrices(linear_names(finetuned), config.ftm_dir, *keys)
+    if origin.base_model is None or origin.ftm_dir is None:
+        raise InputError("nothing to compress: give svd_dir, or base_model and ftm_dir")
+    base, finetuned = open_checkpoint(origin.base_model), open_checkpoint(origin.ftm_dir)
+    matrices = select_matrices(linear_names(finetuned), origin.ftm_dir, *keys)
     check_comparable(base, finetuned, matrices)
-    check_shapes({name: base.shape(name) for name in matrices})
+    for name in matrices:
+        method.check(name, *base.shape(name))
     return ModelSource(compare(base, finetuned, matrices), device)
 
 
+def check_budgets(source: Source, method: Method) -> None:
+    """InputError naming the first matrix for which the method cannot meet its budget."""
+    for name in source.matrices:
+        method.check(name, *source.shape(name))
+
+
 def is_folder(model: str | None) -> bool:
+    """Whether a model is named by a folder of this machine."""
     return model is not None and Path(model).expanduser().is_dir()

@@ -48,9 +48,9 @@ def _leading_eigenvectors(A: torch.Tensor, rank: int) -> torch.Tensor:
     if A.is_cuda or rank > LEADING_SHARE * n:
         gram = _lower_gram(A.double() if A.is_cuda else A)
         return torch.linalg.eigh(gram, UPLO="L").eigenvectors.T[n - rank :].flip(0).float()
-    gram = _lower_gram(A).numpy().T  # its upper triangle, in LAPACK's order of memory: overwritten, not copied
+    upper = _lower_gram(A).numpy().T  # its upper triangle, in LAPACK's order of memory: overwritten, not copied
     vectors = scipy.linalg.eigh(
-        gram, lower=False, subset_by_index=(n - rank, n - 1), driver="evr", overwrite_a=True, check_finite=False
+        upper, lower=False, subset_by_index=(n - rank, n - 1), driver="evr", overwrite_a=True, check_finite=False
     )[1]
     return torch.from_numpy(vectors.T[::-1].copy())  # a single line backwards is contiguous to NumPy, not to torch
 

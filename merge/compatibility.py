@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from impart.checkpoint import Checkpoint, linear_names
+from impart.architecture import linear_names
+from impart.checkpoint import Checkpoint
 from impart.errors import InputError
 from merge.models import CheckpointModel, DeltaModel, Model
 

@@ -20,16 +20,17 @@ if not __package__:  # run as `python merge/merge.py`: import from the repositor
 
 import torch
 
-from impart.checkpoint import CheckpointWriter, TensorSpec, linear_names, open_checkpoint, refuse_existing, weight_type
-from impart.config import Parser, add_run_flags, as_dict, describe
+from impart.architecture import is_vocabulary, linear_names, weight_type
+from impart.checkpoint import CheckpointWriter, TensorSpec, open_checkpoint, refuse_existing
+from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.report import Report, progress, start_logging, table
-from merge.compatibility import check_architectures, check_bases, is_vocabulary
+from merge.compatibility import check_architectures, check_bases
 from merge.methods import Method
 from merge.models import CheckpointModel, DeltaModel, open_models
 from merge.result import Models, gather_small_files, planned, write_config
-from merge.settings import NAMED, Config, ModelEntry, load_config, resolve
+from merge.settings import NAMED, Config, ModelEntry, described_masks, load_config, resolve
 from merge.streaming import ParameterMerge, Part
 from merge.tally import Tally
 from merge.vocabulary import Alignment
@@ -70,8 +71,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parser() -> Parser:
-    parser = Parser(__doc__, epilog=describe(Config))
-    parser.add_argument("--config", help="YAML file with the keys below")
+    parser = Parser(__doc__, epilog="\n\n".join([describe(Config), *described_masks()]))
     for key, text in (
         ("merge_method", "ta_<lambda>, ties_<trim>_<lambda> or avg"),
         ("ptm_pth", "base model"),
@@ -88,7 +88,7 @@ def parser() -> Parser:
     )
     parser.add_argument("--force", action="store_true", help="merge a model that seems to be of another base")
     add_run_flags(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the YAML file")
+    add_config_flags(parser)
     return parser
 
 
@@ -117,7 +117,7 @@ def stated(model: CheckpointModel | DeltaModel) -> dict:
         "weight": model.entry.weight,
         "kind": "delta" if isinstance(model, DeltaModel) else "checkpoint",
         "identity": model.identity,
-        "mask": None if mask is None else vars(mask),
+        "mask": None if mask is None else {"kind": mask.method.name, **mask.method.settings(), "seed": mask.seed},
     }
 
 
@@ -181,7 +181,11 @@ def summary(method: Method, entries: Sequence[ModelEntry], tallies: Mapping[str,
 
 def with_settings(entry: ModelEntry) -> str:
     """`math x 0.7 (dare, sparsity 0.9)`: a model with its weight and mask."""
-    mask = "" if entry.premask is None else f" ({entry.premask.kind}, sparsity {1 - 1 / entry.premask.cr:.3g})"
+    mask = (
+        ""
+        if entry.premask is None
+        else f" ({entry.premask.method.name}, sparsity {1 - 1 / entry.premask.method.compression_ratio:.3g})"
+    )
     return entry.name + ("" if entry.weight == 1 else f" x {entry.weight:g}") + mask
 
 

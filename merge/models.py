@@ -17,8 +17,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from impart.architecture import linear_names
 from impart.artifact import Delta, is_delta, open_delta
-from impart.checkpoint import DTYPES, Checkpoint, linear_names, open_checkpoint, tensor_bytes
+from impart.checkpoint import DTYPES, Checkpoint, open_checkpoint, tensor_bytes
 from impart.errors import InputError
 from impart.weight_files import load_bin
 from merge.settings import ModelEntry
@@ -131,7 +132,7 @@ class CheckpointModel(Model):
             return Parameter(partial(self._rows.read, self.stored_name(name)), holds_delta=False)
         base = self._base.finite_tensor(name).to(self._device).float()
         dW = self.checkpoint.finite_tensor(name).to(self._device).float().sub_(base)
-        return Parameter(Scratch(self.entry.premask.thinned(name, dW), self._scratch).read, holds_delta=True)
+        return Parameter(Scratch(self.entry.premask.of_delta(name, dW), self._scratch).read, holds_delta=True)
 
 
 class DeltaModel(Model):
@@ -141,7 +142,7 @@ class DeltaModel(Model):
         if entry.premask is not None and delta.manifest["kind"] != "svd":
             raise InputError(
                 f"models.{entry.name}: {str(delta.path)!r} already is a {delta.manifest['kind']} delta; "
-                f"thin the checkpoint with mask {entry.premask.kind} instead, or set mask: none for it"
+                f"apply mask {entry.premask.method.name} to the checkpoint instead, or set mask: none for it"
             )
         self.delta, self._base, self._rows = delta, base, CheckpointRows(base)
         self._scratch, self._device = scratch, device
@@ -185,9 +186,9 @@ class DeltaModel(Model):
         mask = self.entry.premask
         if mask is None or self.delta.rank(name) == 0:
             return self.delta.reconstruct(name, device=self._device)
-        if mask.kind == "dare":
-            return mask.thinned(name, self.delta.reconstruct(name, device=self._device))
-        return mask.thinned_triplets(name, self.delta.factors(name, self._device))
+        if not mask.method.needs_svd:
+            return mask.of_delta(name, self.delta.reconstruct(name, device=self._device))
+        return mask.of_triplets(name, self.delta.factors(name, self._device))
 
 
 def open_models(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from impart.architecture import is_vocabulary
 from impart.checkpoint import TensorSpec
 from impart.errors import InputError
-from merge.compatibility import is_vocabulary
 from merge.models import HEAD, CheckpointModel, DeltaModel
 from merge.settings import Config
 from merge.vocabulary import Alignment, copy_companions, merge_vocabularies

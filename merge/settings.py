@@ -1,16 +1,20 @@
 """What a merge is told: the method, the models and what is done to each of their task vectors before merging."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from impart.config import load, option
+from impart.config import Layer, check_keys, describe, fill, keys_of, load, option, read_layers
 from impart.errors import InputError
+from impart.pair import Pair
 from merge.methods import Method, parse_method
 from merge.premask import PreMask
+from sparsify.faces import SparseMethod
+from sparsify.settings import methods
 
 NAMED = ("math", "code", "chat")  # the authors' README has one flag for each
 
@@ -30,16 +34,14 @@ class Config:
     chat_pth: str | None = option(None, help="the same for chat")
     models: dict = option(
         {},
-        help="more models, name: path or name: {path, weight, mask, sparsity, compression_ratio, "
-        "preprune_ratio, C, seed}; as overrides models.math.weight=0.5",
+        help="more models, name: path or name: {path, weight, mask, sparsity, seed, and "
+        "keys of the mask's method}; as overrides models.math.weight=0.5",
     )
     mask: str = option(
-        "none", help="what thins each linear weight's delta before merging", choices=("none", "dare", "impart")
+        "none", help="none, or the sparsification method that each linear weight's delta goes through first"
     )
     sparsity: float | None = option(None, help="share of the delta that the mask removes, A = 1 - 1 / CR", low=0.0)
-    compression_ratio: float | None = option(None, help="CR, the other way to say it", low=1.0)
-    preprune_ratio: float | None = option(None, help="beta of mask impart", aliases=("beta",), low=0.0)
-    C: float | None = option(None, help="exponent of the importance of mask impart", low=0.0)
+    mask_keys: dict = option({}, help="further keys of the mask's method, which may also stand by themselves")
     seed: int = option(0, help="decides every mask, together with the model's name unless the model has its own", low=0)
     dtype: str = option(
         "auto",
@@ -59,11 +61,8 @@ class ModelSettings:
 
     path: str = option(help="checkpoint (folder or hub id) or delta artifact")
     weight: float = option(1.0, help="factor of this model's task vector; in ties and avg its share in the mean")
-    mask: str = option("none", help="what thins the deltas", choices=("none", "dare", "impart"))
+    mask: str = option("none", help="none, or a sparsification method")
     sparsity: float | None = option(None, help="share of the delta that the mask removes", low=0.0)
-    compression_ratio: float | None = option(None, help="CR", low=1.0)
-    preprune_ratio: float | None = option(None, help="beta", aliases=("beta",), low=0.0)
-    C: float | None = option(None, help="exponent of the importance", low=0.0)
     seed: int = option(0, help="seed of this model's masks, as sparsify.py would take it", low=0)
 
 
@@ -78,13 +77,17 @@ class ModelEntry:
 
 
 def load_config(
-    path: str | None, flags: dict[str, str | None], model_flags: Sequence[str], overrides: Sequence[str]
+    paths: Sequence[str] | None, flags: dict[str, str | None], model_flags: Sequence[str], overrides: Sequence[str]
 ) -> Config:
-    """The YAML file, then the authors' flags, then --model name=path[:weight], then key=value: the last one holds."""
+    """The YAML files, then the authors' flags, then --model name=path[:weight], then key=value: the last one holds."""
     nested = [text for text in overrides if text.startswith("models.")]
     plain = [text for text in overrides if not text.startswith("models.")]
     given = [f"{key}={_yaml(value)}" for key, value in flags.items() if value is not None]
-    config = load(Config, path, given + plain)
+    layers = read_layers(paths, given + plain)
+    check_keys(layers, [Config, *masks().values()], also=[Pair])
+    config = fill(Config, layers)
+    mask_keys = {key: value for layer in layers for key, value in layer.values.items() if key not in keys_of(Config)}
+    mask_keys = {key: value for key, value in mask_keys.items() if key in mask_key_names()}
     models = {
         str(name): dict(value) if isinstance(value, dict) else {"path": value} for name, value in config.models.items()
     }
@@ -99,7 +102,7 @@ def load_config(
         if len(parts) != 3 or not value:
             raise InputError(f"override {text!r} is not of the form models.NAME.KEY=value")
         models.setdefault(parts[1], {})[parts[2]] = load(_One, None, [f"value={value}"]).value
-    return replace(config, models=models)
+    return replace(config, models=models, mask_keys={**mask_keys, **config.mask_keys})
 
 
 def resolve(config: Config) -> tuple[Method, list[ModelEntry]]:
@@ -149,19 +152,23 @@ def _model_flag(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _entry(config: Config, name: str, values: dict[str, Any]) -> ModelEntry:
-    shared = {key: getattr(config, key) for key in ("mask", "preprune_ratio", "C")}
-    if not {"sparsity", "compression_ratio"} & set(values):
-        shared |= {"sparsity": config.sparsity, "compression_ratio": config.compression_ratio}
-    own_seed = "seed" in values
-    values = {"preprune_ratio" if key == "beta" else key: value for key, value in values.items()}
+    """One model with what it does not say itself taken from the shared keys."""
+    shared: dict[str, Any] = {"mask": config.mask, **config.mask_keys}
+    if {"sparsity", "compression_ratio"} & set(values):
+        shared.pop("compression_ratio", None)
+    else:
+        shared["sparsity"] = config.sparsity
+    layers = [Layer("the shared keys", shared, is_file=False), Layer(f"models.{name}", values, is_file=False)]
     try:
-        settings = load(ModelSettings, None, [f"{key}={_yaml(value)}" for key, value in {**shared, **values}.items()])
+        check_keys(layers, [ModelSettings, *masks().values()])
+        settings = fill(ModelSettings, layers)
+        seed = settings.seed if "seed" in values else model_seed(config.seed, name)
+        premask = _premask(settings, layers, seed)
     except InputError as error:
         raise InputError(f"models.{name}: {error}") from error
-    if settings.weight != settings.weight or abs(settings.weight) == float("inf"):
+    if not math.isfinite(settings.weight):
         raise InputError(f"models.{name}.weight={settings.weight} must be a finite number")
-    seed = settings.seed if own_seed else model_seed(config.seed, name)
-    return ModelEntry(name, settings.path, settings.weight, _premask(name, settings, seed))
+    return ModelEntry(name, settings.path, settings.weight, premask)
 
 
 def model_seed(seed: int, name: str) -> int:
@@ -169,25 +176,44 @@ def model_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\n{name}".encode()).digest()[:4], "little")
 
 
-def _premask(name: str, settings: ModelSettings, seed: int) -> PreMask | None:
+def _premask(settings: ModelSettings, layers: Sequence[Layer], seed: int) -> PreMask | None:
+    """The mask's method with its keys and the ratio that one of sparsity and compression_ratio gives."""
     if settings.mask == "none":
         return None
-    if (settings.sparsity is None) == (settings.compression_ratio is None):
+    if settings.mask not in masks():
+        raise InputError(f"mask: {settings.mask} is not one of none, {', '.join(masks())}")
+    ratios = [
+        layer.values["compression_ratio"] for layer in layers if layer.values.get("compression_ratio") is not None
+    ]
+    if (settings.sparsity is None) == (not ratios):
         raise InputError(
-            f"models.{name}: mask {settings.mask} needs either sparsity (0.9) or compression_ratio (10)"
-            f"{', not both' if settings.sparsity is not None else ''}"
+            f"mask {settings.mask} needs either sparsity (0.9) or compression_ratio (10){', not both' * bool(ratios)}"
         )
     if settings.sparsity is not None and settings.sparsity >= 1:
-        raise InputError(f"models.{name}: sparsity={settings.sparsity:g} removes everything; it must be below 1")
-    cr = settings.compression_ratio if settings.sparsity is None else 1 / (1 - settings.sparsity)
-    if settings.mask == "impart":
-        missing = [key for key in ("preprune_ratio", "C") if getattr(settings, key) is None]
-        if missing:
-            raise InputError(
-                f"models.{name}: mask impart needs {missing[0]}; preprune_ratio (beta) can be at most "
-                f"{1 - 1 / (2 * cr):.4f} here, the paper's C are 0.5 and 1"
-            )
-    return PreMask(settings.mask, cr, settings.preprune_ratio, settings.C, seed)
+        raise InputError(f"sparsity={settings.sparsity:g} removes everything; it must be below 1")
+    own = [Layer(layer.origin, _of_method(layer.values), layer.is_file) for layer in layers]
+    if settings.sparsity is not None:
+        own.append(Layer("sparsity", {"compression_ratio": 1 / (1 - settings.sparsity)}, is_file=False))
+    return PreMask(fill(masks()[settings.mask], own, needed_by=f"mask {settings.mask}").resolved(), seed)
+
+
+def masks() -> dict[str, type[SparseMethod]]:
+    """The sparsification methods that a delta can go through before it is merged."""
+    return {name: cls for name, cls in methods("sparse").items() if cls.usable_as_mask}
+
+
+def described_masks() -> list[str]:
+    """The keys of every mask's method, for --help."""
+    return [describe(cls, f"keys of mask {name}, for all models or for one:") for name, cls in masks().items()]
+
+
+def mask_key_names() -> set[str]:
+    """Every key of a mask's method that a merge may set: those whose names mean nothing else here."""
+    return {key for cls in masks().values() for key in keys_of(cls)} - set(keys_of(Config))
+
+
+def _of_method(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in mask_key_names() and value is not None}
 
 
 def _yaml(value: Any) -> str:

@@ -7,15 +7,15 @@ follow the fine-tuned model's on calibration text.
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from impart.checkpoint import Checkpoint
-from impart.encoded import Encoded
-from impart.encodings import decode
-from impart.encodings_quantized import signs_encoded
+from impart.encodings import signs
+from impart.encodings.encoded import Encoded
 from impart.report import progress
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def keep_ratio(cr: float) -> float:
 def bitdelta(dW: Tensor, *, name: str, cr: float, seed: int, mu: float | None = None) -> Encoded:
     """Signs of dW (m, n) and the scale `mu`, by default mean |dW|."""
     mu = float(dW.abs().mean(dtype=torch.float64)) if mu is None else mu
-    return signs_encoded(dW, mu, name=name, keep_ratio=keep_ratio(cr), seed=seed)
+    return signs.write(dW, mu, name=name, keep_ratio=keep_ratio(cr), seed=seed)
 
 
 class ScaledSigns(nn.Module):
@@ -62,17 +62,16 @@ def distilled_scales(
     teacher = AutoModelForCausalLM.from_pretrained(finetuned.path, dtype=dtype).to(device).eval().requires_grad_(False)
     student = AutoModelForCausalLM.from_pretrained(finetuned.path, dtype=dtype).to(device).eval().requires_grad_(False)
     scaled: dict[str, ScaledSigns] = {}
-    for name, signs in encoded.items():
-        if signs.encoding == "empty":
+    for name, stored in encoded.items():
+        if stored.encoding == "empty":
             continue
         module = student.get_submodule(name.removesuffix(".weight"))
-        facts = {**signs.facts, "encoding": signs.encoding, "shape": signs.shape, "mu": 1.0}
-        ones = decode(name, facts, signs.tensors)  # +-1 / keep ratio
+        ones = replace(stored, facts={**stored.facts, "mu": 1.0}).dense(name)  # +-1 / keep ratio
         rescale = float(ones.abs().max())
         scaled[name] = ScaledSigns(
             base.tensor(name).to(device, dtype),
             ones.sign().to(device, torch.int8),
-            signs.facts["mu"] * rescale,
+            stored.facts["mu"] * rescale,
             module.bias,
         )
         parent, _, leaf = name.removesuffix(".weight").rpartition(".")

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from impart.architecture import linear_names, select_matrices
 from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter, model_facts
-from impart.checkpoint import Checkpoint, linear_names, open_checkpoint
-from impart.comparison import Comparison, check_comparable, compare, select_matrices
-from impart.encoded import Encoded
+from impart.checkpoint import Checkpoint, open_checkpoint
+from impart.comparison import Comparison, check_comparable, compare
 from impart.encodings import empty
+from impart.encodings.encoded import Encoded
 from impart.errors import InputError
 from impart.report import Report, progress
 from quantize.bitdelta import LOWEST_RATIO, bitdelta, distilled_scales
@@ -82,7 +83,7 @@ def signs_of(
     pair: Comparison, name: str, cr: float, seed: int, device: torch.device, mu: float | None = None
 ) -> Encoded:
     if name in pair.unchanged:
-        return empty(pair.base.shape(name))
+        return empty.write(pair.base.shape(name))
     return bitdelta(pair.delta(name, device), name=name, cr=cr, seed=seed, mu=mu)
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from impart.architecture import layer_of, weight_type
 from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter, Shard
-from impart.checkpoint import Checkpoint, layer_of, weight_type
-from impart.encoded import Encoded
-from impart.encodings import decode
+from impart.checkpoint import Checkpoint
+from impart.encodings.encoded import Encoded
 from impart.report import progress
 from quantize.activations import Activations
 from quantize.matrix import Rule, named_inverse, quantize_matrix
@@ -42,9 +42,7 @@ class Weights:
 
     def with_delta(self, name: str, encoded: Encoded) -> Tensor:
         """base + dW, rounded to the checkpoint's dtype as delta.py --merge does it."""
-        facts = {**encoded.facts, "encoding": encoded.encoding, "shape": encoded.shape}
-        tensors = {key: tensor.to(self._device) for key, tensor in encoded.tensors.items()}
-        dW = decode(name, facts, tensors).to(self._device)
+        dW = encoded.to(self._device).dense(name).to(self._device)
         return self._base.tensor(name).to(self._device).float().add_(dW).to(self.delta.dtype(name))
 
 

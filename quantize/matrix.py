@@ -4,16 +4,17 @@ V first, with H_V = 2 X X^T of the layer's inputs; then U, whose inputs y = diag
 Hessian diag(s) V_q^T H_V V_q diag(s) needs no further pass through the layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from impart.architecture import is_attention
 from impart.bit_plan import Plan, cut_plan, plan_bits, plan_spans
-from impart.encoded import Encoded
-from impart.encodings import decode, factors
-from impart.encodings_quantized import entries_encoded, entry_masks, factor_masks, groups_encoded, vectors_encoded
+from impart.encodings import quantized_entries, quantized_groups, quantized_vectors
+from impart.encodings.encoded import Encoded
+from impart.encodings.masked import entry_mask, factor_masks
 from impart.errors import InputError
 from quantize.grid import fp16_unit, top_codes, zero_byte
 from quantize.sparse_gptq import Inverse, NotPositiveDefinite, Quantized, inverse_of, quantize_groups, quantize_vectors
@@ -33,7 +34,7 @@ class Rule:
 
     def plan(self, name: str, rank: int) -> list[list[int]]:
         """The plan of one matrix, cut off at its rank."""
-        return cut_plan(self.attn_plan if "self_attn" in name else self.mlp_plan, rank, name)
+        return cut_plan(self.attn_plan if is_attention(name) else self.mlp_plan, rank, name)
 
 
 def rank_hessian(H: Tensor, Vq: Tensor, s: Tensor) -> Tensor:
@@ -54,13 +55,13 @@ def named_inverse(H: Tensor, rule: Rule, names: Sequence[str], what: str = "inpu
 
 def quantize_matrix(name: str, source: Encoded, H: Tensor, inverse: Inverse, rule: Rule) -> tuple[Encoded, dict]:
     """The quantized matrix and its errors: relative output error on the calibration inputs, in all and per plan entry."""
-    entry = {**source.facts, "encoding": source.encoding, "shape": source.shape}
     if source.encoding == "empty":
         return source, {}
     if source.encoding == "sparse_entries":
-        return _quantize_entries(name, entry, source, H, inverse, rule)
-    U, s, V = factors(name, entry, source.tensors)  # (m, r), (r,), (n, r)
-    masks = tuple(torch.from_numpy(mask).to(U.device) for mask in factor_masks(name, entry, source.tensors))
+        return _quantize_entries(name, source, H, inverse, rule)
+    U, s, V = source.factors(name)  # (m, r), (r,), (n, r)
+    mask_U, mask_V = (torch.from_numpy(mask).to(U.device) for mask in factor_masks(name, source))
+    masks = mask_U, mask_V
     plan = rule.plan(name, len(s))
     if rule.grid == "compact":
         encoded, Uq, Vq = _quantize_vectors(name, source, (U, s, V.T), masks, plan, H, inverse, rule)
@@ -89,7 +90,7 @@ def _quantize_vectors(
     steps = s * V.scale[:, 0] * quantized.scale[0]
     top = top_codes(bits, Vt)
     zeros = torch.stack([zero_byte(quantized.zero[0], top), zero_byte(V.zero[:, 0], top)])
-    encoded = vectors_encoded(source.shape, plan, (quantized.codes.T, V.codes), masks, steps, zeros, source)
+    encoded = quantized_vectors.write(plan, (quantized.codes.T, V.codes), masks, steps, zeros, source)
     return encoded, quantized.values(), Vq
 
 
@@ -117,17 +118,15 @@ def _quantize_groups(
         parts.append(replace(quantized, group=quantized.group + before))
     codes, scale, zero = (torch.cat([getattr(part, key) for part in parts], 1) for key in ("codes", "scale", "zero"))
     group = torch.cat([part.group for part in parts])
-    encoded = groups_encoded(
-        source.shape, plan, (codes.T, V.codes), masks, s, (scale, V.scale), (zero, V.zero), (group, V.group), source
+    encoded = quantized_groups.write(
+        plan, (codes.T, V.codes), masks, s, (scale, V.scale), (zero, V.zero), (group, V.group), source
     )
     return encoded, Quantized(codes, scale, zero, group, masks[0].T).values() * units[0], Vq * units[1]
 
 
-def _quantize_entries(
-    name: str, entry: Mapping, source: Encoded, H: Tensor, inverse: Inverse, rule: Rule
-) -> tuple[Encoded, dict]:
-    W, bits = decode(name, dict(entry), source.tensors), rule.entry_bits  # (m, n), masked and rescaled
-    mask = torch.from_numpy(entry_masks(name, dict(entry))).to(W.device)
+def _quantize_entries(name: str, source: Encoded, H: Tensor, inverse: Inverse, rule: Rule) -> tuple[Encoded, dict]:
+    W, bits = source.dense(name), rule.entry_bits  # (m, n), masked and rescaled
+    mask = torch.from_numpy(entry_mask(name, source)).to(W.device)
     unit = fp16_unit(W)
     W = W / unit
     if rule.grid == "compact":
@@ -136,7 +135,7 @@ def _quantize_entries(
     else:
         found = quantize_groups(W, mask, inverse, bits, rule.groupsize)
         zero, group = found.zero, found.group
-    encoded = entries_encoded(found.codes, mask, bits, found.scale, zero, group, unit, source)
+    encoded = quantized_entries.write(found.codes, mask, bits, found.scale, zero, group, unit, source)
     return encoded, {"error": relative_error(found.values() - W, W, H)}
 
 

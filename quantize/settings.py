@@ -76,7 +76,7 @@ class Config:
 def resolved_rule(config: Config, manifest: Mapping) -> Rule:
     """How to quantize the delta with this manifest; InputError where the settings contradict what it was allocated for."""
     allocated = manifest["settings"]
-    grid = config.grid or allocated.get("grid") or "compact"
+    grid = config.grid or allocated.get("grid") or "paper"
     if allocated.get("accounting") == "bytes" and grid != allocated.get("grid", grid):
         raise InputError(
             f"grid: {grid} does not fit this delta: its bytes were counted for grid: {allocated['grid']}; "

@@ -33,11 +33,12 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from impart import processes
+from impart.architecture import is_attention, layers_prefix, linear_names
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import DeltaWriter
 from impart.bit_plan import cut_plan
-from impart.checkpoint import Checkpoint, linear_names, open_checkpoint, refuse_existing
-from impart.config import Parser, add_run_flags, as_dict, describe, load
+from impart.checkpoint import Checkpoint, open_checkpoint, refuse_existing
+from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe, load
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.report import Report, start_logging, table
@@ -83,7 +84,6 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser = Parser(__doc__, epilog=describe(Config))
     parser.add_argument("model", help="fine-tuned model: folder or hub id")
     parser.add_argument("dataset", help="calibration text: c4, wikitext2, or a .txt, .jsonl or .json file")
-    parser.add_argument("--config", help="YAML file with the keys below")
     parser.add_argument(
         "--saved_delta_path",
         "--saved_delta_pth",
@@ -95,7 +95,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
         "--save_compressed_delta_dir", required=True, help="folder of the quantized delta that is written"
     )
     add_run_flags(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the YAML file")
+    add_config_flags(parser)
     flags = parser.parse_intermixed_args(arguments)
     if flags.sparsify_config and flags.saved_delta_path is None:
         flags.saved_delta_path = f"{flags.save_compressed_delta_dir.rstrip('/')}.sparse"
@@ -140,7 +140,7 @@ def quantize_sparse(
     rule = resolved_rule(config, delta.manifest)
     for name in delta.names():
         if delta.rank(name) is not None:
-            cut_plan(rule.attn_plan if "self_attn" in name else rule.mlp_plan, delta.rank(name), name)
+            cut_plan(rule.attn_plan if is_attention(name) else rule.mlp_plan, delta.rank(name), name)
     base = open_base(config, delta, finetuned)
     sequences = model_tokens(flags.dataset, config, finetuned)
     head = {
@@ -161,7 +161,7 @@ def quantize_sparse(
     )
     dtype = finetuned.model_dtype() if device.type == "cuda" else torch.float32
     weights = Weights(base, finetuned, delta, device)
-    decoder = StreamedDecoder(finetuned, layers_prefix(finetuned), device, dtype)
+    decoder = StreamedDecoder(finetuned, layers_prefix(linear_names(finetuned)[0]), device, dtype)
     quantize_layers(
         decoder, weights, writer, sequences, rule, true_sequential=config.true_sequential, batch=config.batch
     )
@@ -180,12 +180,6 @@ def open_base(config: Config, delta: Delta, finetuned: Checkpoint) -> Checkpoint
         )
     delta.verify()
     return base
-
-
-def layers_prefix(checkpoint: Checkpoint) -> str:
-    """`model.layers` of `model.layers.0.self_attn.q_proj.weight`."""
-    name = linear_names(checkpoint)[0]
-    return name[: name.index("layers.") + len("layers")]
 
 
 def summary(delta: Delta, report: Report) -> str:

@@ -1,110 +1,132 @@
-"""The settings of a sparsification, under the names of the authors' YAML files where they have one."""
+"""The settings of a sparsification: what to compress and where to, and a method with its keys."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
 
-from impart.config import option
+from impart.config import Layer, check_keys, describe, fill, keys_of, option, read_layers
 from impart.errors import InputError
-from sparsify.allocation import check_feasible
+from impart.method import Method
+from impart.pair import Pair
+from impart.sources import Origin
+from impart.units import units
+from sparsify.faces import QuantizedMethod, SparseMethod
 
-KEYS_OF_METHOD = {
-    "impart": ("compression_ratio", "accounting", "preprune_ratio", "C", "allocation", "mask", "rescale"),
-    "dare": ("compression_ratio", "rescale"),
-    "lowrank": ("compression_ratio",),
-}
+log = logging.getLogger(__name__)
+
+FACES: dict[str, type[SparseMethod] | type[QuantizedMethod]] = {
+    "sparse": SparseMethod,
+    "quantized": QuantizedMethod,
+}  # sparsify.py, sparsify_quant.py
+DEFAULT_METHOD = "impart"
 
 
-@dataclass(frozen=True)
-class Config:
-    """What to sparsify, how, and where to."""
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Origin):
+    """What to sparsify, by which method, and where to."""
 
     save_dir: str = option(help="folder of the sparse delta that is written")
-    ftm_dir: str | None = option(None, help="fine-tuned model: folder or hub id", aliases=("finetuned_model",))
-    base_model: str | None = option(
-        None, help="base model: folder or hub id; not needed with svd_dir", aliases=("ptm_dir",)
-    )
-    svd_dir: str | None = option(None, help="saved SVD delta; without it the SVD is computed from the two models")
     log_dir: str | None = option(None, help="folder of the per-matrix table (CSV)")
-    method: str = option("impart", help="how to sparsify", choices=("impart", "dare", "lowrank"))
-    compression_ratio: float | None = option(
-        None, help="CR: number of entries of dW over number of kept values", low=1.0
-    )
-    compression_ratio_qt: float | None = option(
-        None, help="CR_qt, with quantization: read by sparsify_quant.py only", low=1.0
-    )
-    preprune_ratio: float | None = option(
-        None,
-        help="beta: share of singular vectors that is dropped first, for a square matrix; 0 switches it off",
-        aliases=("beta",),
-        low=0.0,
-    )
-    C: float | None = option(
-        None,
-        help="exponent of the importance s_k / s_1; only_lowrank means method: lowrank",
-        words=("only_lowrank",),
-        low=0.0,
-    )
-    allocation: str = option(
-        "importance",
-        help="sparsity of each singular vector by its value (Eq. 7), or one for all",
-        choices=("importance", "uniform"),
-    )
-    mask: str = option(
-        "bernoulli",
-        help="independent draws per entry, or exact counts per column",
-        choices=("bernoulli", "exact_count"),
-    )
-    rescale: bool = option(True, help="multiply kept entries by 1 / (1 - p)")
-    accounting: str | None = option(
-        "paper",
-        choices=("paper", "bytes"),
-        help="of ImPart: paper: the kept values alone are 1 / CR; bytes: so is every stored byte of the linear layers",
-    )
+    method: str = option(DEFAULT_METHOD, help="how to sparsify; each method has its own keys, below")
     seed: int = option(0, help="decides every mask", low=0)
-    weight_types: list[str] | None = option(
-        None, help="types to compress, like self_attn.q_proj; default: all linear weights under self_attn and mlp"
-    )
-    layer_num: int | None = option(None, help="number of layers that weight_name counts through", low=1)
-    weight_name: str | None = option(None, help="pattern of the names, like model.layers.{layer_num}.{weight_type}")
     save_model: bool = option(False, help="also write base + sparse delta as a dense checkpoint")
     model_dir: str | None = option(None, help="folder of that checkpoint (default: save_dir with _model added)")
 
 
-def resolved(config: Config) -> Config:
-    """The settings with the authors' `C: only_lowrank` spelled out; InputError for what contradicts or lacks."""
-    if config.C == "only_lowrank":
-        config = replace(config, method="lowrank", C=None, preprune_ratio=None)
-    if config.compression_ratio is None:
-        raise InputError("compression_ratio is missing: entries of dW over kept values, e.g. 32")
-    if config.method == "impart":
-        missing = [key for key in ("preprune_ratio", "C") if getattr(config, key) is None]
-        if missing:
-            raise InputError(
-                f"{missing[0]} is missing, and method impart needs it; the paper takes preprune_ratio from "
-                "0.6, 0.7, 0.8 and C from 0.5, 1 (C: only_lowrank is the LowRank baseline)"
-            )
-        if config.preprune_ratio >= 1:
-            raise InputError(f"preprune_ratio={config.preprune_ratio:g} drops every singular vector; take less than 1")
-    if config.accounting == "bytes" and (config.method != "impart" or config.allocation != "importance"):
-        raise InputError("accounting: bytes is a choice of method: impart with allocation: importance")
+@dataclass(frozen=True)
+class RowNotes:
+    """What a row's file says beside the keys of its method."""
+
+    label: str | None = option(None, help="what the row is called in tables")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's settings, checked."""
+
+    config: RunConfig
+    method: Method
+
+
+@overload
+def methods(face: Literal["sparse"]) -> dict[str, type[SparseMethod]]: ...
+
+
+@overload
+def methods(face: str) -> dict[str, type[Method]]: ...
+
+
+def methods(face: str) -> Any:
+    """The methods of a face, `sparse` or `quantized`, by name."""
+    return units("sparsify.methods", FACES[face])
+
+
+def load_settings(
+    face: str, paths: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()
+) -> Settings:
+    """The settings from YAML files and overrides, later ones winning; InputError for whatever is wrong, missing or unread."""
+    layers = _spelled_out(face, read_layers(paths, overrides))
+    known = methods(face)
+    # A file may serve both scripts, as the authors' does, and say what else there is to say of a pair or a row.
+    other_ratios = [cls for cls in FACES.values() if cls is not FACES[face]]
+    check_keys(layers, [RunConfig, *known.values()], also=[Pair, RowNotes, *other_ratios])
+    name = next((layer.values["method"] for layer in reversed(layers) if "method" in layer.values), DEFAULT_METHOD)
+    if name not in known:
+        raise InputError(f"method: {name} is not one of {', '.join(known)}{_where_else(face, str(name))}")
+    _say_unread(layers, known, str(name))
+    config = fill(RunConfig, layers)
+    method = fill(known[str(name)], layers, needed_by=f"method {name}").resolved()
     if config.svd_dir is None and (config.base_model is None or config.ftm_dir is None):
         raise InputError("nothing to sparsify: give svd_dir, or base_model and ftm_dir")
-    return config
+    return Settings(config, method)
 
 
-def head(config: Config) -> dict:
-    """What delta.json says of the settings: those that the method reads, and nothing of paths."""
-    keys = KEYS_OF_METHOD[config.method]
-    return {
-        "kind": "sparse",
-        "method": config.method,
-        "settings": {key: getattr(config, key) for key in keys},
-        "seed": config.seed,
-    }
+def described(face: str) -> tuple[str, ...]:
+    """The keys of the face's methods, for --help."""
+    return tuple(describe(cls, f"keys of method {name} ({cls.label}):") for name, cls in methods(face).items())
 
 
-def check_budgets(config: Config, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """InputError naming the first matrix whose pre-pruning drops more than the compression ratio allows."""
-    if config.method == "impart":
-        for name, (m, n) in shapes.items():
-            check_feasible(name, m, n, config.compression_ratio, config.preprune_ratio)
+def _spelled_out(face: str, layers: Sequence[Layer]) -> list[Layer]:
+    """The authors' two shorthands: `C: only_lowrank`, and one ratio for both scripts."""
+    ratio = FACES[face].ratio_key
+    given = {key: value for layer in layers for key, value in layer.values.items()}
+    if given.get("C") == "only_lowrank":
+        if "lowrank" not in methods(face):
+            raise InputError("C: only_lowrank is a method of sparsify.py; its quantized form is method: deltacome here")
+        layers = [_without(layer, "C", "preprune_ratio") for layer in layers]
+        return [*layers, Layer("C: only_lowrank", {"method": "lowrank"}, is_file=True)]
+    if ratio not in given and ratio != "compression_ratio" and given.get("compression_ratio") is not None:
+        log.info(
+            "compression_ratio_qt is not given: compression_ratio=%s is taken for the quantized ratio",
+            given["compression_ratio"],
+        )
+        layers = [_without(layer, "compression_ratio") for layer in layers]
+        return [*layers, Layer("compression_ratio", {ratio: given["compression_ratio"]}, is_file=True)]
+    return list(layers)
+
+
+def _say_unread(layers: Sequence[Layer], known: dict[str, type[Method]], name: str) -> None:
+    """A note for every key of another method that was given together with this method or after it.
+
+    It is no error, so that a loop over methods may carry the keys of all of them; those of a pair's file are not said.
+    """
+    read = {*keys_of(known[name]), *keys_of(RunConfig)}
+    chosen = max((number for number, layer in enumerate(layers) if "method" in layer.values), default=0)
+    for layer in layers[chosen:]:
+        for key in layer.values:
+            owners = [other for other, cls in known.items() if key in keys_of(cls)]
+            if owners and key not in read and not (layer.is_file and key in keys_of(Pair)):
+                log.info("note: %s is a key of method %s; method %s does not read it", key, " and ".join(owners), name)
+
+
+def _where_else(face: str, name: str) -> str:
+    scripts = {"sparse": "sparsify.py", "quantized": "sparsify_quant.py"}
+    there = [scripts[other] for other in FACES if other != face and name in methods(other)]
+    return f"; {there[0]} has it" if there else ""
+
+
+def _without(layer: Layer, *keys: str) -> Layer:
+    values: dict[str, Any] = {key: value for key, value in layer.values.items() if key not in keys}
+    return Layer(layer.origin, values, layer.is_file)

@@ -1,6 +1,7 @@
 """Fixtures that many tests share: a small pair of models and its SVD, and two ways to run a script."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -101,3 +102,21 @@ def svd_delta(pair, tmp_path_factory) -> Path:
         ]
     )
     return path
+
+
+@pytest.fixture
+def copy_of_the_suite(tmp_path) -> Path:
+    """The repository's tracked files in a folder of their own, for tests that add a file to it."""
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            target = tmp_path / "suite" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, target)
+    return tmp_path / "suite"
+
+
+@pytest.fixture(scope="session")
+def tiny_pair() -> list[str]:
+    """The keys of the tiny pair's code model, from any copy of the suite."""
+    return ["base_model=assets/tiny/base", "ftm_dir=assets/tiny/code"]

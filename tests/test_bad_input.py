@@ -255,7 +255,7 @@ def test_a_word_that_yaml_reads_as_a_truth_value(sparsified, out, word):
         ({"C": "lowrank"}, ("C: lowrank is a text", "only_lowrank")),
         ({"C": None}, ("C is missing", "0.5, 1")),
         ({"mask": "bernouli"}, ("mask: bernouli is not one of bernoulli, exact_count",)),
-        ({"method": "ties"}, ("method: ties is not one of impart, dare, lowrank",)),
+        ({"method": "ties"}, ("method: ties is not one of dare, impart, lowrank",)),
         ({"seed": 1.5}, ("seed: 1.5 is a number, but whole number is wanted",)),
         ({"rescale": "yes"}, ("rescale: 'yes' is a text, but true or false is wanted",)),
         ({"weight_types": "self_attn.q_proj"}, ("weight_types: self_attn.q_proj is a text, but list of text",)),

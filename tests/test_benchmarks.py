@@ -75,7 +75,8 @@ def test_memory(script):
 
 
 def test_the_pair_of_the_memory_benchmark_is_a_pair(tmp_path):
-    from impart.checkpoint import linear_names, open_checkpoint
+    from impart.architecture import linear_names
+    from impart.checkpoint import open_checkpoint
 
     memory.write_pair(tmp_path / "models", layers=2, hidden=32)
     base, tuned = open_checkpoint(tmp_path / "models" / "base"), open_checkpoint(tmp_path / "models" / "tuned")

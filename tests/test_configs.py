@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sparsify.settings_quant import QuantConfig, resolved_quant
 
-from impart.checkpoint import linear_names, open_checkpoint
+from impart.architecture import linear_names
+from impart.checkpoint import open_checkpoint
 from impart.config import load
 from merge import merge
 from merge.settings import load_config, resolve
 from quantize.settings import Config as QuantizeConfig
 from sparsify.allocation import check_feasible
 from sparsify.settings import Config, resolved
-from sparsify.settings_quant import QuantConfig, resolved_quant
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

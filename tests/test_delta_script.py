@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from whole_runs import ACCELERATE, TORCHRUN, files_of, launched, merge, stopped_at_random, tensors_of
 
 import delta
+from impart.architecture import linear_names
 from impart.artifact import open_delta
-from impart.checkpoint import linear_names, open_checkpoint
+from impart.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE = ("--threads", "1")
@@ -130,9 +131,10 @@ def test_dim_is_the_rank_of_attention_and_mlp_keeps_more(pair, tmp_path, called)
 
 @pytest.mark.parametrize("dim, attention, mlp", [(40, 32, 58), (64, 32, 64), (5120, 32, 64), (1, 1, 1)])
 def test_dim_is_capped_by_the_shape(dim, attention, mlp):
-    assert delta.kept_rank("model.layers.0.self_attn.k_proj.weight", (32, 64), dim) == attention
-    assert delta.kept_rank("model.layers.0.mlp.up_proj.weight", (176, 64), dim) == mlp
-    assert delta.kept_rank("model.layers.0.mlp.up_proj.weight", (176, 64), None) == 64
+    capped, whole = delta.Svd(dim=dim, dtype="fp16"), delta.Svd(dim=None, dtype="fp16")
+    assert capped.rank("model.layers.0.self_attn.k_proj.weight", 32, 64) == attention
+    assert capped.rank("model.layers.0.mlp.up_proj.weight", 176, 64) == mlp
+    assert whole.rank("model.layers.0.mlp.up_proj.weight", 176, 64) == 64
 
 
 def test_a_truncated_svd_is_the_leading_part_of_the_whole(pair, svd_delta, tmp_path, called):

@@ -11,10 +11,11 @@ import torch
 from checkpoints import llama_shapes, random_weights, tuned_weights, write_checkpoint
 from safetensors import safe_open
 
+from impart.architecture import linear_names
 from impart.artifact import MANIFEST, is_delta, open_delta
 from impart.artifact_writer import PROGRESS, DeltaWriter, model_facts
-from impart.checkpoint import linear_names, open_checkpoint
-from impart.encodings import empty, svd_factors
+from impart.checkpoint import open_checkpoint
+from impart.encodings import empty, svd
 from impart.errors import InputError
 from impart.report import Report
 
@@ -59,9 +60,9 @@ class Run:
 
     def encode(self, name):
         if name.endswith("k_proj.weight"):
-            return empty(self.tuned.shape(name))
+            return empty.write(self.tuned.shape(name))
         x = self.tuned.tensor(name).float()
-        return svd_factors(x[:, :2], torch.tensor([2.0, 1.0]), x[:2].T, torch.float16)
+        return svd.write(x[:, :2], torch.tensor([2.0, 1.0]), x[:2].T, torch.float16)
 
     def write(self, shards):
         for shard in shards:

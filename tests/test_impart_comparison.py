@@ -6,8 +6,9 @@ import pytest
 import torch
 from checkpoints import llama_shapes, random_weights, tuned_weights, write_checkpoint
 
-from impart.checkpoint import linear_names, open_checkpoint
-from impart.comparison import check_comparable, compare, select_matrices
+from impart.architecture import linear_names, select_matrices
+from impart.checkpoint import open_checkpoint
+from impart.comparison import check_comparable, compare
 from impart.errors import InputError
 
 Q0, Q1 = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))

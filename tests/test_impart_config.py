@@ -183,10 +183,21 @@ def test_help_shows_every_key_with_type_default_unit_and_choices():
 
 def test_the_parser_of_scripts_takes_flags_and_overrides_in_any_order():
     flags = config_parser(Settings, "doc").parse_intermixed_args(
-        ["ratio=2", "--config", "a.yaml", "seed=1", "--overwrite", "--device", "cpu", "mask=exact_count"]
+        [
+            "ratio=2",
+            "--config",
+            "a.yaml",
+            "seed=1",
+            "--config",
+            "b.yaml",
+            "--overwrite",
+            "--device",
+            "cpu",
+            "mask=exact_count",
+        ]
     )
     assert flags.overrides == ["ratio=2", "seed=1", "mask=exact_count"]
-    assert (flags.config, flags.overwrite, flags.device, flags.debug) == ("a.yaml", True, "cpu", False)
+    assert (flags.config, flags.overwrite, flags.device, flags.debug) == (["a.yaml", "b.yaml"], True, "cpu", False)
 
 
 def test_usage_errors_are_input_errors():

@@ -4,18 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from impart.encodings import decode, empty, factors, sparse_entries, sparse_factors, svd_factors
+from impart.encodings import empty, sparse_entries, sparse_svd, svd
+from impart.encodings.encoded import Encoded
+from impart.errors import InputError
 from impart.masks import LEVELS, MASKS, bernoulli_mask, keep_thresholds
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
 
 
-def entry_of(encoded):
-    return {"encoding": encoded.encoding, "shape": list(encoded.shape), **encoded.facts}
-
-
 def decoded(encoded, name=NAME):
-    return decode(name, entry_of(encoded), encoded.tensors)
+    return encoded.dense(name)
 
 
 def triplets(m, n, r, seed=0, scale=1.0):
@@ -26,21 +24,21 @@ def triplets(m, n, r, seed=0, scale=1.0):
 
 
 def sparse(U, s, V, p, *, seed=0, mask="bernoulli", rescale=True, name=NAME):
-    return sparse_factors(U, s, V, np.asarray(p), seed=seed, name=name, mask=mask, rescale=rescale)
+    return sparse_svd.write(U, s, V, np.asarray(p), seed=seed, name=name, mask=mask, rescale=rescale)
 
 
 def test_an_empty_delta_stores_nothing_and_is_zero():
-    encoded = empty((3, 5))
+    encoded = empty.write((3, 5))
     assert encoded.tensors == {} and encoded.facts["kept"] == [0, 0] and encoded.facts["rank"] == 0
     assert torch.equal(decoded(encoded), torch.zeros(3, 5))
     with pytest.raises(ValueError, match="no factors"):
-        factors(NAME, entry_of(encoded), {})
+        encoded.factors(NAME)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)])
 def test_svd_factors_decode_to_their_product(dtype, tolerance):
     U, s, V = triplets(12, 9, 6, scale=1e-5)
-    encoded = svd_factors(U, s, V, dtype)
+    encoded = svd.write(U, s, V, dtype)
     assert (
         encoded.tensors["U"].dtype == encoded.tensors["V"].dtype == dtype
         and encoded.tensors["s"].dtype == torch.float32
@@ -58,7 +56,7 @@ def test_sparse_factors_decode_to_masked_rescaled_factors(kind, rescale):
     t = keep_thresholds(p)
     xi, eta = (torch.from_numpy(MASKS[kind](3, NAME, letter, t, rows)).T for letter, rows in (("U", 30), ("V", 20)))
     scale = torch.from_numpy(LEVELS / t).float() if rescale else torch.ones(5)
-    found = factors(NAME, entry_of(encoded), encoded.tensors)
+    found = encoded.factors(NAME)
     expected = (U.half().float() * xi * scale, (s / s[0]).half().float() * s[0], V.half().float() * eta * scale)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
@@ -141,41 +139,39 @@ def test_masks_of_different_matrices_and_factors_differ():
     U, s, _ = triplets(40, 40, 4)
     p = [0.5] * 4
     assert not torch.equal(decoded(sparse(U, s, U, p)), decoded(sparse(U, s, U, p, name="b"), "b"))
-    dense_U, _, dense_V = factors(NAME, entry_of(sparse(U, s, U, p)), sparse(U, s, U, p).tensors)
+    dense_U, _, dense_V = sparse(U, s, U, p).factors(NAME)
     assert not torch.equal(dense_U, dense_V)
 
 
 def test_entries_decode_to_masked_rescaled_entries():
     dW = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)) * 1e-3
-    encoded = sparse_entries(dW, 0.25, seed=5, name=NAME)
+    encoded = sparse_entries.write(dW, 0.25, seed=5, name=NAME)
     mask = torch.from_numpy(bernoulli_mask(5, NAME, "dW", np.full(40, 16384), 30))
     assert encoded.facts["kept"] == [int(mask.sum())] == [len(encoded.tensors["values"])]
     assert list(encoded.tensors) == ["values"] and encoded.tensors["values"].dtype == torch.float16
     assert torch.allclose(decoded(encoded), dW * mask * 4, rtol=2**-10, atol=0)
-    unscaled = sparse_entries(dW, 0.25, seed=5, name=NAME, rescale=False)
+    unscaled = sparse_entries.write(dW, 0.25, seed=5, name=NAME, rescale=False)
     assert torch.equal(decoded(unscaled) * 4, decoded(encoded))
 
 
 def test_entries_are_unbiased_with_the_variance_of_bernoulli():
     dW = torch.randn(12, 10, generator=torch.Generator().manual_seed(1)).half().float()
-    assert_unbiased(lambda seed: decoded(sparse_entries(dW, 0.25, seed=seed, name=NAME)), dW)
-    _, error = means_and_errors(lambda seed: decoded(sparse_entries(dW, 0.25, seed=seed, name=NAME)), 1500)
+    assert_unbiased(lambda seed: decoded(sparse_entries.write(dW, 0.25, seed=seed, name=NAME)), dW)
+    _, error = means_and_errors(lambda seed: decoded(sparse_entries.write(dW, 0.25, seed=seed, name=NAME)), 1500)
     assert float((error**2 * 1500).sum() / (3 * dW.double() ** 2).sum()) == pytest.approx(1.0, abs=0.05)  # 1 / q - 1
 
 
 def test_keep_ratio_one_keeps_all_entries():
     dW = torch.randn(7, 9)
-    assert torch.allclose(decoded(sparse_entries(dW, 1.0, seed=0, name=NAME)), dW, rtol=2**-10, atol=1e-7)
+    assert torch.allclose(decoded(sparse_entries.write(dW, 1.0, seed=0, name=NAME)), dW, rtol=2**-10, atol=1e-7)
 
 
 def test_entries_do_not_depend_on_how_rows_are_blocked(monkeypatch):
-    from impart import encodings
-
     dW = torch.randn(50, 33)
-    whole = sparse_entries(dW, 0.3, seed=2, name=NAME)
-    small = encodings._row_blocks
-    monkeypatch.setattr(encodings, "_row_blocks", lambda m, n: small(m, n, entries=4 * n))
-    pieces = sparse_entries(dW, 0.3, seed=2, name=NAME)
+    whole = sparse_entries.write(dW, 0.3, seed=2, name=NAME)
+    small = sparse_entries._row_blocks
+    monkeypatch.setattr(sparse_entries, "_row_blocks", lambda m, n: small(m, n, entries=4 * n))
+    pieces = sparse_entries.write(dW, 0.3, seed=2, name=NAME)
     assert torch.equal(whole.tensors["values"], pieces.tensors["values"])
     assert torch.equal(decoded(whole), decoded(pieces))
 
@@ -184,17 +180,18 @@ def test_entries_beyond_the_range_of_fp16_are_scaled_into_it():
     generator = torch.Generator().manual_seed(3)
     dW = torch.randn(20, 20, generator=generator)
     for scale in (1e-12, 1e-7, 1e6):
-        found = decoded(sparse_entries(dW * scale, 0.5, seed=0, name=NAME))
+        found = decoded(sparse_entries.write(dW * scale, 0.5, seed=0, name=NAME))
         mask = found != 0
         assert torch.allclose(found[mask], 2 * scale * dW[mask], rtol=2**-10, atol=0)
         assert 120 < int(mask.sum()) < 280
 
 
 def test_entries_of_which_none_is_kept():
-    encoded = sparse_entries(torch.ones(2, 2), 1 / LEVELS, seed=1, name=NAME)
+    encoded = sparse_entries.write(torch.ones(2, 2), 1 / LEVELS, seed=1, name=NAME)
     assert encoded.facts["kept"] == [0] and torch.equal(decoded(encoded), torch.zeros(2, 2))
 
 
-def test_an_unknown_encoding_is_a_key_error():
-    with pytest.raises(KeyError):
-        decode(NAME, {"encoding": "of the future", "shape": [2, 2]}, {})
+@pytest.mark.parametrize("encoding", ["of the future", "of_the_future", "codes", "encoded", "..packing", "os"])
+def test_an_unknown_encoding_is_one_line(encoding):
+    with pytest.raises(InputError, match="not known here"):
+        Encoded(encoding, (2, 2)).dense(NAME)

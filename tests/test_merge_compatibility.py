@@ -6,10 +6,11 @@ import pytest
 import torch
 from checkpoints import llama_shapes, random_weights, tuned_weights, write_checkpoint
 
+from impart.architecture import is_vocabulary
 from impart.checkpoint import open_checkpoint
 from impart.errors import InputError
 from merge import merge
-from merge.compatibility import check_architectures, check_bases, delta_ratio, is_vocabulary
+from merge.compatibility import check_architectures, check_bases, delta_ratio
 from merge.models import CheckpointModel
 from merge.settings import ModelEntry
 

@@ -12,6 +12,8 @@ from merge.models import CheckpointModel, CheckpointRows, DeltaModel, Scratch, o
 from merge.premask import PreMask
 from merge.settings import ModelEntry
 from sparsify import sparsify
+from sparsify.methods.dare import Dare
+from sparsify.methods.impart import ImPart
 
 CPU = torch.device("cpu")
 QUERY, NORM, EMBEDDING = ("model.layers.1.self_attn.q_proj.weight", "model.norm.weight", "model.embed_tokens.weight")
@@ -60,9 +62,15 @@ def test_scratch_gives_back_what_was_written(tmp_path, shape, dtype):
 @pytest.mark.parametrize(
     ("mask", "settings"),
     [
-        (PreMask("dare", 4.0, None, None, 7), ["method=dare", "compression_ratio=4"]),
-        (PreMask("impart", 4.0, 0.6, 1.0, 7), ["method=impart", "compression_ratio=4", "beta=0.6", "C=1"]),
-        (PreMask("impart", 1 / (1 - 0.3), 0.2, 0.5, 7), [f"compression_ratio={1 / (1 - 0.3)}", "beta=0.2", "C=0.5"]),
+        (PreMask(Dare(compression_ratio=4.0), 7), ["method=dare", "compression_ratio=4"]),
+        (
+            PreMask(ImPart(compression_ratio=4.0, preprune_ratio=0.6, C=1.0), 7),
+            ["method=impart", "compression_ratio=4", "beta=0.6", "C=1"],
+        ),
+        (
+            PreMask(ImPart(compression_ratio=1 / (1 - 0.3), preprune_ratio=0.2, C=0.5), 7),
+            [f"compression_ratio={1 / (1 - 0.3)}", "beta=0.2", "C=0.5"],
+        ),
     ],
 )
 def test_a_mask_on_the_fly_gives_the_values_of_the_stored_delta(pair, tmp_path, called, mask, settings):
@@ -91,14 +99,14 @@ def test_a_mask_on_the_fly_gives_the_values_of_the_stored_delta(pair, tmp_path, 
 
 def test_what_lies_outside_of_the_linear_weights_is_not_masked(pair, tmp_path):
     base, tuned = open_checkpoint(pair[0]), open_checkpoint(pair[1])
-    model = CheckpointModel(tuned, base, entry(pair[1], PreMask("dare", 4.0, None, None, 7)), tmp_path, CPU)
+    model = CheckpointModel(tuned, base, entry(pair[1], PreMask(Dare(compression_ratio=4.0), 7)), tmp_path, CPU)
     for name in (EMBEDDING, NORM, "lm_head.weight"):
         assert not model.open(name).holds_delta
         assert torch.equal(model.open(name).read(slice(0, 8)), tuned.tensor(name)[:8])
 
 
 def test_a_saved_svd_can_be_masked_and_a_sparse_delta_cannot(pair, svd_delta, tmp_path, called):
-    base, mask = open_checkpoint(pair[0]), PreMask("impart", 4.0, 0.6, 1.0, 7)
+    base, mask = open_checkpoint(pair[0]), PreMask(ImPart(compression_ratio=4.0, preprune_ratio=0.6, C=1.0), 7)
     from_svd = DeltaModel(open_delta(svd_delta), base, entry(svd_delta, mask), tmp_path, CPU)
     from_models = CheckpointModel(open_checkpoint(pair[1]), base, entry(pair[1], mask), tmp_path, CPU)
     rows = slice(0, base.shape(QUERY)[0])

@@ -9,6 +9,8 @@ from impart.errors import InputError
 from merge.methods import Method
 from merge.premask import PreMask
 from merge.settings import load_config, model_seed, resolve
+from sparsify.methods.dare import Dare
+from sparsify.methods.impart import ImPart
 
 FLAGS = {"merge_method": "ta_0.5", "ptm_pth": "B", "save_pth": "OUT"}
 
@@ -66,10 +68,14 @@ def test_yaml_with_models_and_overrides(tmp_path):
     method, entries = resolved("sparsity=0.75", "models.math.C=1", "models.law.weight=0.1", path=file, flags={})
     assert method == Method("ties", 1.0, 0.2)
     found = {entry.name: entry for entry in entries}
-    assert found["math"].premask == PreMask("impart", 4.0, 0.6, 1.0, model_seed(3, "math"))
+    assert found["math"].premask == PreMask(
+        ImPart(compression_ratio=4.0, preprune_ratio=0.6, C=1.0), model_seed(3, "math")
+    )
     assert found["math"].path == "M" and found["math"].weight == 0.5
-    assert found["code"].premask == PreMask("dare", 4.0, 0.6, 0.5, 11) and found["code"].weight == 2.0
-    assert found["chat"].premask == PreMask("impart", 4.0, 0.6, 0.5, model_seed(3, "chat"))
+    assert found["code"].premask == PreMask(Dare(compression_ratio=4.0), 11) and found["code"].weight == 2.0
+    assert found["chat"].premask == PreMask(
+        ImPart(compression_ratio=4.0, preprune_ratio=0.6, C=0.5), model_seed(3, "chat")
+    )
     assert found["law"].premask is None and found["law"].weight == 0.1
 
 
@@ -104,8 +110,8 @@ def test_every_model_has_masks_of_its_own_and_the_seed_changes_all():
         (("mask=dare", "sparsity=0.5", "compression_ratio=2"), ("math=M",), "not both"),
         (("mask=dare", "sparsity=1"), ("math=M",), "below 1"),
         (("mask=dare", "sparsity=1.5"), ("math=M",), "below 1"),
-        (("mask=impart", "sparsity=0.5"), ("math=M",), "needs preprune_ratio"),
-        (("mask=impart", "sparsity=0.5", "beta=0.5"), ("math=M",), "needs C"),
+        (("mask=impart", "sparsity=0.5"), ("math=M",), "preprune_ratio is missing, and mask impart needs it"),
+        (("mask=impart", "sparsity=0.5", "beta=0.5"), ("math=M",), "C is missing, and mask impart needs it"),
         (("mask=lowrank",), ("math=M",), "not one of none, dare, impart"),
         (("models.math.wieght=1",), ("math=M",), "models.math: unknown key 'wieght'"),
         (("models.math=1",), ("math=M",), "models.NAME.KEY=value"),

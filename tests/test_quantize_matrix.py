@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from impart.encodings import decode, empty, factors, sparse_entries, sparse_factors, svd_factors
-from impart.encodings_quantized import factor_masks
+from impart.encodings import empty, sparse_entries, sparse_svd, svd
+from impart.encodings.masked import factor_masks
 from impart.errors import InputError
 from quantize.grid import fp16_unit
 from quantize.matrix import Rule, factor_errors, named_inverse, quantize_matrix, rank_hessian, relative_error
@@ -41,19 +41,15 @@ def sources():
     U, s, V = triplets()
     drop = np.linspace(0, 0.8, R)
     return {
-        "sparse": sparse_factors(U, s, V, drop, seed=1, name=NAME, mask="bernoulli", rescale=True),
-        "exact": sparse_factors(U, s, V, drop, seed=1, name=NAME, mask="exact_count", rescale=True),
-        "dense": svd_factors(U, s, V, torch.float16),
-        "entries": sparse_entries((U * s) @ V.T, 0.4, seed=1, name=NAME),
+        "sparse": sparse_svd.write(U, s, V, drop, seed=1, name=NAME, mask="bernoulli", rescale=True),
+        "exact": sparse_svd.write(U, s, V, drop, seed=1, name=NAME, mask="exact_count", rescale=True),
+        "dense": svd.write(U, s, V, torch.float16),
+        "entries": sparse_entries.write((U * s) @ V.T, 0.4, seed=1, name=NAME),
     }
 
 
-def facts_of(encoded):
-    return {**encoded.facts, "encoding": encoded.encoding, "shape": encoded.shape}
-
-
 def value(encoded):
-    return decode(NAME, facts_of(encoded), encoded.tensors)
+    return encoded.dense(NAME)
 
 
 def quantize(kind, grid, **changes):
@@ -77,8 +73,8 @@ def test_what_is_stored_is_what_was_measured(kind, grid):
 @pytest.mark.parametrize("grid", ["paper", "compact"])
 def test_masks_are_kept(grid):
     source, encoded, _ = quantize("sparse", grid)
-    U, _, V = factors(NAME, facts_of(encoded), encoded.tensors)
-    for factor, mask in zip((U, V), factor_masks(NAME, facts_of(source), source.tensors), strict=True):
+    U, _, V = encoded.factors(NAME)
+    for factor, mask in zip((U, V), factor_masks(NAME, source), strict=True):
         assert bool((factor.T[~torch.from_numpy(mask)] == 0).all())
     assert encoded.facts["kept"] == source.facts["kept"] and encoded.facts["seed"] == source.facts["seed"]
 
@@ -86,13 +82,13 @@ def test_masks_are_kept(grid):
 def test_paper_mode_is_algorithm_2_factor_by_factor():
     """V by one call per bit group; U group by group with the Hessian of its own inputs."""
     source, encoded, _ = quantize("sparse", "paper")
-    U, s, V = factors(NAME, facts_of(source), source.tensors)
-    mask_U, mask_V = (torch.from_numpy(mask) for mask in factor_masks(NAME, facts_of(source), source.tensors))
+    U, s, V = source.factors(NAME)
+    mask_U, mask_V = (torch.from_numpy(mask) for mask in factor_masks(NAME, source))
     H, spans = hessian(), ((8, 0, 2), (3, 2, 12), (2, 12, R))
     Vq = torch.cat([sparse_gptq(V.T[a:b], mask_V[a:b], H, bits, 16) for bits, a, b in spans])
     H_U = rank_hessian(H, Vq, s)
     Uq = torch.cat([sparse_gptq(U[:, a:b], mask_U.T[:, a:b], H_U[a:b, a:b], bits, 16) for bits, a, b in spans], 1)
-    stored_U, stored_s, stored_V = factors(NAME, facts_of(encoded), encoded.tensors)
+    stored_U, stored_s, stored_V = encoded.factors(NAME)
     units = fp16_unit(U), fp16_unit(V)  # powers of two that stand in s instead
     assert torch.equal(stored_V * units[1], Vq.T)
     assert torch.equal(stored_U * units[0], Uq)
@@ -140,7 +136,7 @@ def test_the_error_of_entries_does_not_depend_on_the_size_of_the_delta(grid):
     U, s, V = triplets()
     H, how, errors = hessian(), rule(grid, entry_bits=8), []
     for size in (1.0, 1e-5):
-        source = sparse_entries(size * (U * s) @ V.T, 0.4, seed=1, name=NAME)
+        source = sparse_entries.write(size * (U * s) @ V.T, 0.4, seed=1, name=NAME)
         encoded, told = quantize_matrix(NAME, source, H, named_inverse(H, how, [NAME]), how)
         assert relative_error(value(encoded) - value(source), value(source), H) == pytest.approx(
             told["error"], rel=0.02
@@ -151,7 +147,7 @@ def test_the_error_of_entries_does_not_depend_on_the_size_of_the_delta(grid):
 
 def test_an_empty_matrix_stays_empty():
     H = hessian()
-    encoded, errors = quantize_matrix(NAME, empty((M, N)), H, inverse_of(H), rule("compact"))
+    encoded, errors = quantize_matrix(NAME, empty.write((M, N)), H, inverse_of(H), rule("compact"))
     assert encoded.encoding == "empty" and errors == {}
 
 
@@ -160,7 +156,7 @@ def test_rank_inside_the_first_bit_groups():
     H = hessian()
     for grid in ("paper", "compact"):
         for rank in (1, 2, 5):
-            source = svd_factors(U[:, :rank], s[:rank], V[:, :rank], torch.float16)
+            source = svd.write(U[:, :rank], s[:rank], V[:, :rank], torch.float16)
             encoded, errors = quantize_matrix(NAME, source, H, inverse_of(H), rule(grid))
             assert encoded.facts["rank"] == rank and errors["error"] < 0.2
 

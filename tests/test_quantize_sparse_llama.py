@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import delta as delta_script
+from impart.architecture import linear_names
 from impart.artifact import open_delta
-from impart.checkpoint import linear_names, open_checkpoint
+from impart.checkpoint import open_checkpoint
 from quantize import driver, sparse_llama
 from sparsify import sparsify, sparsify_quant
 
@@ -60,7 +61,7 @@ def sparse(tmp_path_factory):
     """method -> sparse delta of the tiny code model, for a quantized ratio of 16."""
     folder = tmp_path_factory.mktemp("sparse")
     for method in ("impart", "deltacome", "dare"):
-        sparsify_quant.main(sparsify_arguments(folder / method, f"method={method}"))
+        sparsify_quant.main(sparsify_arguments(folder / method, f"method={method}", "grid=compact"))
     return lambda method: folder / method
 
 

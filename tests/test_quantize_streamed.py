@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from impart.checkpoint import layer_of, linear_names, open_checkpoint
+from impart.architecture import layer_of, linear_names
+from impart.checkpoint import open_checkpoint
 from impart.errors import InputError
 from quantize.activations import Activations
 from quantize.streamed import StreamedDecoder

@@ -5,9 +5,17 @@ import pytest
 
 from impart.bit_plan import PAPER_PLAN, checked_plan
 from impart.errors import InputError
-from sparsify.allocation import kept_rank, preprune_ratio, sparsity_ratios
-from sparsify.allocation_quant import budget_bits, check_quantized, dense_rank, quantized_ratios, scaled_to
-from sparsify.costs import Accounting
+from sparsify.accounting import Accounting
+from sparsify.allocation import (
+    budget_bits,
+    check_quantized,
+    dense_rank,
+    kept_rank,
+    preprune_ratio,
+    quantized_ratios,
+    scaled_to,
+    sparsity_ratios,
+)
 
 SHAPES = [
     (1024, 1024),

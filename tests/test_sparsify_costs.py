@@ -2,15 +2,16 @@
 
 import pytest
 import torch
+from matrices import dare_quantized, deltacome
+from matrices import sized_impart as impart_to_size
 from safetensors.torch import save
 
 from impart.bit_plan import PAPER_PLAN, checked_plan, cut_plan, plan_bits
-from impart.encoded import Encoded
-from impart.encodings import decode, factors
-from impart.encodings_quantized import entries_encoded, entry_masks, factor_masks, groups_encoded, vectors_encoded
+from impart.encodings import quantized_entries, quantized_groups, quantized_vectors
+from impart.encodings.encoded import Encoded
+from impart.encodings.masked import entry_mask, factor_masks
 from impart.svd import delta_svd
-from sparsify.costs import Accounting
-from sparsify.methods_quant import dare_quantized, deltacome, impart_to_size
+from sparsify.accounting import Accounting
 
 PLAN, NAME = checked_plan(PAPER_PLAN), "model.layers.11.self_attn.q_proj.weight"
 
@@ -22,25 +23,20 @@ def triplets(m, n, rank):
     return torch.randn(m, rank, generator=generator), s, torch.randn(n, rank, generator=generator)
 
 
-def facts_of(encoded: Encoded) -> dict:
-    return {**encoded.facts, "encoding": encoded.encoding, "shape": encoded.shape}
-
-
 def quantized(source: Encoded, grid: str, groupsize: int) -> Encoded:
     """Codes that mean nothing, in the layout and number that real ones have."""
     m, n = source.shape
-    masks = tuple(torch.from_numpy(mask) for mask in factor_masks(NAME, facts_of(source), source.tensors))
+    masks = tuple(torch.from_numpy(mask) for mask in factor_masks(NAME, source))
     r = len(masks[0])
     plan, codes = cut_plan(PLAN, r, NAME), tuple(mask.to(torch.uint8) for mask in masks)
     if grid == "compact":
-        return vectors_encoded((m, n), plan, codes, masks, torch.ones(r), torch.zeros(2, r), source)
+        return quantized_vectors.write(plan, codes, masks, torch.ones(r), torch.zeros(2, r), source)
     group_V, parts, before = torch.arange(n) // groupsize, [], 0
     for _, count in plan:
         parts.append(torch.arange(count) // groupsize + before)
         before = int(parts[-1].max()) + 1
     shapes = (m, before), (r, int(group_V.max()) + 1)
-    return groups_encoded(
-        (m, n),
+    return quantized_groups.write(
         plan,
         codes,
         masks,
@@ -121,7 +117,7 @@ def test_impart_to_size_is_unbiased():
         source = impart_to_size(
             U, s, V, name=NAME, cr=6, beta=0.0, C=1, seed=seed, accounting=Accounting(PLAN, "paper")
         )
-        mean += decode(NAME, facts_of(source), source.tensors) / 200
+        mean += source.dense(NAME) / 200
     r = source.facts["rank"]
     truncated = (U[:, :r] * s[:r]) @ V[:, :r].T
     assert (mean - truncated).norm() / truncated.norm() < 0.2
@@ -133,7 +129,7 @@ def test_delta_come_keeps_dense_leading_triplets():
     r = source.facts["rank"]
     bits = plan_bits(cut_plan(PLAN, r + 1, NAME)).numpy()
     assert 1024 * bits[:r].sum() <= 16 * 512 * 512 / 32 < 1024 * bits.sum()
-    kept_U, kept_s, kept_V = factors(NAME, facts_of(source), source.tensors)
+    kept_U, kept_s, kept_V = source.factors(NAME)
     assert torch.equal(kept_U, U[:, :r].half().float()) and torch.equal(kept_V, V[:, :r].half().float())
     assert written_bytes(quantized(source, "compact", 128)) == pytest.approx(source.facts["quantized_bytes"], abs=120)
 
@@ -145,10 +141,10 @@ def test_dare_s_share_follows_from_bits_and_ratio(bits, grid):
     values = dare_quantized(dW, name=NAME, cr=32, bits=bits, seed=0, accounting=Accounting(None, "paper", grid))
     assert values.facts["kept"][0] == pytest.approx(16 / (bits * 32) * dW.numel(), rel=0.05)
     stored = dare_quantized(dW, name=NAME, cr=32, bits=bits, seed=0, accounting=Accounting(None, "bytes", grid))
-    mask = torch.from_numpy(entry_masks(NAME, facts_of(stored)))
+    mask = torch.from_numpy(entry_mask(NAME, stored))
     group = None if grid == "compact" else torch.arange(640) // 128
     shape = (512, 1) if grid == "compact" else (512, 5)
-    encoded = entries_encoded(
+    encoded = quantized_entries.write(
         mask.to(torch.uint8),
         mask,
         bits,

@@ -3,22 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from matrices import dare, impart, impart_rank, lowrank
 
-from impart.encodings import decode, factors
 from impart.masks import LEVELS
 from impart.svd import delta_svd
 from sparsify.allocation import lowrank_rank, preprune_ratio, sparsity_ratios, uv_sparsity
-from sparsify.methods import dare, impart, impart_rank, lowrank
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 
 
-def entry_of(encoded):
-    return {"encoding": encoded.encoding, "shape": list(encoded.shape), **encoded.facts}
-
-
 def decoded(encoded):
-    return decode(NAME, entry_of(encoded), encoded.tensors)
+    return encoded.dense(NAME)
 
 
 def factored(m, n, power=0.8, seed=0):
@@ -99,8 +94,8 @@ def test_ablation_uniform_gives_every_column_gamma():
 def test_ablation_no_rescale_leaves_the_kept_values_as_they_are():
     plain, rescaled = ours(64, 64, 4, 0.6, rescale=False), ours(64, 64, 4, 0.6)
     assert torch.equal(plain.tensors["values"], rescaled.tensors["values"])
-    U, _, _ = factors(NAME, entry_of(plain), plain.tensors)
-    U_rescaled, _, _ = factors(NAME, entry_of(rescaled), rescaled.tensors)
+    U, _, _ = plain.factors(NAME)
+    U_rescaled, _, _ = rescaled.factors(NAME)
     factor = torch.from_numpy(LEVELS / (rescaled.tensors["keep"].numpy().astype(np.int64) + 1)).float()
     assert torch.allclose(U * factor, U_rescaled) and float(factor.max()) > 1.5
 

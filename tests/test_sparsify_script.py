@@ -14,15 +14,16 @@ import pytest
 import torch
 import yaml
 from checkpoints import FAMILIES, family_pair, llama_pair, llama_shapes, random_weights, tuned_weights, write_checkpoint
+from matrices import impart
 from whole_runs import TORCHRUN, files_of, launched, merge, stopped_at_random, tensors_of
 
+from impart.architecture import linear_names
 from impart.artifact import open_delta
-from impart.checkpoint import linear_names, open_checkpoint
-from impart.encodings import decode
+from impart.checkpoint import open_checkpoint
 from impart.svd import delta_svd
 from sparsify import sparsify
-from sparsify.methods import impart
-from sparsify.settings import Config
+from sparsify.methods.impart import ImPart
+from sparsify.settings import RunConfig, methods
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPART = ("compression_ratio=8", "preprune_ratio=0.6", "C=0.5")
@@ -143,9 +144,8 @@ def test_every_matrix_is_impart_of_its_delta(pair, sparse):
     for name in artifact.names():
         dW = tuned.tensor(name).float() - base.tensor(name).float()
         expected = impart(*delta_svd(dW), name=name, cr=8.0, beta=0.6, C=0.5, seed=0)
-        facts = {"encoding": expected.encoding, "shape": expected.shape, **expected.facts}
         assert artifact.rank(name) == expected.facts["rank"]
-        assert torch.allclose(artifact.reconstruct(name), decode(name, facts, expected.tensors), atol=1e-6)
+        assert torch.allclose(artifact.reconstruct(name), expected.dense(name), atol=1e-6)
 
 
 def test_there_are_values_and_seeds_but_neither_masks_nor_dense_matrices(sparse):
@@ -502,23 +502,24 @@ def test_killed_at_random_points_and_run_again_gives_the_same_bytes(deep_pair, t
 
 
 def test_changed_settings_over_an_interrupted_run_are_refused(deep_pair, tmp_path, called, monkeypatch):
-    count, real = iter(range(1000)), sparsify.impart
+    count, real = iter(range(1000)), ImPart.encode
 
     def dies(*arguments, **keywords):
         if next(count) == 30:
             raise KeyboardInterrupt
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(sparsify, "impart", dies)
+    monkeypatch.setattr(ImPart, "encode", dies)
     flags = (*models(deep_pair), *IMPART, f"save_dir={tmp_path / 'out'}", "--threads", "1")
     assert called(sparsify.main, *flags).code == 130
-    for key, words in (
-        ("compression_ratio=16", "settings.compression_ratio was 8.0, is 16.0"),
-        ("seed=3", "seed was 0, is 3"),
-        ("method=lowrank", "method was 'impart', is 'lowrank'"),
-        ("weight_types=[mlp.up_proj]", "other matrices or extras"),
+    as_lowrank = [flag for flag in flags if not flag.startswith(("preprune_ratio", "C="))]
+    for others, words in (
+        ((*flags, "compression_ratio=16"), "settings.compression_ratio was 8.0, is 16.0"),
+        ((*flags, "seed=3"), "seed was 0, is 3"),
+        ((*as_lowrank, "method=lowrank"), "method was 'impart', is 'lowrank'"),
+        ((*flags, "weight_types=[mlp.up_proj]"), "other matrices or extras"),
     ):
-        ended = called(sparsify.main, *flags, key)
+        ended = called(sparsify.main, *others)
         assert ended.code == 2 and words in ended.err and "--overwrite to drop it" in ended.err
     assert called(sparsify.main, *flags).code == 0
     run(called, *models(deep_pair), *IMPART, f"save_dir={tmp_path / 'whole'}")
@@ -549,12 +550,13 @@ def test_two_processes_give_the_bytes_of_one(pair, sparse, tmp_path, environment
 def test_help_shows_every_key_with_its_default(called):
     ended = called(sparsify.main, "--help")
     assert ended.code == 0 and ended.err == ""
-    for field in dataclasses.fields(Config):
-        assert f"  {field.name}: {field.metadata['help']}" in ended.out
+    for settings in (RunConfig, *methods("sparse").values()):
+        for field in dataclasses.fields(settings):
+            assert f"  {field.name}: {field.metadata['help']}" in ended.out
     for words in (
         "default bernoulli; one of bernoulli, exact_count",
         "also called beta",
-        "number or null or only_lowrank",
+        "keys of method dare (DARE):",
         "--device",
         "--threads",
         "--overwrite",

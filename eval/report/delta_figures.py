@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 
 from eval.report.figures import save
+from impart.architecture import layer_of, weight_type
 from impart.artifact import Delta
-from impart.checkpoint import layer_of, weight_type
 from impart.errors import InputError
 from impart.report import progress
 

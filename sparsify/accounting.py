@@ -1,23 +1,17 @@
 """What a matrix costs under the two ways of counting: values alone, as the paper counts, or every stored byte."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from impart.bit_plan import REST, Plan
-from impart.encoded_sizes import (
-    bits_up_to,
-    codes_bytes,
-    entries_overhead_bytes,
-    expected_code_bits,
-    header_bytes,
-    overhead_bytes,
-)
+from impart.bit_plan import REST, Plan, cut_plan, plan_bits
+from impart.encodings import quantized_entries
+from impart.encodings.codes import codes_bytes, expected_code_bits
+from impart.encodings.encoded import encoding_of
+from impart.encodings.headers import header_bytes
 from impart.masks import MASKS, keep_thresholds
 from impart.packing import packed_bytes
-
-Cost = Callable[[np.ndarray], float]
+from sparsify.allocation import Cost
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,7 @@ class Accounting:
 
     def bits(self, rank: int, name: str) -> np.ndarray:
         """Bits (rank,) of the codes of each triplet; InputError when the plan does not cover them."""
-        return np.full(rank, 16) if self.plan is None else bits_up_to(self.plan, rank, name)
+        return np.full(rank, 16) if self.plan is None else plan_bits(cut_plan(self.plan, rank, name)).numpy()
 
     def cost(self, name: str, m: int, n: int, cr: float) -> Cost:
         """p (r,) -> expected bits of the stored matrix. The plan's last entry takes the rest, whatever its number."""
@@ -56,8 +50,8 @@ class Accounting:
     ) -> tuple[int, int]:
         """Bytes of the codes, and of all that is stored of the matrix, with the masks of this seed."""
         t = keep_thresholds(p)
-        kept = tuple(MASKS[mask](seed, name, letter, t, rows).sum(1) for letter, rows in (("U", m), ("V", n)))
-        return self.kept_bytes(name, m, n, kept, cr)
+        kept_U, kept_V = (MASKS[mask](seed, name, letter, t, rows).sum(1) for letter, rows in (("U", m), ("V", n)))
+        return self.kept_bytes(name, m, n, (kept_U, kept_V), cr)
 
     def kept_bytes(self, name: str, m: int, n: int, kept: tuple[np.ndarray, np.ndarray], cr: float) -> tuple[int, int]:
         """The same, given how many entries each column of U and of V keeps."""
@@ -69,7 +63,7 @@ class Accounting:
         """The same for a matrix of which `kept` entries themselves are quantized."""
         header = header_bytes(name, "quantized_entries", int(2 * m * n / cr))
         codes = packed_bytes(kept, bits)
-        return codes, codes + header + entries_overhead_bytes(self.grid, m, n, bits, self.groupsize)
+        return codes, codes + header + quantized_entries.overhead_bytes(self.grid, m, n, bits, self.groupsize)
 
     def entries_keep_ratio(self, name: str, m: int, n: int, bits: int, cr: float) -> float:
         """The share of the entries of dW that fits, quantized to `bits`; not above 1, and not positive when none does."""
@@ -80,4 +74,4 @@ class Accounting:
         return header_bytes(name, self.encoding, int(2 * m * n / cr), self.masked)
 
     def _overhead(self, m: int, n: int, rank: int, plan: Plan | None) -> int:
-        return overhead_bytes(self.encoding, m, n, rank, plan or (), self.groupsize, self.masked)
+        return encoding_of(self.encoding).overhead_bytes(m, n, rank, plan or (), self.groupsize, self.masked)

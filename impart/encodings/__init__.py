@@ -1,0 +1,12 @@
+"""What the stored tensors of one matrix mean: one file for each encoding that an artifact may hold.
+
+An encoding is the module of its name. It says
+
+    TENSORS                           the suffixes of the tensors that it stores of a matrix
+    write(...) -> Encoded             a matrix as it is stored
+    dense(name, encoded) -> dW        (m, n) in fp32, on the device of the tensors
+    factors(name, encoded)            U (m, r), s (r,), V (n, r) in fp32, masked and rescaled; where it stores factors
+    overhead_bytes(...) -> int        what it stores besides codes or values, so that a budget is met before writing
+
+and is found by its name, which stands in delta.json: a new file here is a new encoding.
+"""

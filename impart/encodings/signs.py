@@ -1,0 +1,29 @@
+"""The signs of entries of dW and one scale (BitDelta): one bit per kept entry."""
+
+import torch
+from torch import Tensor
+
+from impart.encodings.encoded import Encoded
+from impart.encodings.masked import entry_mask
+from impart.masks import LEVELS, scattered
+from impart.packing import pack, unpack
+
+TENSORS = ("codes",)
+
+
+def write(dW: Tensor, mu: float, *, name: str, keep_ratio: float, seed: int) -> Encoded:
+    """The signs of the entries of dW (m, n) that survive; each stands for +-mu over the keep ratio."""
+    m, n = dW.shape
+    facts = {"seed": seed, "keep": max(1, round(keep_ratio * LEVELS)), "bits": 1, "mu": mu}
+    mask = torch.from_numpy(entry_mask(name, Encoded("signs", (m, n), {}, facts))).to(dW.device)
+    kept = dW[mask] > 0
+    return Encoded("signs", (m, n), {"codes": pack(kept, 1)}, {**facts, "kept": [len(kept)]})
+
+
+def dense(name: str, encoded: Encoded) -> Tensor:
+    """dW^ (m, n) in fp32."""
+    facts = encoded.facts
+    codes = unpack(encoded.tensors["codes"], 1, facts["kept"][0])
+    values = codes.float().mul_(2).sub_(1).mul_(facts["mu"] * LEVELS / facts["keep"])
+    whole = facts["keep"] == LEVELS
+    return values.view(encoded.shape) if whole else scattered(values, entry_mask(name, encoded))

@@ -1,0 +1,27 @@
+"""U, s and V with every entry: U and V in one 16-bit or 32-bit dtype, s in fp32."""
+
+import torch
+from torch import Tensor
+
+from impart.encodings.encoded import Encoded, Triplets, product
+
+TENSORS = ("U", "s", "V")
+
+
+def write(U: Tensor, s: Tensor, V: Tensor, dtype: torch.dtype) -> Encoded:
+    """U (m, r), s (r,) and V (n, r)."""
+    (m, r), n = U.shape, len(V)
+    # By rows, as they are written: a layer waits in memory until its shard is, and would be copied there all at once.
+    tensors = {"U": U.to(dtype).contiguous(), "s": s.float(), "V": V.to(dtype).contiguous()}
+    return Encoded("svd", (m, n), tensors, {"rank": r, "kept": [m * r, n * r], "bits": dtype.itemsize * 8})
+
+
+def factors(name: str, encoded: Encoded) -> Triplets:
+    """U (m, r), s (r,), V (n, r) in fp32."""
+    U, s, V = (encoded.tensors[suffix].float() for suffix in TENSORS)
+    return U, s, V
+
+
+def dense(name: str, encoded: Encoded) -> Tensor:
+    """dW (m, n) in fp32."""
+    return product(factors(name, encoded))

@@ -1,0 +1,215 @@
+"""ImPart: every singular vector has its own sparsity, from its singular value (Eq. 2-7, Algorithms 1 and 3).
+
+The ablations of Table 3 are settings: preprune_ratio: 0, allocation: uniform, rescale: false.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import numpy as np
+
+from impart.bit_plan import Plan, checked_plan
+from impart.config import option
+from impart.encodings import empty, sparse_svd
+from impart.encodings.encoded import Encoded, Triplets
+from impart.errors import InputError
+from impart.method import Matrix
+from sparsify.accounting import Accounting
+from sparsify.allocation import (
+    budget_bits,
+    check_feasible,
+    check_quantized,
+    kept_rank,
+    preprune_ratio,
+    quantized_ratios,
+    redrawn,
+    sparsity_ratios,
+    uniform_ratios,
+    uv_sparsity,
+)
+from sparsify.faces import QuantizedMethod, SparseMethod, bit_plan_option, with_sizes
+
+
+def _beta():
+    return option(
+        help="beta: share of singular vectors that is dropped first, for a square matrix; 0 switches it off. The paper "
+        "takes it from 0.6, 0.7, 0.8",
+        aliases=("beta",),
+        low=0.0,
+    )
+
+
+def _exponent():
+    return option(
+        help="exponent of the importance s_k / s_1; the paper takes it from 0.5, 1 (C: only_lowrank is the LowRank baseline)",
+        low=0.0,
+        words=("only_lowrank",),
+    )
+
+
+def _mask():
+    return option(
+        "bernoulli",
+        help="independent draws per entry, or exact counts per column",
+        choices=("bernoulli", "exact_count"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImPart(SparseMethod):
+    """Budget: m n / CR values of U and V together, or as many bytes (accounting: bytes)."""
+
+    name: ClassVar = "impart"
+    label: ClassVar = "ImPart"
+
+    accounting: str = option(
+        "paper",
+        choices=("paper", "bytes"),
+        help="paper: the kept values alone are 1 / CR; bytes: so is every stored byte of the linear layers",
+    )
+    preprune_ratio: float = _beta()
+    C: float = _exponent()
+    allocation: str = option(
+        "importance",
+        help="sparsity of each singular vector by its value (Eq. 7), or one for all",
+        choices=("importance", "uniform"),
+    )
+    mask: str = _mask()
+    rescale: bool = option(True, help="multiply kept entries by 1 / (1 - p)")
+
+    def resolved(self) -> Self:
+        check_beta(self.preprune_ratio)
+        if self.accounting == "bytes" and self.allocation != "importance":
+            raise InputError("accounting: bytes needs allocation: importance")
+        return self
+
+    def check(self, name: str, m: int, n: int) -> None:
+        check_feasible(name, m, n, self.compression_ratio, self.preprune_ratio)
+
+    def rank(self, name: str, m: int, n: int) -> int:
+        return pruned_rank(m, n, self.preprune_ratio)
+
+    def encode(self, matrix: Matrix, seed: int) -> Encoded:
+        m, n = matrix.shape
+        triplets = matrix.triplets(self.rank(matrix.name, m, n))
+        if triplets is None:
+            return empty.write((m, n))
+        if self.accounting == "bytes":
+            return impart_to_size(
+                triplets,
+                matrix.name,
+                self.compression_ratio,
+                self.preprune_ratio,
+                self.C,
+                Accounting(plan=None),
+                seed=seed,
+                mask=self.mask,
+                rescale=self.rescale,
+            )
+        s, alpha = all_values(triplets), uv_sparsity(m, n, self.compression_ratio)
+        b = preprune_ratio(m, n, self.preprune_ratio)
+        p = sparsity_ratios(s, alpha, b, self.C) if self.allocation == "importance" else uniform_ratios(s, alpha, b)
+        if len(p) == 0:  # departs from the paper: it does not treat a p that leaves no column
+            return empty.write((m, n))
+        return masked(triplets, p, matrix.name, seed=seed, mask=self.mask, rescale=self.rescale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImPartQt(QuantizedMethod):
+    """ImPart-Qt's allocation: Algorithm 3 under the bit plan."""
+
+    name: ClassVar = "impart"
+    label: ClassVar = "ImPart-Qt"
+
+    preprune_ratio: float = _beta()
+    C: float = _exponent()
+    mask: str = _mask()
+    bit_plan: list[list[int | str]] = bit_plan_option()
+
+    def resolved(self) -> Self:
+        check_beta(self.preprune_ratio)
+        return replace(super().resolved(), bit_plan=checked_plan(self.bit_plan))
+
+    @property
+    def plan(self) -> Plan:
+        return self.bit_plan
+
+    def check(self, name: str, m: int, n: int) -> None:
+        cr, beta = self.compression_ratio_qt, self.preprune_ratio
+        check_quantized(name, m, n, cr, beta, self.sized.cost(name, m, n, cr))
+        self.sized.bits(pruned_rank(m, n, beta), name)
+
+    def rank(self, name: str, m: int, n: int) -> int:
+        return pruned_rank(m, n, self.preprune_ratio)
+
+    def encode(self, matrix: Matrix, seed: int) -> Encoded:
+        triplets = matrix.triplets(self.rank(matrix.name, *matrix.shape))
+        if triplets is None:
+            return empty.write(matrix.shape)
+        return impart_to_size(
+            triplets,
+            matrix.name,
+            self.compression_ratio_qt,
+            self.preprune_ratio,
+            self.C,
+            self.sized,
+            seed=seed,
+            mask=self.mask,
+            rescale=True,
+        )
+
+
+def check_beta(beta: float) -> None:
+    """InputError when pre-pruning leaves nothing."""
+    if beta >= 1:
+        raise InputError(f"preprune_ratio={beta:g} drops every singular vector; take less than 1")
+
+
+def pruned_rank(m: int, n: int, beta: float) -> int:
+    """Number K of leading triplets that pre-pruning with the paper's beta leaves of an (m, n) matrix."""
+    return kept_rank(min(m, n), preprune_ratio(m, n, beta))
+
+
+def all_values(triplets: Triplets) -> np.ndarray:
+    """s (N,) float64, N = min(m, n): the given leading values, and zeros for the rest, which no rule here looks at."""
+    U, s, V = triplets
+    values = np.zeros(min(len(U), len(V)))
+    values[: len(s)] = s.double().cpu().numpy()
+    return values
+
+
+def masked(triplets: Triplets, p: np.ndarray, name: str, *, seed: int, mask: str, rescale: bool) -> Encoded:
+    """The first len(p) triplets under drop probabilities p (r,)."""
+    U, s, V = (part[..., : len(p)] for part in triplets)
+    return sparse_svd.write(U, s, V, p, seed=seed, name=name, mask=mask, rescale=rescale)
+
+
+def impart_to_size(
+    triplets: Triplets,
+    name: str,
+    cr: float,
+    beta: float,
+    C: float,
+    accounting: Accounting,
+    *,
+    seed: int,
+    mask: str,
+    rescale: bool,
+) -> Encoded:
+    """The kept entries of U (m, r) and V (n, r), r >= K, that at their bits take 1 / cr of dW in 16 bit (Algorithm 3)."""
+    m, n = len(triplets[0]), len(triplets[2])
+    budget, cost = budget_bits(m, n, cr), accounting.cost(name, m, n, cr)
+    p = quantized_ratios(all_values(triplets), preprune_ratio(m, n, beta), C, cost, budget)
+
+    def drawn(q: np.ndarray) -> tuple[int, int]:
+        return accounting.drawn_bytes(name, m, n, q, seed=seed, mask=mask, cr=cr)
+
+    if accounting.count == "bytes":  # the masks that are drawn, not only their mean, have to fit
+        p = redrawn(p, cost, lambda q: 8 * drawn(q)[1], budget)
+    if len(p) == 0:
+        raise InputError(
+            f"{name} ({m} x {n}): compression ratio {cr:g} leaves {budget / 8:.0f} bytes, less than one "
+            f"singular triplet needs (accounting: {accounting.count}); take a lower ratio or fewer bits"
+        )
+    encoded = masked(triplets, p, name, seed=seed, mask=mask, rescale=rescale)
+    return encoded if accounting.plan is None else with_sizes(encoded, *drawn(p))

@@ -35,7 +35,8 @@ STAGES = ("imports", "first answer", "next model", "64 answers")
 
 def measured(backend: str, model: str, since: float) -> dict[str, float]:
     """Seconds of each stage, in this process, which was started at the time `since`."""
-    from eval.engine.engine import Engine, EngineSettings
+    from eval.engine.engine import Engine
+    from eval.engine.settings import EngineSettings
 
     if backend == "vllm":
         import vllm  # noqa: F401 (its import is what is measured)

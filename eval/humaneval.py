@@ -84,7 +84,7 @@ def problems(options: Options) -> Items:
 
 
 def rescore_samples(benchmark: Benchmark, options: Options) -> dict:
-    """Scores a jsonl of `task_id, completion`, any number of completions of any of the tasks, as --name or the file's."""
+    """Scores a jsonl of `task_id, completion`, with any number per task; the model is called --name or as the file."""
     file = options.rescore_file
     known = {item["id"]: (item, prompt) for item, prompt in zip(benchmark.items, benchmark.prompts, strict=True)}
     counts: dict[str, int] = defaultdict(int)

@@ -1,4 +1,4 @@
-"""IFEval: 541 prompts with instructions that a program can check, by lm-evaluation-harness; prompt-level loose accuracy.
+"""IFEval: 541 prompts with instructions that lm-evaluation-harness checks; prompt-level loose accuracy.
 
     python eval/ifeval.py MODEL fp16                         # results/<model>/ifeval/0.json and 0.jsonl
     python eval/ifeval.py MODEL fp16 --chat_template auto    # not what the paper did: its prompts are bare
@@ -41,7 +41,7 @@ MAX_TOKENS = 1280  # max_gen_toks of the harness' task, which stops at nothing b
 
 
 def ifeval(options: Options, without_punkt: bool) -> Benchmark:
-    """The benchmark as the paper ran it: bare prompts, the harness' settings. Everything is checked before it is asked."""
+    """The benchmark as the paper ran it: bare prompts, the harness' settings. Checks everything before generating."""
     only_one_scoring(options, "IFEval")
     items = load_items(SOURCE, options.data, None if without_punkt else options.limit, options.subset)
     if without_punkt:

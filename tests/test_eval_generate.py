@@ -11,16 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from eval.engine.engine import (
-    Engine,
-    EngineSettings,
-    chosen_backend,
-    chosen_dtype,
-    longest_sequence,
-    set_environment,
-    tensor_parallel,
-)
+from eval.engine.engine import Engine, chosen_backend, chosen_dtype
 from eval.engine.memory import GIB, cache_bytes, refuse_for_hf, refuse_for_vllm, weight_bytes
+from eval.engine.settings import EngineSettings, longest_sequence
+from eval.engine.vllm_model import set_environment, tensor_parallel
 from impart.errors import InputError
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"

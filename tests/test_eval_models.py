@@ -105,15 +105,22 @@ def test_no_such_model():
         ModelSource("nowhere/at/all")
 
 
-def test_two_processes_rebuild_one_model_once(svd_delta, monkeypatch):
-    written, real = [], models.write_model
+def test_three_at_a_time_rebuild_one_model_once(svd_delta, monkeypatch):
+    """The first writes it, but not before the two others have come to the lock."""
+    written, asked, real, lock = [], [], models.write_model, fcntl.flock
 
-    def slow(delta, base, path):
+    def flock(file, kind):
+        asked.append(kind)
+        lock(file, kind)
+
+    def patient(delta, base, path):
         written.append(path)
-        time.sleep(0.3)
+        while asked.count(fcntl.LOCK_EX) < 3:
+            time.sleep(0.001)
         real(delta, base, path)
 
-    monkeypatch.setattr(models, "write_model", slow)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(models, "write_model", patient)
     folders = []
 
     def use():

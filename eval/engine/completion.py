@@ -1,12 +1,28 @@
-"""What an engine gives back."""
+"""What passes between an engine and its backends."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What an engine answered to one prompt."""
+    """What a model answered to one prompt."""
 
     text: str  # without the stop string and what follows it
     tokens: int  # generated, the end-of-sequence token included
     finish_reason: str  # "stop" (a stop string or the end of sequence) or "length"
+
+
+class Backend(Protocol):
+    """A loaded model."""
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop: tuple[str, ...]
+    ) -> Iterator[tuple[int, Completion]]:
+        """(position, completion) in the order in which they finish. `prompts`: token ids of each."""
+        ...
+
+    def close(self) -> None:
+        """Frees the model's memory."""
+        ...

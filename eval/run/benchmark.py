@@ -1,4 +1,4 @@
-"""One benchmark on one model: generate what is missing, score it, save it. The scripts say what, this says when."""
+"""One benchmark on one model: generate what is missing, score it, save it."""
 
 import contextlib
 import dataclasses
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.engine.completion import Completion
-from eval.engine.engine import Engine, EngineSettings, chosen_backend, chosen_dtype
+from eval.engine.engine import Engine, chosen_backend, chosen_dtype
 from eval.engine.models import ModelSource, model_name
+from eval.engine.settings import EngineSettings
 from eval.run.data import completions_from
 from eval.run.descriptions import Description
 from eval.run.options import Options
@@ -79,7 +80,7 @@ def run_benchmark(benchmark: Benchmark, options: Options) -> dict:
 def evaluate(
     benchmark: Benchmark, options: Options, engine: Callable[[], Engine], source: ModelSource, how: EngineSettings
 ) -> dict:
-    """The saved result when this very configuration is done, else generated (or continued), scored and saved."""
+    """The result of this configuration: read where it is done, else generated (or continued), scored and saved."""
     run = Run(options.results_dir, options.name or source.name, benchmark.name, options.seed)
     settings = (
         settings_of(benchmark)
@@ -119,7 +120,7 @@ def evaluate(
 
 
 def rescored(benchmark: Benchmark, options: Options) -> dict:
-    """Scores the completions of the model's saved run anew and replaces its score; generates nothing."""
+    """Scores the completions of the model's saved run again and replaces its score; generates nothing."""
     if options.rescore_file:
         return rescored_file(benchmark, options)
     run = Run(options.results_dir, options.name or model_name(options.model), benchmark.name, options.seed)
@@ -155,14 +156,14 @@ def rescored_file(benchmark: Benchmark, options: Options) -> dict:
 
 
 def prompts_for(benchmark: Description, instructions: Sequence[str], options: Options) -> tuple[str, list[str]]:
-    """The template that --chat_template or the paper chose, and the prompts that it gives."""
+    """The name of the template that --chat_template or the paper chose, and one prompt per instruction."""
     template = template_name(options.chat_template, benchmark.template)
     source = ModelSource(options.model, options.base_model) if template == "auto" and options.model else None
     return template, rendered(template, instructions, source.tokenizer_folder if source else None)
 
 
 def settings_of(benchmark: Benchmark) -> dict[str, Any]:
-    """What decides a benchmark's score apart from the model: data, prompts, limits, scoring."""
+    """What decides a benchmark's score besides the model: data, prompts, limits, scoring."""
     prompts = hashlib.sha256(json.dumps(list(benchmark.prompts)).encode()).hexdigest()
     return {
         "n": len(benchmark.items),
@@ -215,7 +216,7 @@ def print_result(result: Mapping[str, Any], options: Options) -> None:
 
 
 class _Sized:
-    """An iterator whose length is known beforehand, as a progress bar wants it."""
+    """An iterator with a length, which a progress bar needs."""
 
     def __init__(self, iterator: Iterator, length: int):
         self._iterator, self._length = iterator, length

@@ -1,4 +1,4 @@
-"""How an instruction is put to a model: named templates, the tokenizer's own, and which of them the paper used.
+"""How an instruction becomes a prompt: by a named template or the tokenizer's own.
 
 Templates carry no begin-of-sequence token: the tokenizer adds it, once, whatever the backend.
 """
@@ -36,7 +36,7 @@ ALIASES = {
 
 
 def template_name(choice: str | None, paper: str | None) -> str:
-    """`auto` or the name of a template: what --chat_template says, else the paper's choice, else the tokenizer's own."""
+    """`auto` (the tokenizer's own) or the name of a template: --chat_template, else the paper's choice, else `auto`."""
     wanted = choice or paper or "auto"
     name = ALIASES.get(wanted.lower(), wanted.lower())
     if name != "auto" and name not in TEMPLATES:
@@ -48,12 +48,15 @@ def template_name(choice: str | None, paper: str | None) -> str:
 
 
 def render(name: str, instruction: str) -> str:
-    """The prompt of a named template. The instruction may hold braces of its own."""
+    """The prompt of a named template. The instruction may contain braces."""
     return TEMPLATES[name].replace("{instruction}", instruction)
 
 
 def rendered(name: str, instructions: Sequence[str], tokenizer_folder: Path | None = None) -> list[str]:
-    """The prompts of a template, or, for `auto`, those of the chat template that the tokenizer comes with."""
+    """The prompts of a named template or, for `auto`, of the chat template that the tokenizer brings.
+
+    InputError for `auto` without a tokenizer, or where the tokenizer has no chat template.
+    """
     if name != "auto":
         return [render(name, instruction) for instruction in instructions]
     if tokenizer_folder is None:

@@ -38,7 +38,7 @@ class Run:
         self._part: TextIO | None = None
 
     def finished(self, settings: Mapping[str, Any], *, overwrite: bool = False) -> dict | None:
-        """The result when this very configuration is done. InputError when another one's result is in the way."""
+        """The result if this configuration is done, else None. InputError where another configuration's result is."""
         if overwrite or not self.result_path.exists():
             return None
         result = read_result(self.result_path)
@@ -48,7 +48,10 @@ class Run:
         return result
 
     def start(self, settings: Mapping[str, Any], *, overwrite: bool = False) -> dict[str, Completion]:
-        """Opens the run; the completions that an interrupted run of this configuration left, by item id."""
+        """Opens the run and returns what an interrupted run of this configuration left: completions by item id.
+
+        InputError while another process writes it, or where the interrupted run had other settings or versions.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._part = self.part_path.open("a+")
         try:
@@ -60,19 +63,19 @@ class Run:
         now = _plain({**settings, "versions": software_versions()})
         lines = [] if overwrite else read_lines(self.part_path, torn="dropped")
         if len(lines) < 2:
-            lines = []  # it ended before its first completion, so there is nothing to mix
+            lines = []  # the interrupted run had no completion yet, so its settings do not matter
         else:
             self._refuse_other(lines[0], now, self.part_path)
             self.seconds = lines[-1].get("seconds", 0.0)
             log.info("continuing an interrupted run: %d completions are there", len(lines) - 1)
-        # Written anew, lest the next line be glued to a torn one.
+        # Rewrite the file so that the next line does not join a truncated one.
         self._part.truncate(0)
         self._part.write(_lines(lines or [now]))
         self._part.flush()
         return {line["id"]: Completion(line["text"], line["tokens"], line["finish_reason"]) for line in lines[1:]}
 
     def add(self, item_id: str, completion: Completion, seconds: float) -> None:
-        """Appends one completion; `seconds` is the time that this session has generated so far."""
+        """Appends one completion; `seconds`: how long this process has been generating."""
         self._part.write(_lines([{"id": item_id, **asdict(completion), "seconds": round(self.seconds + seconds, 3)}]))
         self._part.flush()
 
@@ -101,7 +104,7 @@ class Run:
         }
         result = _plain(result)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # An old result must not stand beside new samples, not even for a moment.
+        # An old result must never stand beside new samples, not even after a crash between the two writes.
         self.result_path.unlink(missing_ok=True)
         write_atomically(self.samples_path, _lines(samples).encode())
         write_atomically(self.result_path, (json.dumps(result, indent=2) + "\n").encode())
@@ -111,13 +114,13 @@ class Run:
         return result
 
     def saved(self) -> tuple[dict, list[dict]]:
-        """The result and its samples, for scoring anew; InputError when there are none."""
+        """The result and its samples, to be scored again. InputError where there are none."""
         if not self.result_path.exists():
             raise InputError(f"--rescore: {self.result_path} does not exist; run the benchmark without --rescore first")
         return read_result(self.result_path), read_lines(self.samples_path)
 
     def _interrupted(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a part file of this configuration is there."""
+        """Whether there is a part file of this configuration, whatever software versions wrote it."""
         lines = read_lines(self.part_path, torn="dropped") if self.part_path.exists() else []
         return len(lines) > 1 and not first_difference({**lines[0], "versions": 0}, _plain({**settings, "versions": 0}))
 
@@ -127,7 +130,7 @@ class Run:
             raise InputError(
                 f"{path} is of another configuration: {key} is {_at(old, key)!r} there and "
                 f"{_at(_plain(new), key)!r} now; --overwrite replaces it, --results_dir keeps both, and "
-                "--rescore scores the saved completions anew"
+                "--rescore scores the saved completions again"
             )
 
 
@@ -158,7 +161,10 @@ def mean_score(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of a share, in per cent; unlike score +- stderr it stays honest at 0 and 100."""
+    """Wilson's score interval of a share, in per cent; unlike score +- stderr it has a width at 0 and at 100, too.
+
+    correct: may be fractional, as n may be (an effective sample size). z: of the normal distribution, 1.96 for 95 %.
+    """
     p, denominator = correct / n, 1 + z * z / n
     centre = (p + z * z / (2 * n)) / denominator
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / denominator
@@ -175,7 +181,10 @@ def software_versions() -> dict[str, str]:
 
 
 def read_lines(path: Path, *, torn: str = "refused") -> list[dict]:
-    """The objects of a jsonl file. InputError for a broken line; a torn last line may be "dropped"."""
+    """The objects of a jsonl file. InputError for an invalid line.
+
+    torn: what to do with a last line without a line break, which a killed process leaves: "refused" or "dropped".
+    """
     try:
         text = path.read_text()
     except OSError as error:
@@ -183,7 +192,7 @@ def read_lines(path: Path, *, torn: str = "refused") -> list[dict]:
     complete, _, rest = text.rpartition("\n")
     lines = complete.split("\n") if complete else []
     if rest and torn == "dropped":
-        log.warning("%s: the last line is torn and dropped", path)
+        log.warning("%s: the last line is truncated and dropped", path)
     elif rest:
         lines.append(rest)
     records = []
@@ -200,7 +209,7 @@ def _lines(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As it comes back from JSON, so that settings compare equal to saved ones; paths become text."""
+    """The value as JSON gives it back, so that settings compare equal to saved ones; paths become text."""
     return json.loads(json.dumps(value, default=str))
 
 

@@ -9,7 +9,7 @@ __all__ = ["Layers", "Outcome", "run_programs", "strongest_layers"]
 
 
 def __getattr__(name: str):
-    """The pool is imported by whoever asks for it: its workers, which import this package too, do without."""
+    """Imports the pool when it is asked for: the workers, which import this package too, start faster without it."""
     if name in __all__:
         from eval.sandbox import pool
 

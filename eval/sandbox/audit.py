@@ -61,7 +61,7 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def forbid(readable: Sequence[str], writable: str) -> None:
-    """Sets the hook: only `readable` may be read, only the folder `writable` changed, nothing be started or reached."""
+    """Sets the hook: only `readable` may be read, only the folder `writable` changed; no process starts, no network."""
     real, start = os.path.realpath, str.startswith
     reads = tuple(real(path).rstrip("/") + "/" for path in (*readable, os.devnull))
     writes = (real(writable) + "/", real(os.devnull) + "/")

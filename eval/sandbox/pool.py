@@ -1,15 +1,10 @@
 """Runs programs that a language model wrote, so that whatever they do harms nothing but their own score.
 
-    run_programs(["assert 1 + 1 == 2", "while True: pass"])  ->  [Outcome(True, "passed"), Outcome(False, "timed out ...")]
+    run_programs(["assert 1 + 1 == 2", "while True: pass"])
+    ->  [Outcome(True, "passed"), Outcome(False, "timed out after 3 s")]
 
-Every program runs in a process of its own with no network, no other process, no environment, closed standard input,
-an empty private /tmp and limits on time, memory, file size, open files, threads and output. On Linux the kernel sees
-to it: own pid, mount, network, ipc and host-name namespaces in which only Python's library exists (read-only), a
-system-call filter, and an unprivileged user where we are root. Where a part is not to be had (a container that forbids
-namespaces, another system) the rest still holds, and one log line says what is active.
-
-What it does not do: the tests run in the program's own process, so a program written to cheat *this file* can claim
-its own success, as with every harness of this kind. It cannot touch another sample, a file or a process.
+README.md beside this file says what that covers and what not. Where a protection is not available (a container that
+forbids namespaces, another system than Linux) the others still hold, and one log line says which are active.
 """
 
 import contextlib
@@ -66,11 +61,12 @@ def run_programs(
     preload: Sequence[str] = (),
     layers: Layers | None = None,
 ) -> list[Outcome]:
-    """Runs each program to its last line, or its end, its time or its memory; passed = it came to its last line.
+    """Runs each program until its last line, an early end or a limit; those that come to their last line have passed.
 
-    `timeout_s` is processor time of a program that computes and time by the clock of one that waits.
-    `preload` names modules that every program needs and that cost time to import: they are imported once per worker.
-    `layers` asks for exactly these protections (RuntimeError if the system lacks one); None takes the strongest there is.
+    timeout_s: processor time of a program that computes, time by the clock of one that waits.
+    memory_mb: address space of one process, in MiB.
+    preload: modules that every program needs and that take long to import; each worker imports them once.
+    layers: exactly these protections; None takes the strongest that work. RuntimeError if one cannot be put up.
     """
     if not programs:
         return []
@@ -103,12 +99,12 @@ def run_programs(
 
 
 def available_cpus() -> int:
-    """The processors this process may use; at most 16 programs run at a time, beyond which starting them is the limit."""
+    """The processors that this process may use, at most 16: with more, starting programs takes longer than they do."""
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def strongest_layers() -> Layers:
-    """Tries the protections on a harmless program, strongest first, and returns what works on this machine."""
+    """Tries the combinations of protections on a harmless program, strongest first; returns the first that works."""
     linux, root = sys.platform == "linux", hasattr(os, "getuid") and os.getuid() == 0
     for namespaces, user, filter in ((1, 1, 1), (1, 0, 1), (1, 1, 0), (0, 1, 1), (0, 0, 1), (0, 1, 0), (0, 0, 0)):
         layers = Layers(bool(namespaces), bool(filter), bool(user))
@@ -124,7 +120,7 @@ def strongest_layers() -> Layers:
                         )
                     return layers
         except RuntimeError as error:
-            log.debug("not to be had here (%s): %s", error, layers)
+            log.debug("not available here (%s): %s", error, layers)
     raise RuntimeError("no program can be run in the sandbox; run with --debug to see why")
 
 
@@ -137,7 +133,7 @@ def _library() -> list[str]:
 
 
 def _visible() -> list[str]:
-    """What a program may read: the library, the shared libraries under it, and four devices. No path inside another."""
+    """What a program may read: Python's library, shared libraries, four devices. No path lies inside another."""
     prefix = Path(sys.base_prefix)
     wanted = [
         prefix / "lib",

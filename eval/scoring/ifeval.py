@@ -26,9 +26,9 @@ def needs_punkt(item: Mapping[str, Any]) -> bool:
 
 
 def check_harness() -> None:
-    """The harness is installed."""
+    """InputError where the harness is not installed."""
     try:
-        # nltk keeps the stream that it finds here for what it says of failed downloads, which `check_punkt` says better.
+        # nltk keeps the stderr of its import for messages on failed downloads, which `check_punkt` words better.
         with contextlib.redirect_stderr(io.StringIO()):
             import nltk  # noqa: F401
         import immutabledict  # noqa: F401
@@ -39,7 +39,7 @@ def check_harness() -> None:
 
 
 def check_punkt(items: Sequence[Mapping[str, Any]]) -> None:
-    """nltk's punkt_tab is there, or can be fetched, or none of the items needs it. Else InputError, before generating."""
+    """InputError, before generating, where items need nltk's punkt_tab and it is neither here nor can be fetched."""
     import nltk
 
     needing = [item for item in items if needs_punkt(item)]
@@ -62,18 +62,18 @@ def check_punkt(items: Sequence[Mapping[str, Any]]) -> None:
 
 @functools.cache
 def harness_checks():
-    """The harness' scorer. Its import says on stdout that it downloaded punkt_tab, whether it did or not."""
+    """The harness' scorer. Its import prints that it downloaded punkt_tab, whether it did or not."""
     with contextlib.redirect_stdout(io.StringIO()):
         from lm_eval.tasks.ifeval import utils
 
     import langdetect
 
-    langdetect.DetectorFactory.seed = 0  # it guesses the language of short texts at random otherwise
+    langdetect.DetectorFactory.seed = 0  # without it the language of short texts is guessed at random
     return utils
 
 
 def check_item(item: Mapping[str, Any], origin: str) -> None:
-    """The harness can check an answer to this item: tried with one, so that nothing fails after all generation."""
+    """InputError where the harness cannot check answers to this item; tried now, not after hours of generating."""
     where = f"{origin}: the item with key {item['key']}"
     if len(item["kwargs"]) != len(item["instruction_id_list"]):
         raise InputError(

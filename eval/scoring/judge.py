@@ -39,7 +39,7 @@ class Judge:
 
     @property
     def key(self) -> str | None:
-        """OPENAI_API_KEY; a server of one's own mostly asks for none."""
+        """OPENAI_API_KEY, else a placeholder where the judge is a server of one's own, which mostly asks for none."""
         return os.environ.get("OPENAI_API_KEY") or ("none" if self.url or os.environ.get("OPENAI_BASE_URL") else None)
 
     @property
@@ -48,7 +48,7 @@ class Judge:
 
     @property
     def name(self) -> str:
-        """What its verdicts are stored under: another model or other options are another judge."""
+        """The name under which its verdicts are stored; another model or other options make another judge."""
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         return f"{self.model.rstrip('/').rsplit('/', 1)[-1]}-{digest[:8]}"
 
@@ -58,7 +58,7 @@ def annotator_config(judge: Judge) -> dict[str, Any]:
     from alpaca_eval.constants import EVALUATORS_CONFIG_DIR
 
     packaged = yaml.safe_load((EVALUATORS_CONFIG_DIR / ANNOTATOR / "configs.yaml").read_text())[ANNOTATOR]
-    # Its client would take a name with "instruct" for a model without chat, and look up a price for every answer.
+    # The client takes a name with "instruct" for a model without chat, and looks up a price for every answer.
     kwargs = {
         **packaged["completions_kwargs"],
         "requires_chatml": True,
@@ -66,7 +66,7 @@ def annotator_config(judge: Judge) -> dict[str, Any]:
         **judge.options,
         "model_name": judge.model,
     }
-    # The template's path would be taken relative to our folder.
+    # A relative path to the template would be looked up in our folder.
     return {
         **packaged,
         "completions_kwargs": kwargs,
@@ -117,12 +117,12 @@ def check_judge(judge: Judge) -> None:
 
 @contextlib.contextmanager
 def annotator_folder(judge: Judge) -> Iterator[str]:
-    """The folder in the form that alpaca_eval reads an annotator from, for as long as it is needed."""
+    """A temporary folder in the form from which alpaca_eval reads an annotator."""
     with tempfile.TemporaryDirectory(prefix="judge-") as top:
         folder = Path(top) / judge.name
         folder.mkdir()
         config, client = annotator_config(judge), folder / "client.yaml"
-        # Without a key in the file the client takes OPENAI_API_KEY, which so never reaches a disk.
+        # Without a key in the file the client takes OPENAI_API_KEY, so that the key is never written to a disk.
         address = {"base_url": judge.address} | ({} if os.environ.get("OPENAI_API_KEY") else {"api_key": judge.key})
         client.write_text(yaml.safe_dump({"default": [address]}))
         config["completions_kwargs"]["client_config_path"] = str(client)

@@ -34,15 +34,16 @@ from evalplus.gen.util import trusted_exec
 
 problem, solution = pickle.loads(base64.b64decode({payload!r}))
 inputs, entry_point = problem["base_input"], problem["entry_point"]
-expected, seconds = trusted_exec(problem["prompt"] + problem["canonical_solution"], inputs, entry_point, record_time=True,
+reference = problem["prompt"] + problem["canonical_solution"]
+expected, seconds = trusted_exec(reference, inputs, entry_point, record_time=True,
                                  output_not_none=entry_point in evaluation.MBPP_OUTPUT_NOT_NONE_TASKS)
 limits = [max(evaluation.DEFAULT_MIN_TIME_LIMIT, evaluation.DEFAULT_GT_TIME_LIMIT_FACTOR * time) for time in seconds]
 evaluation.query_maximum_memory_bytes = lambda: None       # the sandbox limits the memory,
 evaluation.create_tempdir = contextlib.nullcontext         # and has put us into a private folder
 status, done = types.SimpleNamespace(value=-1), types.SimpleNamespace(value=0)
 details = [False] * len(inputs)
-evaluation.unsafe_execute("mbpp", entry_point, solution, inputs, expected, limits, problem["atol"], True, status, details,
-                          done)
+evaluation.unsafe_execute("mbpp", entry_point, solution, inputs, expected, limits, problem["atol"], True, status,
+                          details, done)
 assert status.value == evaluation._SUCCESS and all(details), f"EvalPlus: base test {{done.value}} of {{len(inputs)}}"
 """
 PRELOAD = ("evalplus.eval", "evalplus.gen.util")

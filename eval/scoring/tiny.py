@@ -1,4 +1,4 @@
-"""The tiny pair's three skills: which answers are right. The generator of its items (assets/tiny/tasks.py) asks here, too."""
+"""The tiny pair's three skills: which answers are right."""
 
 import json
 import re

@@ -72,7 +72,7 @@ def compare(
     metric: str,
     gamed: Path | None = None,
 ) -> tuple[dict[str, float], list[dict]]:
-    """(alpaca_eval's metrics, one annotation per pair in order). Verdicts are kept in the file `verdicts` and reused."""
+    """(alpaca_eval's metrics, one annotation per pair, in order). Verdicts are kept in the file `verdicts`."""
     import openai
     from alpaca_eval.main import evaluate
 
@@ -126,7 +126,7 @@ def _annotator_class() -> type:
 
 
 def forget_unread(verdicts: Path) -> int:
-    """Removes the verdicts that could not be read, so that they are asked for again; how many are left."""
+    """Removes unreadable verdicts from the file, so that the judge is asked again; returns how many are left."""
     if not verdicts.is_file():
         return 0
     rows = [row for row in json.loads(verdicts.read_text()) if row["preference"] is not None and row["preference"] >= 0]
@@ -139,7 +139,7 @@ def forget_unread(verdicts: Path) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """alpaca_eval tells the root logger several things about every request; its warnings and errors still come."""
+    """Silences what alpaca_eval logs about every request; its warnings and errors still come."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.INFO))
     try:
@@ -163,13 +163,13 @@ def gamed_baselines(file: Path | None) -> Iterator[None]:
 
 
 def chosen_metric(wanted: str, official: bool, gamed: Path | None) -> str:
-    """Length-controlled where it can be computed, else plain; a wish that cannot be met is an InputError."""
+    """Length-controlled where it can be computed, else plain. InputError where the wanted one cannot."""
     if wanted == PLAIN:
         return PLAIN
     problem = (
         _gamed_problem(gamed)
         if official
-        else ("it counts the 805 official instructions by position, and these are not they, or not the first of them")
+        else "it counts the 805 official instructions by position, and these are not they, or not the first of them"
     )
     if problem is None:
         return LENGTH_CONTROLLED
@@ -188,7 +188,7 @@ def is_official(instructions: Sequence[str]) -> bool:
 
 
 def _gamed_problem(gamed: Path | None) -> str | None:
-    """Why the verdicts on the gamed baselines cannot be read, which the length-controlled model is regularised with."""
+    """Why the file with the verdicts on gamed baselines, which length control needs, cannot be read; else None."""
     if gamed is not None:
         return None if gamed.is_file() else f"--df_gamed {gamed} does not exist"
     from huggingface_hub import hf_hub_download

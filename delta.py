@@ -37,17 +37,6 @@ from impart.report import Report, start_logging, table
 from impart.sources import Origin, open_source
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-PARTS = {
-    "codes": "packed codes",
-    "values": "kept values",
-    "U": "U",
-    "V": "V",
-    "s": "singular values",
-    "scales": "scales",
-    "zeros": "zeros",
-    "groups": "groups of columns",
-    "keep": "keep thresholds",
-}
 MLP_RANK_FACTOR = 1.45  # the release's: mlp matrices of Llama-2 hold that much more than square ones of the same rank
 
 
@@ -175,7 +164,7 @@ def info(delta: Delta) -> str:
     ]
     nominal = manifest["settings"].get("compression_ratio_qt") or manifest["settings"].get("compression_ratio")
     headers = sum(shard["header_bytes"] for shard in manifest["shards"].values())
-    parts = [(f"  {PARTS[part]}", "", f"{size:,}", "") for part, size in delta.parts().items()]
+    parts = [(f"  {title}", "", f"{size:,}", "") for title, size in delta.parts().items()]
     rows = [
         (
             "linear layers, values only",

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from impart.checkpoint import DTYPES, Checkpoint
-from impart.encodings.encoded import Encoded, Triplets
+from impart.encodings.encoded import Encoded, Triplets, encoding_of
 from impart.errors import InputError
 from impart.files import sha256_of
 from impart.report import progress
@@ -145,17 +145,17 @@ class Delta:
         )
 
     def parts(self) -> dict[str, int]:
-        """Bytes of the matrices' tensors by what they are: codes, values, s, scales ..."""
+        """Bytes of the matrices' tensors by what they are: packed codes, kept values, singular values ..."""
         found: dict[str, int] = {}
         for shard in self.manifest["shards"]:
             with safe_open(self.path / shard, "pt") as stored:
                 views = {key: stored.get_slice(key) for key in stored.keys()}
             for name, entry in self.manifest["matrices"].items():
-                if entry["shard"] == shard:
-                    for suffix in entry["tensors"]:
-                        view = views[f"{name}.{suffix}"]
-                        size = math.prod(view.get_shape()) * DTYPES[view.get_dtype()].itemsize
-                        found[suffix] = found.get(suffix, 0) + size
+                titles = encoding_of(entry["encoding"]).TENSORS
+                for suffix in entry["tensors"] if entry["shard"] == shard else ():
+                    view, title = views[f"{name}.{suffix}"], titles[suffix]
+                    size = math.prod(view.get_shape()) * DTYPES[view.get_dtype()].itemsize
+                    found[title] = found.get(title, 0) + size
         return found
 
     def _entry(self, name: str) -> dict:

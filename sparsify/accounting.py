@@ -61,7 +61,7 @@ class Accounting:
 
     def entries_bytes(self, name: str, m: int, n: int, bits: int, kept: int, cr: float) -> tuple[int, int]:
         """The same for a matrix of which `kept` entries themselves are quantized."""
-        header = header_bytes(name, "quantized_entries", int(2 * m * n / cr))
+        header = header_bytes(name, "quantized_entries", int(2 * m * n / cr), without=("groups",))
         codes = packed_bytes(kept, bits)
         return codes, codes + header + quantized_entries.overhead_bytes(self.grid, m, n, bits, self.groupsize)
 
@@ -71,7 +71,7 @@ class Accounting:
         return min(1.0, (16.0 * m * n / cr - 8 * overhead) / (bits * m * n))
 
     def _header(self, name: str, m: int, n: int, cr: float) -> int:
-        return header_bytes(name, self.encoding, int(2 * m * n / cr), self.masked)
+        return header_bytes(name, self.encoding, int(2 * m * n / cr), () if self.masked else ("keep",))
 
     def _overhead(self, m: int, n: int, rank: int, plan: Plan | None) -> int:
         return encoding_of(self.encoding).overhead_bytes(m, n, rank, plan or (), self.groupsize, self.masked)

@@ -2,7 +2,7 @@
 
 An encoding is the module of its name. It says
 
-    TENSORS                           the suffixes of the tensors that it stores of a matrix
+    TENSORS                           the tensors that it stores of a matrix: suffix -> what --info calls it
     write(...) -> Encoded             a matrix as it is stored
     dense(name, encoded) -> dW        (m, n) in fp32, on the device of the tensors
     factors(name, encoded)            U (m, r), s (r,), V (n, r) in fp32, masked and rescaled; where it stores factors

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from impart.encodings.encoded import Encoded
 
-TENSORS = ()
+TENSORS: dict[str, str] = {}
 
 
 def write(shape: tuple[int, ...]) -> Encoded:

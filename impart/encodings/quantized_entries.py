@@ -9,7 +9,8 @@ from impart.encodings.masked import entry_mask
 from impart.masks import scattered
 from impart.packing import pack, packed_bytes, unpack
 
-TENSORS = ("codes", "scales", "zeros")  # and `groups`, where columns have them
+# Groups are stored only where columns share grids.
+TENSORS = {"codes": "packed codes", "scales": "scales", "zeros": "zeros", "groups": "groups of columns"}
 
 
 def write(

@@ -21,7 +21,14 @@ from impart.encodings.encoded import Encoded, Triplets, product
 from impart.encodings.masked import THRESHOLD_BYTES, TRIPLET_BYTES, factor_masks
 from impart.packing import pack, packed_bytes
 
-TENSORS = ("codes", "s", "scales", "zeros", "groups", "keep")
+TENSORS = {
+    "codes": "packed codes",
+    "s": "singular values",
+    "scales": "scales",
+    "zeros": "zeros",
+    "groups": "groups of columns",
+    "keep": "keep thresholds",
+}
 
 
 def write(

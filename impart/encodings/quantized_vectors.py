@@ -14,7 +14,7 @@ from impart.encodings.codes import of_source, packed_factors, shifted, unpacked_
 from impart.encodings.encoded import Encoded, Triplets, product
 from impart.encodings.masked import THRESHOLD_BYTES, TRIPLET_BYTES, factor_masks
 
-TENSORS = ("codes", "s", "zeros", "keep")
+TENSORS = {"codes": "packed codes", "s": "singular values", "zeros": "zeros", "keep": "keep thresholds"}
 ZERO_BYTES = 2  # of a triplet: one for u_k, one for v_k
 
 

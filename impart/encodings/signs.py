@@ -8,7 +8,7 @@ from impart.encodings.masked import entry_mask
 from impart.masks import LEVELS, scattered
 from impart.packing import pack, unpack
 
-TENSORS = ("codes",)
+TENSORS = {"codes": "packed codes"}
 
 
 def write(dW: Tensor, mu: float, *, name: str, keep_ratio: float, seed: int) -> Encoded:

@@ -8,7 +8,7 @@ from impart.encodings.encoded import Encoded
 from impart.encodings.masked import entry_mask
 from impart.masks import LEVELS, keep_thresholds, kept_values, scattered
 
-TENSORS = ("values",)
+TENSORS = {"values": "kept values"}
 
 
 def write(dW: Tensor, keep_ratio: float, *, seed: int, name: str, rescale: bool = True) -> Encoded:

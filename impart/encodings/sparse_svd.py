@@ -20,7 +20,7 @@ from impart.encodings.masked import (
 )
 from impart.masks import MASKS, keep_thresholds, kept_values, scattered
 
-TENSORS = ("values", "s", "keep")
+TENSORS = {"values": "kept values", "s": "singular values", "keep": "keep thresholds"}
 
 
 def write(U: Tensor, s: Tensor, V: Tensor, p: np.ndarray, *, seed: int, name: str, mask: str, rescale: bool) -> Encoded:

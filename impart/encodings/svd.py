@@ -5,7 +5,7 @@ from torch import Tensor
 
 from impart.encodings.encoded import Encoded, Triplets, product
 
-TENSORS = ("U", "s", "V")
+TENSORS = {"U": "U", "s": "singular values", "V": "V"}
 
 
 def write(U: Tensor, s: Tensor, V: Tensor, dtype: torch.dtype) -> Encoded:
@@ -18,7 +18,7 @@ def write(U: Tensor, s: Tensor, V: Tensor, dtype: torch.dtype) -> Encoded:
 
 def factors(name: str, encoded: Encoded) -> Triplets:
     """U (m, r), s (r,), V (n, r) in fp32."""
-    U, s, V = (encoded.tensors[suffix].float() for suffix in TENSORS)
+    U, s, V = (encoded.tensors[suffix].float() for suffix in ("U", "s", "V"))
     return U, s, V
 
 

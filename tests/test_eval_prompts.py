@@ -18,8 +18,8 @@ def test_the_paper_s_prompts_to_the_letter():
         "### Instruction:\n1 + 1?\n\n### Response: Let's think step by step."
     )
     assert render("wizardcoder", "def f():") == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\n"
-        "### Instruction:\nCreate a Python script for this problem:\ndef f():\n\n### Response:"
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "\n### Instruction:\nCreate a Python script for this problem:\ndef f():\n\n### Response:"
     )
 
 

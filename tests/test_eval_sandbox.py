@@ -353,19 +353,24 @@ def test_devices_of_the_machine_cannot_be_changed(user):
     ).passed
 
 
+LOCK = "import fcntl, os; fcntl.flock(open(os.__file__)"
+THREADS = "import threading"
+SHARED = "import ctypes; assert ctypes.CDLL(None)"
 LEFT = {  # what a program does -> what the next one must find, in the same worker
     "import os\nfor i in range(10**6): os.mkdir(f'{i}')": "import os; os.mkdir('1')",
     "for i in range(9): open(f'{i}', 'wb').write(bytes(10 << 20))": "open('1', 'wb').write(bytes(10 << 20))",
-    "import fcntl, os; fcntl.flock(open(os.__file__), fcntl.LOCK_EX)": "import fcntl, os; fcntl.flock(open(os.__file__), fcntl.LOCK_EX | fcntl.LOCK_NB)",
+    f"{LOCK}, fcntl.LOCK_EX)": f"{LOCK}, fcntl.LOCK_EX | fcntl.LOCK_NB)",
     "import os, builtins; os._exit = os.write = builtins.compile = print\nraise ValueError": "import os; os.fstat(3)",
     "class M(type):\n    __name__ = property(lambda _: 1 / 0)\nclass E(Exception, metaclass=M): pass\n"
     "import os; os._exit = print\nraise E": "import os; os.fstat(3)",
     "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)": "import signal; assert not signal.sigpending()",
     "import os\nwhile True: os.dup(3)": "import os; os.dup(3)",
     "import os; os.closerange(0, 64)\nwhile True: pass": "print(1)",
-    "import threading\ndef spin():\n    while True: pass\nfor _ in range(8): threading.Thread(target=spin).start()": "import threading; assert threading.active_count() == 1",
+    f"{THREADS}\ndef spin():\n    while True: pass\nfor _ in range(8): threading.Thread(target=spin).start()": (
+        f"{THREADS}; assert threading.active_count() == 1"
+    ),
     "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))": "import os; os.pipe()",
-    "import ctypes; assert ctypes.CDLL(None).shmget(7, 4096, 0o1666) >= 0": "import ctypes; assert ctypes.CDLL(None).shmget(7, 0, 0) == -1",
+    f"{SHARED}.shmget(7, 4096, 0o1666) >= 0": f"{SHARED}.shmget(7, 0, 0) == -1",
 }
 
 

@@ -1,4 +1,4 @@
-"""Whether a model fits, said before it is loaded: weights and the cache of one sequence against what is free."""
+"""Whether a model fits, before it is loaded: weights and the cache of one sequence against free memory. All in bytes."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def gpu_memory() -> list[tuple[int, int]]:
 
 
 def ram_available() -> int:
-    """Bytes that new programs can take without swapping; where the system does not say, all of the memory."""
+    """Bytes that new programs can take without swapping; where the system does not tell, all of the memory."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():

@@ -1,8 +1,8 @@
 """MODEL of the command line: a checkpoint folder, a hub id, or a delta artifact that becomes one in a bounded cache.
 
 A delta is rebuilt once into `~/.cache/impart/reconstructed/` (or IMPART_CACHE), under the hash of its delta.json, and
-used from there afterwards. The least recently used models are removed when the cache would exceed IMPART_CACHE_GB
-(default 100 GB); one that a running evaluation uses never is.
+used from there afterwards. When the cache would exceed IMPART_CACHE_GB (default 100 GB), the least recently used models
+are removed, but never one that a running evaluation uses.
 """
 
 import contextlib
@@ -77,7 +77,10 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def rebuilt(delta: Delta, base: Checkpoint, key: str) -> Iterator[Path]:
-    """base + delta as a checkpoint folder, written by the first process that asks and locked while in use."""
+    """base + delta as a checkpoint folder, written by the first process that asks for it and locked while in use.
+
+    The lock file lies beside the folder. Whoever holds it exclusively may write or remove the model; users share it.
+    """
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / key[:32]
@@ -89,7 +92,8 @@ def rebuilt(delta: Delta, base: Checkpoint, key: str) -> Iterator[Path]:
                 log.info("rebuilding %s over %s into %s", delta.path, base.source, path)
                 write_model(delta, base, path)
             fcntl.flock(lock, fcntl.LOCK_SH)
-            if path.is_dir():  # else another process removed it between the two locks
+            # Changing an exclusive lock into a shared one is not atomic: another process may have removed the model.
+            if path.is_dir():
                 break
         os.utime(lock.name)  # the time of last use, by which room is made
         yield path

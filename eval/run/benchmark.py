@@ -81,7 +81,7 @@ def evaluate(
     benchmark: Benchmark, options: Options, engine: Callable[[], Engine], source: ModelSource, how: EngineSettings
 ) -> dict:
     """The result of this configuration: read where it is done, else generated (or continued), scored and saved."""
-    run = Run(options.results_dir, options.name or source.name, benchmark.name, options.seed)
+    run = Run(options.results_dir, result_name(options), benchmark.name, options.seed)
     settings = (
         settings_of(benchmark)
         | source.identity
@@ -123,7 +123,7 @@ def rescored(benchmark: Benchmark, options: Options) -> dict:
     """Scores the completions of the model's saved run again and replaces its score; generates nothing."""
     if options.rescore_file:
         return rescored_file(benchmark, options)
-    run = Run(options.results_dir, options.name or model_name(options.model), benchmark.name, options.seed)
+    run = Run(options.results_dir, result_name(options), benchmark.name, options.seed)
     result, samples = run.saved()
     wanted = [(item["id"], prompt) for item, prompt in zip(benchmark.items, benchmark.prompts, strict=True)]
     if [(sample["id"], sample["prompt"]) for sample in samples] != wanted:
@@ -138,21 +138,31 @@ def rescored(benchmark: Benchmark, options: Options) -> dict:
 
 
 def rescored_file(benchmark: Benchmark, options: Options) -> dict:
-    """Scores the completions of a jsonl file with some or all of the items, under --name or the file's name."""
-    file = options.rescore_file
-    texts = completions_from(file, {item["id"] for item in benchmark.items})
+    """Scores the completions of --rescore FILE, which has one of some or all of the items."""
+    texts = dict(completions_from(options.rescore_file, [item["id"] for item in benchmark.items]))
     chosen = [position for position, item in enumerate(benchmark.items) if item["id"] in texts]
     part = dataclasses.replace(
         benchmark,
         items=[benchmark.items[position] for position in chosen],
         prompts=[benchmark.prompts[position] for position in chosen],
     )
-    name = options.name or (model_name(options.model) if options.model else file.name.split(".")[0])
-    run = Run(options.results_dir, name, benchmark.name, options.seed)
+    return scored_file(part, [texts[item["id"]] for item in part.items], options)
+
+
+def scored_file(part: Benchmark, texts: Sequence[str], options: Options) -> dict:
+    """Scores the completions of --rescore FILE, one per item of `part`, and saves the result under `result_name`."""
+    file = options.rescore_file
+    run = Run(options.results_dir, result_name(options), part.name, options.seed)
     settings = settings_of(part) | {"completions": file.name, "completions_sha256": sha256_of(file)}
     run.finished(settings, overwrite=options.overwrite)  # refuses to replace the result of anything else
-    completions = [Completion(texts[item["id"]], 0, "unknown") for item in part.items]
+    completions = [Completion(text, 0, "unknown") for text in texts]
     return save_scored(part, run, settings, completions, {"source": str(file)})
+
+
+def result_name(options: Options) -> str:
+    """What the model is called in the results: --name, else after MODEL, else after the file of completions."""
+    named_after = model_name(options.model) if options.model else options.rescore_file.name.partition(".")[0]
+    return options.name or named_after
 
 
 def prompts_for(benchmark: Description, instructions: Sequence[str], options: Options) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Benchmark items from `--data FILE`, from the folder in IMPART_DATA, or from the hub; all fields are checked.
+"""Benchmark items from `--data FILE`, from the folder in IMPART_DATA, or from the hub, with all fields checked.
 
 Local files are in the benchmarks' public formats: `.jsonl` (one object a line), `.jsonl.gz` or `.json` (one array).
 """
@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def load_items(source: Source, data: Path | None = None, limit: int | None = Non
     """The items of a benchmark: `--data`, else IMPART_DATA, else the hub; then `--subset`, then `--limit`.
 
     subset: comma-separated item ids, position ranges FIRST-LAST (from 0, both included) and FIELD=VALUE conditions;
-    an item is chosen when any of them names it.
+    an item is chosen when any of them names it. InputError for items that cannot be read, lack a field or share an id.
     """
     path = find_file(source, data)
     records, origin = (read_records(path), str(path)) if path else (_from_hub(source), f"hub:{source.hub[0]}")
@@ -64,7 +64,7 @@ def load_items(source: Source, data: Path | None = None, limit: int | None = Non
 
 
 def find_file(source: Source, data: Path | None = None) -> Path | None:
-    """The local file with the items, None when the hub has to be asked. `data` may be a file or a folder."""
+    """The local file with the items, None where the hub has to be asked. `data` may be a file or a folder."""
     if data is not None:
         path = data / source.file if data.is_dir() else data
         if not path.is_file():
@@ -83,7 +83,7 @@ def find_file(source: Source, data: Path | None = None) -> Path | None:
 
 
 def select(items: list[dict], subset: str) -> list[dict]:
-    """The items that a --subset names, in the order of the file; each of its parts has to name at least one."""
+    """The items that --subset names, in the order of the file. InputError for a part of it that names none."""
     chosen: set[int] = set()
     by_id = {item["id"]: position for position, item in enumerate(items)}
     for part in (text.strip() for text in subset.split(",")):
@@ -106,25 +106,32 @@ def select(items: list[dict], subset: str) -> list[dict]:
     return [items[position] for position in sorted(chosen)]
 
 
-def completions_from(path: Path, ids: Container[str]) -> dict[str, str]:
-    """id -> completion of a jsonl file: fields `completion` and `id` (or `task_id`), of some items or all."""
-    texts: dict[str, str] = {}
+def completions_from(path: Path, ids: Collection[str], *, several: bool = False) -> list[tuple[str, str]]:
+    """(item id, completion) of each line of a jsonl file with the fields `completion` and `id` (or `task_id`).
+
+    ids: of the benchmark's items. several: whether an item may have more than one completion. InputError for another
+    id, a missing field, or a file without lines.
+    """
+    found: list[tuple[str, str]] = []
+    seen: set[str] = set()
     for where, record in read_records(path):
-        key = str(record.get("id", record.get("task_id", "")))
-        if key not in ids:
+        field = "task_id" if "task_id" in record and "id" not in record else "id"
+        key, text = record.get(field), record.get("completion")
+        if not isinstance(key, str | int):
+            raise InputError(f"{path}, {where}: field 'id' (or 'task_id') is missing or no text")
+        if str(key) not in ids:
             raise InputError(
-                f"{path}, {where}: id {key!r} is none of the benchmark's items"
-                if key
-                else f"{path}, {where}: field 'id' (or 'task_id') is missing"
+                f"{path}, {where}: {field} {key!r} is none of the {len(ids)} items (the first is {next(iter(ids))!r})"
             )
-        if not isinstance(record.get("completion"), str):
+        if not isinstance(text, str):
             raise InputError(f"{path}, {where}: field 'completion' is missing or no text")
-        if key in texts:
+        if str(key) in seen and not several:
             raise InputError(f"{path}, {where}: a second completion of {key!r}; one of each item is scored")
-        texts[key] = record["completion"]
-    if not texts:
+        seen.add(str(key))
+        found.append((str(key), text))
+    if not found:
         raise InputError(f"{path} holds no completions")
-    return texts
+    return found
 
 
 def read_records(path: Path) -> list[tuple[str, dict]]:

@@ -1,4 +1,4 @@
-"""Whether a model fits, before it is loaded: weights and the cache of one sequence against free memory. All in bytes."""
+"""Whether a model fits, before it is loaded: weights and the cache of one sequence against free memory, in bytes."""
 
 import json
 import os

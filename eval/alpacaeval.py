@@ -79,7 +79,7 @@ def _from_hub() -> Path:
 
 def alpacaeval(options: Options, judge: Judge, metric: str, gamed: Path | None) -> Benchmark:
     """The benchmark as the paper ran it. The judge and its data are checked before anything is generated."""
-    only_one_scoring(options, "AlpacaEval")
+    only_one_scoring(options, ALPACAEVAL)
     items, official = reference_answers(options)
     metric = chosen_metric(metric, official, gamed)
     benchmark = ALPACAEVAL.name if metric == LENGTH_CONTROLLED else "alpacaeval_plain"
@@ -102,7 +102,7 @@ def alpacaeval(options: Options, judge: Judge, metric: str, gamed: Path | None) 
 
 def parser() -> Parser:
     """MODEL, TEMPLATE, the shared flags and the judge's."""
-    flags = benchmark_parser(__doc__, template_second=True)
+    flags = benchmark_parser(__doc__, ALPACAEVAL)
     flags.add_argument("--judge_model", "--judge-model", default=JUDGE_MODEL, help=f"(default: {JUDGE_MODEL})")
     flags.add_argument(
         "--judge_url",

@@ -70,7 +70,7 @@ def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], scoring: str
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = read_options(benchmark_parser(__doc__), arguments)
+    options = read_options(benchmark_parser(__doc__, MATH), arguments)
     items = load_items(SOURCE, options.data, options.limit, options.subset)
     print_result(run_benchmark(competition_math(items, options), options), options)
 

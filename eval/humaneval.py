@@ -102,7 +102,7 @@ def summary(verdicts: Sequence[Verdict], tasks: Sequence[str]) -> Mapping[str, A
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = benchmark_parser(__doc__)
+    parser = benchmark_parser(__doc__, HUMANEVAL)
     parser.add_argument(
         "--as_is",
         "--as-is",

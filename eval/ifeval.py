@@ -42,7 +42,7 @@ MAX_TOKENS = 1280  # max_gen_toks of the harness' task, which stops at nothing b
 
 def ifeval(options: Options, without_punkt: bool) -> Benchmark:
     """The benchmark as the paper ran it: bare prompts, the harness' settings. Checks everything before generating."""
-    only_one_scoring(options, "IFEval")
+    only_one_scoring(options, IFEVAL)
     items = load_items(SOURCE, options.data, None if without_punkt else options.limit, options.subset)
     if without_punkt:
         items = replace(items, items=[item for item in items.items if not needs_punkt(item)][: options.limit])
@@ -71,7 +71,7 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = benchmark_parser(__doc__)
+    parser = benchmark_parser(__doc__, IFEVAL)
     parser.add_argument(
         "--without_punkt",
         "--without-punkt",

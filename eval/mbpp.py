@@ -162,7 +162,7 @@ def mbpp(options: Options) -> Benchmark:
         from eval.scoring.mbpp import MAX_TOKENS, asked, judge_evalplus, judge_public, public_prompt, stops
     except ImportError as error:
         raise InputError(f"MBPP needs the package evalplus ({error}): pip install evalplus") from error
-    only_one_scoring(options, "MBPP")
+    only_one_scoring(options, MBPP)
     source, path = chosen_file(options)
     tokenizer = chat_tokenizer(options)
     settings = {
@@ -202,7 +202,7 @@ def chat_tokenizer(options: Options) -> Any | None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = read_options(benchmark_parser(__doc__), arguments)
+    options = read_options(benchmark_parser(__doc__, MBPP), arguments)
     print_result(run_benchmark(mbpp(options), options), options)
 
 

@@ -83,7 +83,7 @@ def refuse_unknown_checks(items: Items) -> None:
 
 def arguments_parser() -> Parser:
     """The shared flags, with several models and the tasks."""
-    parser = benchmark_parser(__doc__, several_models=True)
+    parser = benchmark_parser(__doc__, BENCHMARKS[0])
     parser.add_argument("--tasks", default="math,code,chat", help="comma-separated (default: math,code,chat)")
     parser.add_argument(
         "--split",

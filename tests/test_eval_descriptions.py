@@ -133,7 +133,7 @@ def score(items, texts):
 
 
 def main(arguments):
-    options = read_options(benchmark_parser(__doc__), arguments)
+    options = read_options(benchmark_parser(__doc__, PLURAL), arguments)
     items = load_items(SOURCE, options.data, options.limit, options.subset)
     template, prompts = prompts_for(PLURAL, [f"Question: {item['word']}?" for item in items.items], options)
     settings = {"template": template, "data_sha256": items.sha256}

@@ -74,7 +74,9 @@ def test_wrong_answers_fail():
 
 
 def test_the_prompt_is_the_papers():
-    options = humaneval.options_from(humaneval.parse(humaneval.benchmark_parser(""), ["model", "--limit", "1"]))
+    options = humaneval.options_from(
+        humaneval.parse(humaneval.benchmark_parser("", humaneval.HUMANEVAL), ["model", "--limit", "1"])
+    )
     benchmark = humaneval.humaneval(humaneval.problems(options), options, as_is=False)
     start, _, end = benchmark.prompts[0].partition(PROBLEMS[0]["prompt"].replace("    ", "\t"))
     assert start == (
@@ -156,7 +158,9 @@ def test_the_result_of_another_file_is_not_replaced(tmp_path):
 
 
 def test_an_unknown_template_is_an_input_error():
-    options = humaneval.options_from(humaneval.parse(humaneval.benchmark_parser(""), ["m", "--chat_template", "nope"]))
+    options = humaneval.options_from(
+        humaneval.parse(humaneval.benchmark_parser("", humaneval.HUMANEVAL), ["m", "--chat_template", "nope"])
+    )
     with pytest.raises(InputError, match="does not exist"):
         humaneval.humaneval(humaneval.problems(options), options, as_is=False)
 

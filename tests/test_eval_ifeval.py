@@ -39,7 +39,7 @@ SENTENCES = item(6, ("length_constraints:number_sentences", {"relation": "at lea
 
 
 def options_of(*arguments):
-    return read_options(benchmark_parser(""), ["model", "fp32", *map(str, arguments)])
+    return read_options(benchmark_parser("", ifeval.IFEVAL), ["model", "fp32", *map(str, arguments)])
 
 
 @pytest.fixture

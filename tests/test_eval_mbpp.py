@@ -82,7 +82,7 @@ RIGHT = {
 
 
 def options_of(*arguments: str):
-    return read_options(benchmark_parser(""), ["model", "fp32", *arguments])
+    return read_options(benchmark_parser("", mbpp.MBPP), ["model", "fp32", *arguments])
 
 
 def direct(*arguments: str) -> mbpp.Benchmark:

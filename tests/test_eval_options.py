@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from eval.gsm8k import GSM8K
 from eval.run.options import benchmark_parser, options_from, parse, read_options
+from eval.tiny import BENCHMARKS
 from impart.errors import InputError
 
 
 def options(*arguments: str):
-    return read_options(benchmark_parser("doc"), arguments)
+    return read_options(benchmark_parser("doc", GSM8K), arguments)
 
 
 def test_the_authors_command_line():
@@ -70,7 +72,7 @@ def test_rescore_with_and_without_a_file(tmp_path):
 
 def test_several_models_and_a_dtype():
     def several(*arguments: str):
-        given = parse(benchmark_parser("doc", several_models=True), arguments)
+        given = parse(benchmark_parser("doc", BENCHMARKS[0]), arguments)
         return given.models, given.dtype, options_from(given).model
 
     assert several("a", "b", "fp32") == (["a", "b"], "fp32", "a")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.run.descriptions import Description
 from impart.config import Parser
 from impart.errors import InputError
 from impart.report import start_logging
@@ -38,11 +39,15 @@ class Options:
     overwrite: bool
 
 
-def benchmark_parser(doc: str | None, *, several_models: bool = False, template_second: bool = False) -> Parser:
-    """MODEL (or several), DTYPE (or TEMPLATE, then DTYPE is a flag) and the shared flags; a script adds its own."""
+def benchmark_parser(doc: str | None, benchmark: Description) -> Parser:
+    """What every script of this kind of benchmark takes; a script adds its own flags.
+
+    MODEL (or several), DTYPE (or TEMPLATE, and DTYPE as a flag), as the description says, and the shared flags.
+    """
     parser = Parser(doc)
+    template_second = benchmark.second == "template"
     meaning = "checkpoint folder, hub id, or delta artifact (base + delta is rebuilt once, into a cache)"
-    if several_models:
+    if benchmark.several_models:
         parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{meaning}; DTYPE may follow the last one")
     else:
         parser.add_argument("model", nargs="?", metavar="MODEL", help=meaning)
@@ -123,7 +128,7 @@ def read_options(parser: Parser, arguments: Sequence[str]) -> Options:
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line, flags anywhere around MODEL and DTYPE; a DTYPE after several models is split off."""
+    """The command line; flags may stand anywhere around MODEL and DTYPE. A DTYPE after several models is split off."""
     given = parser.parse_intermixed_args(arguments)
     if hasattr(given, "models"):
         *models, last = given.models
@@ -150,10 +155,10 @@ def options_from(given: argparse.Namespace) -> Options:
     return Options(**{**values, "rescore": given.rescore is not None, "rescore_file": rescore_file})
 
 
-def only_one_scoring(options: Options, benchmark: str) -> None:
-    """For the benchmarks that a package scores: there is no rule of the release's own to choose."""
+def only_one_scoring(options: Options, benchmark: Description) -> None:
+    """InputError for --scoring release of a benchmark that a package scores: it has no second rule."""
     if options.scoring != "paper":
         raise InputError(
-            f"--scoring {options.scoring}: the release scores {benchmark} by the same package as the paper; leave "
-            "the flag out"
+            f"--scoring {options.scoring}: the release scores {benchmark.title} by the same package as the paper; "
+            "leave the flag out"
         )

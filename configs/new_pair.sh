@@ -23,7 +23,7 @@ for benchmark in $benchmarks; do
 done
 folder=${CONFIGS:-$ROOT/configs}/$name
 [ ! -e "$folder" ] || fail "$folder is there already; choose another NAME"
-use_environment core
+find_environment core
 sizes=$(cd "$ROOT" && "$PYTHON" reproduce/model_size.py "$base" || true)
 [ -n "$sizes" ] || echo "note: $base's config.json cannot be had now, so that --dry-run will not count this pair's costs" >&2
 

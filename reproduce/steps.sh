@@ -55,13 +55,13 @@ start() {  # name "default pairs" arguments...
     case $PAIRS in *" tiny/"*) JOBS=${JOBS:-$([ "$GPUS" -gt 0 ] && echo "$GPUS" || (unset OMP_NUM_THREADS; nproc))} THREADS=1 ;; esac
     JOBS=${JOBS:-$([ "$GPUS" -gt 0 ] && echo "$GPUS" || echo 1)}
     [ "$DRY" = yes ] || hold_pairs
-    use_environment "$(environment_kind)"
+    if [ "$DRY" = yes ]; then find_environment core; else use_environment "$(environment_kind)"; fi
 }
 
 environment_kind() {  # the tiny pair does without vLLM and the harnesses
     local pair
     for pair in $PAIRS; do
-        case $pair in tiny/*) ;; *) [ "$DRY" = yes ] || { echo full; return; } ;; esac
+        case $pair in tiny/*) ;; *) echo full; return ;; esac
     done
     echo core
 }

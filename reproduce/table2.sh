@@ -4,7 +4,7 @@
 #   bash reproduce/table2.sh
 #   PAIR=tiny bash reproduce/table2.sh
 source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
-start table2 "wizardmath_13b wizardcoder_13b llama2_chat_13b llama2_chat_7b llama3_instruct_8b" "$@"
+start table2 "wizardmath_13b wizardcoder_13b llama2_chat_13b llama2_chat_7b llama3_instruct_8b" "$@" --dry-run
 echo "| pair | base model | fine-tuned model | benchmarks | dtype | beta | C |"
 echo "|---|---|---|---|---|---|---|"
 for pair in $PAIRS; do

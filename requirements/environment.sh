@@ -1,13 +1,101 @@
-# Sourced by the scripts. `use_environment core|full` makes $PYTHON an interpreter with the requirements installed:
-# an activated environment is used and completed; without one, .venv at the top of the repository is made.
+# Chooses the Python environment that a script runs in. Sourced, it offers two functions, which set $PYTHON:
 #
-#   IMPART_REQUIREMENTS   requirements file to install, in place of the chosen one
-#   IMPART_TORCH_INDEX    package index that torch is taken from first: PyTorch's CPU index spares a machine without
-#                         a GPU the CUDA build of several GB
-#   IMPART_VENV           folder of the environment that is made (default: .venv)
-#   PYTHON                interpreter that makes it (default: python3)
+#   find_environment core|full   the active environment (VIRTUAL_ENV, CONDA_PREFIX), else IMPART_VENV, else .venv at the
+#                                top of the repository. Installs nothing: where packages are missing it ends with one
+#                                error line, exit 2.
+#   use_environment core|full    the same, but makes .venv where nothing is active, and installs the requirements into
+#                                it. An active environment belongs to the user: it is installed into only with
+#                                IMPART_INSTALL=yes.
+#
+# Run as a script, it installs: bash requirements/environment.sh core|full
+# The variables that it reads are listed in requirements/README.md.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+use_environment() {  # core|full
+    choose_environment
+    if [ "$ACTIVE" = yes ]; then
+        is_stamped "$1" && return
+        local missing
+        missing=$(missing_packages "$1") || exit 2
+        if [ -z "$missing" ]; then return; fi
+        [ "${IMPART_INSTALL:-no}" = yes ] || refuse_environment "$1" "$missing"
+    elif [ ! -x "$PYTHON" ]; then
+        make_environment
+    fi
+    is_stamped "$1" || install_requirements "$1"
+}
+
+find_environment() {  # core|full
+    choose_environment
+    if [ ! -x "$PYTHON" ]; then
+        echo "error: there is no Python environment in $ENVIRONMENT; make one with: $(installing_command "$1")" >&2
+        exit 2
+    fi
+    is_stamped "$1" && return
+    local missing
+    missing=$(missing_packages "$1") || exit 2
+    [ -z "$missing" ] || refuse_environment "$1" "$missing"
+}
+
+choose_environment() {  # sets ENVIRONMENT (its folder), PYTHON, and ACTIVE (yes: activated, and not made here)
+    local stamp
+    MAKER=${PYTHON:-python3}  # what makes .venv, should there be none
+    ENVIRONMENT=${VIRTUAL_ENV:-${CONDA_PREFIX:-}} ACTIVE=yes
+    if [ -z "$ENVIRONMENT" ]; then ENVIRONMENT=${IMPART_VENV:-$ROOT/.venv} ACTIVE=no; fi
+    case $ENVIRONMENT in /*) ;; *) ENVIRONMENT=$PWD/$ENVIRONMENT ;; esac
+    if [ "$ENVIRONMENT" -ef "${IMPART_VENV:-$ROOT/.venv}" ]; then
+        for stamp in "$ENVIRONMENT"/.impart-requirements-*; do if [ -e "$stamp" ]; then ACTIVE=no; fi; done
+    fi
+    PYTHON=$ENVIRONMENT/bin/python
+    if [ ! -x "$PYTHON" ] && [ -x "${PYTHON}3" ]; then PYTHON=${PYTHON}3; fi
+    if [ "$ACTIVE" = yes ] && [ ! -x "$PYTHON" ]; then
+        echo "error: the active environment $ENVIRONMENT has no bin/python; unset VIRTUAL_ENV and CONDA_PREFIX" >&2
+        exit 2
+    fi
+}
+
+make_environment() {
+    "$MAKER" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "error: Python 3.11 or newer is needed, not $MAKER ($("$MAKER" --version 2>&1)); set PYTHON" >&2
+        exit 2
+    }
+    echo "making an environment in $ENVIRONMENT" >&2
+    "$MAKER" -m venv "$ENVIRONMENT" || exit 1
+}
+
+install_requirements() {  # core|full
+    local file torch
+    file=$(requirements_of "$1")
+    echo "installing $file into $ENVIRONMENT (once; a minute for the core, several for everything)" >&2
+    (
+        cd "$ROOT" || exit 1  # the paths in the requirements files are relative to here
+        if [ -n "${IMPART_TORCH_INDEX:-}" ]; then
+            torch=$(grep '^torch==' requirements-core.txt)
+            "$PYTHON" -m pip install --quiet --index-url "$IMPART_TORCH_INDEX" "$torch" || exit 1
+        fi
+        "$PYTHON" -m pip install --quiet -r "$file"
+    ) || {
+        echo "error: pip could not install $file into $ENVIRONMENT; its message is above" >&2
+        exit 1
+    }
+    fingerprint_of "$file" > "$ENVIRONMENT/.impart-requirements-$1"
+}
+
+refuse_environment() {  # core|full "missing packages"
+    echo "error: the environment $ENVIRONMENT lacks $2; install with: $(installing_command "$1")" >&2
+    exit 2
+}
+
+installing_command() {  # core|full -> a command line that can be pasted
+    local consent=
+    if [ "$ACTIVE" = yes ]; then consent="IMPART_INSTALL=yes "; fi
+    printf '%sbash %q %s' "$consent" "$ROOT/requirements/environment.sh" "$1"
+}
+
+missing_packages() {  # core|full -> the names that cannot be imported, "a, b", or nothing
+    (cd "$ROOT" && "$PYTHON" requirements/missing.py "$(requirements_of "$1")")
+}
 
 requirements_of() {  # core|full -> file
     if [ -n "${IMPART_REQUIREMENTS:-}" ]; then echo "$IMPART_REQUIREMENTS"
@@ -16,39 +104,25 @@ requirements_of() {  # core|full -> file
     else echo requirements-cpu.txt; fi
 }
 
-use_environment() {  # core|full
-    local folder=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
-    if [ -z "$folder" ]; then
-        folder=${IMPART_VENV:-$ROOT/.venv}
-        if [ ! -x "$folder/bin/python" ]; then
-            "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-                echo "error: Python 3.11 or newer is needed, not $("${PYTHON:-python3}" --version); set PYTHON" >&2
-                exit 2
-            }
-            echo "making an environment in $folder" >&2
-            "${PYTHON:-python3}" -m venv "$folder"
-        fi
-    fi
-    PYTHON=$folder/bin/python
-    local file kind stamp
+is_stamped() {  # core|full: a complete environment is recognised without starting Python; full has the core in it
+    local kind stamp
     for kind in core full; do
-        if [ "$kind" != "$1" ] && [ "$1" = full ]; then continue; fi
-        file=$(requirements_of "$kind")
-        stamp=$folder/.impart-requirements-$kind
-        if [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint_of "$file")" ]; then return; fi
+        if [ "$1" = full ] && [ "$kind" = core ]; then continue; fi
+        stamp=$ENVIRONMENT/.impart-requirements-$kind
+        if [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint_of "$(requirements_of "$kind")")" ]; then return 0; fi
     done
-    file=$(requirements_of "$1")
-    echo "installing $file into $folder (once; a minute for the core, several for everything)" >&2
-    (
-        cd "$ROOT"  # the paths in the requirements files are relative to here
-        if [ -n "${IMPART_TORCH_INDEX:-}" ]; then
-            "$PYTHON" -m pip install --quiet --index-url "$IMPART_TORCH_INDEX" "$(grep ^torch== requirements-core.txt)"
-        fi
-        "$PYTHON" -m pip install --quiet -r "$file"
-    )
-    fingerprint_of "$file" > "$folder/.impart-requirements-$1"
+    return 1
 }
 
 fingerprint_of() {  # requirements file -> one word for the state of all of them
     echo "$1 $(cat "$ROOT"/requirements*.txt "$ROOT"/requirements/constraints-cpu.txt | cksum | tr ' ' -)"
 }
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    set -euo pipefail
+    case ${1:-} in
+        core | full) use_environment "$1" ;;
+        *) echo "error: which requirements? usage: bash requirements/environment.sh core|full" >&2; exit 2 ;;
+    esac
+    echo "$PYTHON"
+fi

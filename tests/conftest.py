@@ -14,6 +14,10 @@ from checkpoints import llama_pair
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Scripts that a test starts run in the interpreter that runs the tests, and may not install anything into it.
+os.environ["VIRTUAL_ENV"] = sys.prefix
+os.environ.pop("IMPART_INSTALL", None)
+
 
 @dataclass(frozen=True)
 class Ended:

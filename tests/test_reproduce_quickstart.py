@@ -11,7 +11,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="would install into the system's Python")
 def test_quickstart_prints_a_table_and_reuses_what_is_there(tmp_path):
     checkout = tmp_path / "checkout"
     checkout.mkdir()

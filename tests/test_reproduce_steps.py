@@ -14,7 +14,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ["table1", "table3", "table4", "table5", "table6", "table7", "table8", "figure1", "figure4"]
-IN_ENVIRONMENT = pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="would install into the system's Python")
 
 
 def variables(runs: Path, **more: str) -> dict[str, str]:
@@ -53,7 +52,6 @@ def targets(done: subprocess.CompletedProcess, script: str) -> list[str]:
     ]
 
 
-@IN_ENVIRONMENT
 @pytest.mark.parametrize("name", TABLES)
 def test_every_script_plans_the_tiny_pair(name, tmp_path):
     done = planned(name, tmp_path, "--dry-run", PAIR="tiny")
@@ -68,7 +66,6 @@ def test_every_script_plans_the_tiny_pair(name, tmp_path):
         assert any(target in line for line in lines if "eval/tiny.py" in line), target
 
 
-@IN_ENVIRONMENT
 @pytest.mark.parametrize("name", TABLES)
 def test_every_script_plans_the_papers_pairs_and_says_what_is_missing(name, tmp_path):
     done = planned(name, tmp_path, "--dry-run")
@@ -79,13 +76,11 @@ def test_every_script_plans_the_papers_pairs_and_says_what_is_missing(name, tmp_
     assert ("llamacoder" in error) == (name == "table8")
 
 
-@IN_ENVIRONMENT
 def test_a_real_run_fails_early_too(tmp_path):
     done = planned("table3", tmp_path)
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ") and done.stdout == ""
 
 
-@IN_ENVIRONMENT
 def test_table_1_makes_each_row_by_its_yaml_and_the_svd_once(tmp_path):
     lines = commands(planned("table1", tmp_path, "--dry-run", "--pairs", "wizardmath_13b", "--seeds", "0 1"))
     assert sum("delta.py --svd" in line for line in lines) == 1
@@ -98,7 +93,6 @@ def test_table_1_makes_each_row_by_its_yaml_and_the_svd_once(tmp_path):
     assert len(evaluated) == 7 and all("eval/scripts/math.sh" in line for line in evaluated)
 
 
-@IN_ENVIRONMENT
 def test_tables_3_and_4_share_the_deltas_of_table_1(tmp_path):
     first, third, fourth = (
         targets(
@@ -112,7 +106,6 @@ def test_tables_3_and_4_share_the_deltas_of_table_1(tmp_path):
     assert len(fourth) == 6 and len(third) == 5
 
 
-@IN_ENVIRONMENT
 def test_a_quantized_row_is_sparsified_then_quantized_and_bitdelta_needs_no_sparse_delta(tmp_path):
     lines = commands(planned("table6", tmp_path, "--dry-run", "--pairs", "wizardmath_13b", "--seeds", "3"))
     assert [re.search(r"rows/(\w+).yaml", line).group(1) for line in lines if "sparsify_quant.py" in line] == [
@@ -125,7 +118,6 @@ def test_a_quantized_row_is_sparsified_then_quantized_and_bitdelta_needs_no_spar
     assert next(line for line in quantized if "bitdelta" in line).count("compression_ratio_qt=32") == 1
 
 
-@IN_ENVIRONMENT
 def test_merged_models_are_removed_after_their_evaluation_unless_kept(tmp_path):
     removed = [line for line in commands(planned("table8", tmp_path, "--dry-run", PAIR="tiny")) if "merge.py" in line]
     kept = [
@@ -135,7 +127,6 @@ def test_merged_models_are_removed_after_their_evaluation_unless_kept(tmp_path):
     assert all("&& rm -rf" in line for line in removed) and not any("rm -rf" in line for line in kept)
 
 
-@IN_ENVIRONMENT
 def test_the_grid_search_is_the_loop_it_says(tmp_path):
     done = planned(
         "grid_search", tmp_path, "--dry-run", "--pairs", "tiny/code", BETAS="0.6 0.7", CS="0.5 1", RATIOS="8 16"
@@ -147,7 +138,6 @@ def test_the_grid_search_is_the_loop_it_says(tmp_path):
     assert refused.returncode == 2 and refused.stderr.startswith("error: VALIDATION")
 
 
-@IN_ENVIRONMENT
 def test_the_grid_search_of_a_merge_has_the_papers_grid_and_masks_the_chosen_method(tmp_path):
     first = planned("grid_search_merge", tmp_path, "--dry-run", PAIR="tiny", MASKS="none")
     assert first.returncode == 0, first.stderr
@@ -168,7 +158,6 @@ def test_the_grid_search_of_a_merge_has_the_papers_grid_and_masks_the_chosen_met
     assert refused.returncode == 2 and refused.stderr.startswith("error: VALIDATION")
 
 
-@IN_ENVIRONMENT
 def test_table_2_prints_the_pairs(tmp_path):
     done = planned("table2", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -190,7 +179,6 @@ def test_two_scripts_do_not_work_on_one_pair_at_once(tmp_path):
     assert done.stderr.startswith("error: another script is at work in") and "RUNS" in done.stderr
 
 
-@IN_ENVIRONMENT
 def test_what_other_settings_made_is_not_taken_for_this_tables(tmp_path):
     arguments = ("table1", tmp_path, "--dry-run", "--pairs", "tiny/code", "--seeds", "0")
     pair = tmp_path / "tiny" / "code"
@@ -218,7 +206,6 @@ def test_all_runs_every_table(tmp_path):
     assert set(named) | {"table5", "table7"} == {"table2", *TABLES}  # figures 1 and 4 print Tables 5 and 7
 
 
-@IN_ENVIRONMENT
 @pytest.mark.slow
 def test_a_killed_table_continues_and_a_finished_one_does_nothing(tmp_path):
     command = ["bash", "reproduce/table1.sh", "--pairs", "tiny/code", "--seeds", "0", "--jobs", "1"]

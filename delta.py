@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
 from impart import processes
 from impart.architecture import is_attention, weight_type
 from impart.artifact import Delta, open_delta
@@ -27,6 +25,7 @@ from impart.checkpoint import open_checkpoint, refuse_existing
 from impart.compress import compress
 from impart.config import Parser, add_run_flags
 from impart.device import use_device
+from impart.dtypes import choices, parse_dtype, short_name
 from impart.encodings import empty
 from impart.encodings import svd as svd_encoding
 from impart.encodings.encoded import Encoded
@@ -36,7 +35,6 @@ from impart.reconstruct import write_model
 from impart.report import Report, start_logging, table
 from impart.sources import Origin, open_source
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MLP_RANK_FACTOR = 1.45  # the release's: mlp matrices of Llama-2 hold that much more than square ones of the same rank
 
 
@@ -66,12 +64,12 @@ def parse(arguments: Sequence[str]) -> Namespace:
         help="rank kept of attention matrices; mlp matrices keep 1.45 times that; "
         "both at most min(m, n), which is the default",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="of the stored factors (default fp16)")
+    parser.add_argument("--dtype", choices=choices(), default="fp16", help="of the stored factors (default fp16)")
     parser.add_argument("--save_path", "--save_pth", dest="save_path", help="folder that is written")
     parser.add_argument("--delta_path", "--delta_pth", dest="delta_path", help="folder of a delta")
     add_run_flags(parser)
     flags = parser.parse_intermixed_args(arguments)
-    flags.delta_path = flags.delta_path or flags.delta
+    flags.delta_path, flags.dtype = flags.delta_path or flags.delta, short_name(flags.dtype)
     needed = {
         "svd": ("base_model", "finetuned_model", "save_path"),
         "merge": ("delta_path", "save_path"),
@@ -102,10 +100,10 @@ class Svd(Method):
 
     def encode(self, matrix: Matrix, seed: int) -> Encoded:
         triplets = matrix.triplets(self.rank(matrix.name, *matrix.shape))
-        return empty.write(matrix.shape) if triplets is None else svd_encoding.write(*triplets, DTYPES[self.dtype])
+        return empty.write(matrix.shape) if triplets is None else svd_encoding.write(*triplets, parse_dtype(self.dtype))
 
     def expected_bytes(self, shapes: Mapping[str, tuple[int, int]]) -> int:
-        itemsize = DTYPES[self.dtype].itemsize
+        itemsize = parse_dtype(self.dtype).itemsize
         return sum(((m + n) * itemsize + 4) * self.rank(name, m, n) for name, (m, n) in shapes.items())
 
 

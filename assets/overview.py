@@ -25,8 +25,8 @@ from impart.config import Parser
 from impart.encodings.masked import factor_masks
 from impart.errors import run
 from impart.method import DenseMatrix
-from sparsify.allocation import sparsity_ratios, uv_sparsity
 from sparsify.allocation import preprune_ratio as preprune
+from sparsify.allocation import sparsity_ratios, uv_sparsity
 from sparsify.methods.impart import ImPart
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,6 +28,7 @@ from eval.scoring.judge import Judge, check_judge
 from eval.scoring.winrate import LENGTH_CONTROLLED, PLAIN, Comparison, chosen_metric, is_official
 from impart.config import Parser
 from impart.errors import InputError, run
+from impart.hub import fetch_file
 
 SOURCE = Source(
     "alpacaeval",
@@ -65,16 +66,13 @@ def reference_answers(options: Options) -> tuple[Items, bool]:
 
 
 def _from_hub() -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:  # load_dataset cannot: the data set is a script, which its newer versions do not run
-        return Path(hf_hub_download(SOURCE.hub[0], SOURCE.hub_file, repo_type="dataset"))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise InputError(
-            f"AlpacaEval's reference answers cannot be fetched from the hub ({type(error).__name__}); give "
-            f"--data FILE, or set IMPART_DATA to a folder with {SOURCE.file}"
-        ) from error
+    return fetch_file(  # load_dataset cannot read it: the data set is a script, which its newer versions do not run
+        SOURCE.hub[0],
+        SOURCE.hub_file,
+        kind="dataset",
+        what="AlpacaEval's reference answers",
+        remedy=f"give --data FILE, or set IMPART_DATA to a folder with {SOURCE.file}",
+    )
 
 
 def alpacaeval(options: Options, judge: Judge, metric: str, gamed: Path | None) -> Benchmark:

@@ -24,11 +24,12 @@ if not __package__:  # run as `python eval/mbpp.py`: import from the repository 
 
 from eval.engine.models import ModelSource
 from eval.run.benchmark import Benchmark, print_result, run_benchmark
-from eval.run.data import Items, Source, load_items, read_records
+from eval.run.data import Items, Source, load_items
 from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, only_one_scoring, read_options
-from eval.run.prompts import tokenizer_of
 from impart.errors import InputError, run
+from impart.records import read_records
+from impart.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ def chat_tokenizer(options: Options) -> Any | None:
         )
     if options.chat_template == "none" or options.model is None:
         return None
-    tokenizer = tokenizer_of(ModelSource(options.model, options.base_model).tokenizer_folder)
+    tokenizer = load_tokenizer(ModelSource(options.model, options.base_model).tokenizer_folder)
     return tokenizer if tokenizer.chat_template else None
 
 

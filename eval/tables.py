@@ -14,7 +14,6 @@ the folders. --cells, which the scripts of reproduce/ use, prints a table in the
 
 import csv
 import io
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +37,7 @@ from eval.run.results import read_result
 from impart.config import Parser
 from impart.errors import InputError, run
 from impart.files import write_atomically
+from impart.records import read_records
 
 RATIO_KEYS = ("compression_ratio_qt", "compression_ratio")
 
@@ -250,8 +250,7 @@ def _scored(file: Path, result: Mapping) -> Scored:
     rest = tuple(
         sorted((key, str(value)) for key, value in settings.items() if key not in RATIO_KEYS and value is not None)
     )
-    with (file.parent / result["samples"]).open() as stream:
-        correct = tuple(float(json.loads(line)["correct"]) for line in stream)
+    correct = tuple(float(sample["correct"]) for _, sample in read_records(file.parent / result["samples"]))
     method = delta.get("method")
     if delta.get("kind") == "quantized" and f"{method}_qt" in METHOD_NAMES:
         method = f"{method}_qt"

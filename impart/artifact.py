@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from impart.checkpoint import DTYPES, Checkpoint
+from impart.checkpoint import Checkpoint
+from impart.dtypes import DTYPES
 from impart.encodings.encoded import Encoded, Triplets, encoding_of
 from impart.errors import InputError
 from impart.files import sha256_of

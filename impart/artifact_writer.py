@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from impart import processes
 from impart.architecture import layer_of
 from impart.artifact import COMPANIONS, FORMAT, MANIFEST, VERSION, Delta, open_delta
-from impart.checkpoint import DTYPE_CODES, Checkpoint, refuse_existing
+from impart.checkpoint import Checkpoint, refuse_existing
+from impart.dtypes import DTYPE_CODES
 from impart.encodings.encoded import Encoded
 from impart.errors import InputError
 from impart.files import free_space, give_default_mode, replace_folder, sha256_of, sync_file, write_atomically

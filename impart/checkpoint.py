@@ -17,10 +17,11 @@ import torch
 from safetensors import safe_open
 
 from impart.architecture import BUFFERS, HEAD, linear_names
+from impart.dtypes import DTYPE_CODES
 from impart.errors import InputError
 from impart.files import free_space, replace_folder, sync_file
-from impart.weight_files import DTYPE_CODES, TensorSpec, file_specs, load_bin, read_json, weight_files
-from impart.weight_files import DTYPES as DTYPES  # for those who read and write checkpoints
+from impart.hub import fetch_model, is_hub_id
+from impart.weight_files import TensorSpec, file_specs, load_bin, read_json, weight_files
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 PIECE_BYTES = 1 << 23  # of a tensor that is read or looked through
@@ -149,9 +150,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         return Checkpoint(path, text)
     if path.exists():
         raise InputError(f"{text!r} is a file; name the model folder that holds it, or a hub id")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
+    if not is_hub_id(text):
         raise InputError(f"model {text!r}: no such folder, and not a hub id of the form owner/name")
-    return Checkpoint(_download(text), text)
+    return Checkpoint(fetch_model(text), text)
 
 
 class CheckpointWriter:
@@ -261,24 +262,3 @@ def _shards(plan: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpe
 
 def _natural(name: str) -> list:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-
-
-def _download(repo: str) -> Path:
-    """The hub's snapshot in the local cache: safetensors if it has them, else .bin; from the cache alone if offline."""
-    from huggingface_hub import HfApi, snapshot_download  # kept out of start-up: folders do not need it
-
-    ignore, files, reason = ["*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*", "consolidated*"], [], None
-    try:
-        files = HfApi().list_repo_files(repo)
-    except Exception as error:  # no network, offline, unknown, gated: a type each, some of them the HTTP client's own
-        reason = error
-    if any(file.endswith(".safetensors") for file in files):
-        ignore.append("*.bin")
-    try:
-        return Path(snapshot_download(repo, ignore_patterns=ignore, local_files_only=not files))
-    except Exception as error:
-        said = (str(reason or error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"model {repo!r}: no such folder here, and the hub did not give it ({said}); check the "
-            "name, the network and `hf auth login` for gated models, or name a local folder"
-        ) from error

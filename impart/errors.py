@@ -9,6 +9,12 @@ class InputError(ValueError):
     """The user's input is wrong. The message is one line: what, the value, the rule, the remedy."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Kind and first line of an error's message, at most 300 characters, for the brackets of an InputError."""
+    lines = str(error).strip().split("\n")
+    return (f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__)[:300]
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a script's `main(arguments)` and turns InputError into exit code 2; `--debug` shows the traceback."""
     arguments = sys.argv[1:]

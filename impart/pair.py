@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impart import dtypes
 from impart.config import load, option
 from impart.errors import InputError
 
@@ -17,7 +18,9 @@ class Pair:
     name: str = option(help="what the pair is called in tables")
     base_model: str = option(help="base model: folder or hub id", aliases=("ptm_pth",))
     ftm_dir: str | None = option(None, help="fine-tuned model: folder or hub id")
-    eval_dtype: str = option("auto", help="of the evaluation: fp16, bf16, fp32, or auto: the checkpoint's own")
+    eval_dtype: str = option(
+        "auto", help="of the evaluation; auto: the checkpoint's own", choices=dtypes.choices("auto")
+    )
     template: str = option(
         "auto", help="of AlpacaEval: llama2, llama3, mistral, openchat, or auto: the tokenizer's own"
     )

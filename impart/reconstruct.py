@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from impart.artifact import Delta
-from impart.checkpoint import DTYPES, Checkpoint, CheckpointWriter, TensorSpec
+from impart.checkpoint import Checkpoint, CheckpointWriter, TensorSpec
+from impart.dtypes import DTYPES
 from impart.report import progress
 
 
@@ -32,16 +33,17 @@ def reconstructed(
     matrices, extras = set(delta.names()), set(delta.extras())
     for spec in progress(planned_tensors(delta, base, finetuned), what="rebuilding the model", unit="tensor"):
         if spec.name in matrices:
-            yield spec.name, _rebuilt(delta, base, spec, device)
+            dW = delta.reconstruct(spec.name, device=device)
+            yield spec.name, rebuilt_weight(base, spec.name, dW, spec.dtype).cpu()
         elif finetuned is not None:
             yield spec.name, finetuned.tensor(spec.name)
         else:
             yield spec.name, delta.extra(spec.name) if spec.name in extras else base.tensor(spec.name)
 
 
-def _rebuilt(delta: Delta, base: Checkpoint, spec: TensorSpec, device: torch.device | str) -> torch.Tensor:
-    weight = base.tensor(spec.name).to(device).float()
-    return weight.add_(delta.reconstruct(spec.name, device=device)).to(spec.dtype).cpu()
+def rebuilt_weight(base: Checkpoint, name: str, dW: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The base's weight + dW (m, n), added in fp32 and rounded once, to `dtype`; on the device of dW."""
+    return base.tensor(name).to(dW.device).float().add_(dW).to(dtype)
 
 
 def write_model(

@@ -8,24 +8,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from impart.errors import InputError
-
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "U16": torch.uint16,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+from impart.dtypes import DTYPES
+from impart.errors import InputError, reason_of
 
 
 @dataclass(frozen=True)
@@ -108,9 +92,8 @@ def load_bin(file: Path) -> dict[str, torch.Tensor]:
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{file} is damaged, truncated or not a plain file of weights ({reason}); fetch it again"
+            f"{file} is damaged, truncated or not a plain file of weights ({reason_of(error)}); fetch it again"
         ) from error
     if not isinstance(weights, dict):
         raise InputError(f"{file} holds a {type(weights).__name__} instead of named tensors; is it a model's weights?")

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from impart.architecture import linear_names
 from impart.artifact import Delta, is_delta, open_delta
-from impart.checkpoint import DTYPES, Checkpoint, open_checkpoint, tensor_bytes
+from impart.checkpoint import Checkpoint, open_checkpoint, tensor_bytes
+from impart.dtypes import DTYPES
 from impart.errors import InputError
 from impart.weight_files import load_bin
 from merge.settings import ModelEntry

@@ -5,10 +5,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from impart.architecture import is_vocabulary
 from impart.checkpoint import TensorSpec
+from impart.dtypes import long_name, parse_dtype
 from impart.errors import InputError
 from merge.models import HEAD, CheckpointModel, DeltaModel
 from merge.settings import Config
@@ -59,7 +58,7 @@ def planned(config: Config, base: CheckpointModel, models: Models, alignment: Al
                 f"{name} is stored as {dtype}, with scales that merging would ignore; give 16-bit checkpoints"
             )
         if config.dtype != "auto" and dtype.is_floating_point:
-            dtype = getattr(torch, config.dtype)
+            dtype = parse_dtype(config.dtype)
         plan.append(TensorSpec(name, shape, dtype))
     return plan
 
@@ -74,7 +73,7 @@ def write_config(
     if rows is not None and "vocab_size" in settings:
         settings["vocab_size"] = rows
     dtype = next((spec.dtype for spec in plan if len(spec.shape) == 2 and not is_vocabulary(spec.name)), plan[0].dtype)
-    settings["dtype" if "dtype" in settings else "torch_dtype"] = str(dtype).removeprefix("torch.")
+    settings["dtype" if "dtype" in settings else "torch_dtype"] = long_name(dtype)
     tied = all(party.tied for party in parties.values())
     if bool(settings.get("tie_word_embeddings")) != tied:
         settings["tie_word_embeddings"] = tied

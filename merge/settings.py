@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from impart import dtypes
 from impart.config import Layer, check_keys, describe, fill, keys_of, load, option, read_layers
 from impart.errors import InputError
 from impart.pair import Pair
@@ -46,7 +47,7 @@ class Config:
     dtype: str = option(
         "auto",
         help="of the merged weights; auto: the models' own, the base's where they differ",
-        choices=("auto", "float32", "float16", "bfloat16"),
+        choices=dtypes.choices("auto"),
     )
     tokenizer: str = option(
         "base",
@@ -102,7 +103,8 @@ def load_config(
         if len(parts) != 3 or not value:
             raise InputError(f"override {text!r} is not of the form models.NAME.KEY=value")
         models.setdefault(parts[1], {})[parts[2]] = load(_One, None, [f"value={value}"]).value
-    return replace(config, models=models, mask_keys={**mask_keys, **config.mask_keys})
+    dtype = dtypes.long_name(config.dtype)
+    return replace(config, models=models, mask_keys={**mask_keys, **config.mask_keys}, dtype=dtype)
 
 
 def resolve(config: Config) -> tuple[Method, list[ModelEntry]]:

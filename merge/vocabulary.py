@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from impart.errors import InputError
+from impart.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def merge_vocabularies(
 def read_vocabulary(companions: Sequence[Path], rows: int, owner: str) -> Vocabulary:
     """The tokens of the tokenizer among a model's small files."""
     folders = [file.parent for file in companions if file.name in TOKENIZER_FILES]
-    return Vocabulary(dict(_load_tokenizer(folders[0], owner).get_vocab()) if folders else None, rows)
+    return Vocabulary(dict(load_tokenizer(folders[0], owner).get_vocab()) if folders else None, rows)
 
 
 def tokenizer_digest(companions: Sequence[Path]) -> str:
@@ -167,7 +168,7 @@ def write_tokenizer(
     A token keeps the properties (special, stripping, normalisation) that it has in the first model, by name, to know
     it as an added token.
     """
-    loaded = {name: _load_tokenizer(files[0].parent, name) for name, files in _tokenizer_files(small).items()}
+    loaded = {name: load_tokenizer(files[0].parent, name) for name, files in _tokenizer_files(small).items()}
     tokenizer, properties = loaded[origin], {}
     for name in sorted(loaded):
         for token in loaded[name].added_tokens_decoder.values():
@@ -185,7 +186,7 @@ def write_tokenizer(
         tokenizer.add_tokens([known], special_tokens=getattr(known, "special", False))
     tokenizer.save_pretrained(folder)
     ids = tokenizer.get_vocab()
-    saved = _load_tokenizer(folder, str(folder)).get_vocab()
+    saved = load_tokenizer(folder).get_vocab()
     wrong = [token for token in added if token not in ids or saved.get(token) != ids[token]]
     if wrong:
         raise InputError(
@@ -220,18 +221,3 @@ def _row_map(keys: Sequence[str | int], vocabulary: Vocabulary) -> Tensor | None
         elif key < vocabulary.rows and key not in named:
             places[row] = key
     return None if len(keys) == vocabulary.rows and torch.equal(places, torch.arange(len(keys))) else places
-
-
-def _load_tokenizer(folder: Path, owner: str):
-    from transformers import AutoTokenizer  # kept out of start-up: most merges need no tokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # its many tokenizer classes raise as many kinds of errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        remedy = (
-            "fetch it again"
-            if (folder / "tokenizer.json").is_file()
-            else "without a tokenizer.json it needs the packages sentencepiece and protobuf, in versions that fit each other"
-        )
-        raise InputError(f"the tokenizer of {owner!r} in {folder} cannot be loaded ({reason}); {remedy}") from error

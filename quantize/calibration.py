@@ -7,9 +7,8 @@ a file      .txt, or .jsonl / .json with a text field per line or item; also wik
 """
 
 import hashlib
-import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +16,9 @@ from torch import Tensor
 
 from impart.checkpoint import Checkpoint
 from impart.errors import InputError
+from impart.hub import load_rows
+from impart.records import read_records, read_text
+from impart.tokenizer import load_tokenizer
 from quantize.settings import Config
 
 SPARE = 8  # a local text is tokenized up to this many times the tokens that are needed
@@ -45,14 +47,7 @@ def model_tokens(dataset: str, config: Config, finetuned: Checkpoint) -> Tensor:
         raise InputError(
             f"seqlen={config.seqlen} is more than the {positions} positions of {finetuned.source!r}; lower it"
         )
-    from transformers import AutoTokenizer  # slow to import; the other functions do without it
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(finetuned.path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{finetuned.source!r} has no tokenizer that transformers can read ({str(error).splitlines()[0]})"
-        ) from error
+    tokenizer = load_tokenizer(finetuned.path, finetuned.source)
     sequences = calibration_sequences(
         dataset,
         lambda text: tokenizer(text, verbose=False)["input_ids"],
@@ -83,25 +78,16 @@ def documents_of(source: str, text_field: str = "text") -> Sequence[str]:
     if not path.is_file():
         raise InputError(f"calibration text {source!r} is neither a file nor one of {', '.join(HUB)}")
     if path.suffix == ".txt":
-        return [path.read_text(encoding="utf-8")]
-    if path.suffix == ".jsonl":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        items = [
-            (f"line {number}", _parsed(line, path, number)) for number, line in enumerate(lines, 1) if line.strip()
-        ]
-    elif path.suffix == ".json":
-        content = _parsed(path.read_text(encoding="utf-8"), path, 1)
-        if not isinstance(content, list):
-            raise InputError(f"{path} must be a JSON list of objects with a field {text_field!r}")
-        items = [(f"item {number}", item) for number, item in enumerate(content, 1)]
-    else:
+        return [read_text(path, "save it as UTF-8 text")]
+    if path.suffix not in (".jsonl", ".json"):
         raise InputError(f"calibration file {str(path)!r} must end in .txt, .jsonl or .json")
-    for place, item in items:
-        if not isinstance(item, dict) or not isinstance(item.get(text_field), str):
+    records = read_records(path)
+    for place, record in records:
+        if not isinstance(record.get(text_field), str):
             raise InputError(
-                f"{place} of {path} has no text in a field {text_field!r}; name the field by text_field=..."
+                f"{path}, {place}: there is no text in a field {text_field!r}; name the field by text_field=..."
             )
-    return [item[text_field] for _, item in items]
+    return [record[text_field] for _, record in records]
 
 
 def windows_of_documents(
@@ -147,22 +133,13 @@ def windows_of_text(
 
 
 def _hub_documents(source: str) -> Sequence[str]:
-    from datasets import load_dataset  # slow to import, and needed for hub data only
-
     repository, options = HUB[source]
-    try:
-        rows: Iterable[dict] = load_dataset(repository, split="train", **options)
-    except Exception as error:  # offline, a moved data set, a full disk: many kinds, one remedy
-        raise InputError(
-            f"calibration text {source!r}: the hub did not give {repository} ({str(error).splitlines()[0]}); "
-            "check the network, or name a local .txt or .jsonl file instead"
-        ) from error
+    rows = load_rows(
+        repository,
+        split="train",
+        what=f"calibration text {source!r}",
+        remedy="name a local .txt or .jsonl file instead",
+        **options,
+    )
     texts = rows["text"]
     return texts if source == "c4" else ["".join(texts)]
-
-
-def _parsed(text: str, path: Path, line: int):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} line {line} is not valid JSON: {error}") from error

@@ -19,6 +19,7 @@ from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter, Shard
 from impart.checkpoint import Checkpoint
 from impart.encodings.encoded import Encoded
+from impart.reconstruct import rebuilt_weight
 from impart.report import progress
 from quantize.activations import Activations
 from quantize.matrix import Rule, named_inverse, quantize_matrix
@@ -41,9 +42,9 @@ class Weights:
         return self.delta.stored(name, self._device)
 
     def with_delta(self, name: str, encoded: Encoded) -> Tensor:
-        """base + dW, rounded to the checkpoint's dtype as delta.py --merge does it."""
+        """base + dW in the checkpoint's dtype, the weight that delta.py --merge will write."""
         dW = encoded.to(self._device).dense(name).to(self._device)
-        return self._base.tensor(name).to(self._device).float().add_(dW).to(self.delta.dtype(name))
+        return rebuilt_weight(self._base, name, dW, self.delta.dtype(name))
 
 
 def quantize_layers(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from impart.checkpoint import Checkpoint
-from impart.errors import InputError
+from impart.errors import InputError, reason_of
 
 Call = tuple[tuple, dict]  # the arguments of one layer besides its input
 
@@ -33,7 +33,7 @@ class StreamedDecoder:
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         except (ValueError, OSError) as error:
             raise InputError(
-                f"transformers cannot build {checkpoint.source!r} ({str(error).splitlines()[0]}); calibration "
+                f"transformers cannot build {checkpoint.source!r} ({reason_of(error)}); calibration "
                 "runs the model's own code and needs an architecture that this transformers has"
             ) from error
         trunk, _, attribute = layers_prefix.rpartition(".")

@@ -23,6 +23,7 @@ import yaml
 
 from impart.config import Parser
 from impart.errors import InputError, run
+from impart.hub import availability, is_hub_id
 
 CONFIGS = Path("configs")
 START = 3.0  # seconds until a script has imported what it needs
@@ -194,7 +195,7 @@ def problems(steps: Sequence[Step]) -> list[str]:
         models = (settings.get(key) for key in ("base_model", "ftm_dir", "math_pth", "code_pth", "chat_pth"))
         found += [problem for model in models if model and (problem := model_problem(model))]
         if any(step.pair == pair and step.stage == "quantize" for step in steps) and settings["calibration"] == "c4":
-            found.append(hub_problem("allenai/c4", "dataset", "calibration data"))
+            found.append(availability("allenai/c4", "dataset", "calibration data"))
     names = {name for step in steps if step.stage in ("evaluate", "merge") for name in step.detail.split()}
     held_out = any("--data " in step.command for step in steps)
     found += [data_problem(name) for name in sorted(names & set(BENCHMARKS)) if not held_out]
@@ -207,9 +208,9 @@ def model_problem(model: str) -> str | None:
     """Why a model cannot be had; None when it can."""
     if (Path(model).expanduser() / "config.json").is_file():
         return None
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if not is_hub_id(model):
         return f"model {model!r} is no folder with a config.json"
-    return hub_problem(model, "model", "model")
+    return availability(model, "model", "model")
 
 
 def data_problem(benchmark: str) -> str | None:
@@ -218,24 +219,7 @@ def data_problem(benchmark: str) -> str | None:
     folder = os.environ.get("IMPART_DATA")
     if file is None or (folder and (Path(folder) / file).is_file()):
         return None
-    return hub_problem(repository, "dataset", f"data of {benchmark} ({file} in IMPART_DATA)")
-
-
-def hub_problem(repository: str, kind: str, what: str) -> str | None:
-    """Why something is neither in the local cache nor on the hub; None when it is."""
-    from huggingface_hub import HfApi, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        if any((one.repo_id, one.repo_type) == (repository, kind) for one in scan_cache_dir().repos):
-            return None
-    except CacheNotFound:
-        pass
-    try:
-        HfApi().repo_info(repository, repo_type=kind, timeout=10)
-    except Exception as error:  # offline, gated, moved: many kinds, and each means that it cannot be had now
-        return f"{what}: {repository} is not in the local cache, and the hub does not give it ({type(error).__name__})"
-    return None
+    return availability(repository, "dataset", f"data of {benchmark} ({file} in IMPART_DATA)")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python reproduce/model_size.py meta-llama/Llama-2-13b-hf
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ if not __package__:  # run as `python reproduce/model_size.py`: import from the 
 
 from impart.config import Parser
 from impart.errors import InputError, run
+from impart.hub import fetch_file, is_hub_id
+from impart.weight_files import read_json
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,15 +30,10 @@ def main(arguments: Sequence[str]) -> None:
 def read_config(model: str) -> dict:
     file = Path(model).expanduser() / "config.json"
     if not file.is_file():
-        from huggingface_hub import hf_hub_download
-
-        try:
-            file = Path(hf_hub_download(model, "config.json"))
-        except Exception as error:  # offline, gated, no such model: the remedy is the same
-            raise InputError(
-                f"{model!r} is no folder with a config.json, and the hub does not give one ({type(error).__name__})"
-            ) from error
-    config = json.loads(file.read_text())
+        if not is_hub_id(model):
+            raise InputError(f"{model!r} is no folder with a config.json, and not a hub id of the form owner/name")
+        file = fetch_file(model, "config.json", what=f"size of {model!r}", remedy="name a local folder")
+    config = read_json(file, f"model {model!r}")
     missing = [
         key for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size") if key not in config
     ]

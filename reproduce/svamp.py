@@ -15,8 +15,9 @@ if not __package__:  # run as `python reproduce/svamp.py`: import from the repos
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from impart.config import Parser
-from impart.errors import InputError, run
+from impart.errors import InputError, reason_of, run
 from impart.files import write_atomically
+from impart.records import read_records
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -24,12 +25,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("source", type=Path, help="SVAMP.json")
     parser.add_argument("target", type=Path, help="the .jsonl that is written")
     flags = parser.parse_args(arguments)
-    try:
-        items = [converted(item) for item in json.loads(flags.source.read_text())]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{flags.source} is not SVAMP's JSON array of Body, Question and Answer ({error!r})"
-        ) from error
+    items = []
+    for place, item in read_records(flags.source):
+        try:
+            items.append(converted(item))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{flags.source}, {place}: not SVAMP's Body, Question and Answer ({reason_of(error)})"
+            ) from error
     write_atomically(flags.target, "".join(json.dumps(item) + "\n" for item in items).encode())
     print(f"{flags.target}: {len(items)} items")
 

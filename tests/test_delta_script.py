@@ -18,6 +18,7 @@ import delta
 from impart.architecture import linear_names
 from impart.artifact import open_delta
 from impart.checkpoint import open_checkpoint
+from impart.dtypes import parse_dtype, short_name
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE = ("--threads", "1")
@@ -145,17 +146,18 @@ def test_a_truncated_svd_is_the_leading_part_of_the_whole(pair, svd_delta, tmp_p
         assert torch.allclose(part.reconstruct(name), (U[:, :r] * s[:r]) @ V[:, :r].T, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("fp16", 2e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize("dtype, tolerance", [("fp16", 2e-3), ("bf16", 2e-2), ("bfloat16", 2e-2)])
 def test_factors_are_stored_in_the_dtype_that_is_asked_for(pair, svd_delta, tmp_path, called, dtype, tolerance):
     svd(called, pair, tmp_path / "d", "--dtype", dtype)
     found, exact = open_delta(tmp_path / "d"), open_delta(svd_delta)
     for name in found.names():
         stored = found.stored(name)
-        assert stored.tensors["U"].dtype == stored.tensors["V"].dtype == delta.DTYPES[dtype]
+        assert stored.tensors["U"].dtype == stored.tensors["V"].dtype == parse_dtype(dtype)
         assert stored.tensors["s"].dtype == torch.float32
         dW = exact.reconstruct(name)
         assert float((found.reconstruct(name) - dW).norm() / dW.norm()) < tolerance
     assert found.sizes().linear < exact.sizes().linear * 0.6
+    assert found.manifest["settings"]["dtype"] == short_name(dtype)  # one spelling, whichever was given
 
 
 def test_the_same_command_twice_gives_the_same_bytes(pair, svd_delta, tmp_path, called):
@@ -470,7 +472,7 @@ def test_help_shows_the_commands_and_flags(called):
         "--finetuned_model",
         "--save_pth",
         "--delta_pth",
-        "{fp16,bf16,fp32}",
+        "{fp16,bf16,fp32,float16,bfloat16,float32}",
         "--overwrite",
     ):
         assert words in ended.out

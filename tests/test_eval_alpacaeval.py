@@ -209,14 +209,10 @@ def test_the_metric_that_can_be_computed(tmp_path, monkeypatch):
     assert winrate.chosen_metric("auto", False, gamed) == PLAIN
     with pytest.raises(InputError, match="805 official instructions by position"):
         winrate.chosen_metric(LENGTH_CONTROLLED, False, gamed)
-    import huggingface_hub
-
-    def offline(**_):
-        raise FileNotFoundError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert winrate.chosen_metric("auto", True, None) == PLAIN
-    with pytest.raises(InputError, match="df_gamed.csv .* cannot be fetched.*--df_gamed FILE"):
+    with pytest.raises(InputError, match="the hub does not give tatsu-lab/alpaca_eval/df_gamed.csv .*--df_gamed FILE"):
         winrate.chosen_metric(LENGTH_CONTROLLED, True, None)
 
 

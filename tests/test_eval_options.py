@@ -31,6 +31,7 @@ def test_flags_may_stand_anywhere(arguments):
 
 
 def test_both_spellings():
+    assert options("m", "bfloat16") == options("m", "bf16") and options("m", "float32").dtype == "fp32"
     assert options("m", "--results_dir", "x", "--chat_template", "none", "--max_model_len", "9") == options(
         "m", "--results-dir", "x", "--chat-template", "none", "--max-model-len", "9"
     )

@@ -10,7 +10,8 @@ import delta
 from impart.artifact import open_delta
 from impart.checkpoint import open_checkpoint
 from impart.errors import InputError
-from impart.reconstruct import planned_tensors, reconstructed, write_model
+from impart.reconstruct import planned_tensors, rebuilt_weight, reconstructed, write_model
+from quantize.driver import Weights
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +95,14 @@ def test_the_wrong_models_are_refused_before_anything_is_written(opened, tmp_pat
     write_model(artifact, base, tmp_path / "out")
     with pytest.raises(InputError, match="exists"):
         write_model(artifact, base, tmp_path / "out", finetuned=tuned)
+
+
+def test_calibration_sees_the_weights_that_are_rebuilt(opened):
+    """Both round base + dW in one function, so the quantized model is calibrated on the bits that it will have."""
+    found, base, tuned = opened
+    weights = Weights(base, tuned, found, torch.device("cpu"))
+    rebuilt = dict(reconstructed(found, base))
+    for name in found.names():
+        seen = weights.with_delta(name, found.stored(name))
+        assert seen.dtype == rebuilt[name].dtype == torch.bfloat16 and torch.equal(seen, rebuilt[name])
+        assert torch.equal(seen, rebuilt_weight(base, name, found.reconstruct(name), torch.bfloat16))

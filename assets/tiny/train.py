@@ -26,7 +26,7 @@ if not __package__:  # run as `python assets/tiny/train.py`: import from the rep
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from assets.tiny.circuit import start_with_copy_heads
@@ -35,6 +35,8 @@ from assets.tiny.tasks import SKILLS, draw, held_out, jsonl
 from eval.scoring.tiny import SCORERS
 from impart.config import Parser
 from impart.errors import InputError, run
+from impart.records import read_records
+from impart.tokenizer import load_tokenizer
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 MAX_NEW_TOKENS = 96
@@ -192,7 +194,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), load_tokenizer(folder)
 
 
 @torch.inference_mode()
@@ -206,7 +208,7 @@ def complete(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt
 
 def accuracy(folder: Path, skill: str, data: Path) -> float:
     """Percent of the records of a data file that the shipped (bf16) weights answer."""
-    records = [json.loads(line) for line in data.read_text().splitlines()]
+    records = [record for _, record in read_records(data)]
     completions = complete(*load(folder), [record["prompt"] for record in records])
     return 100 * sum(verdict.correct for verdict in SCORERS[skill](records, completions)) / len(records)
 

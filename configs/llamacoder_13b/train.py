@@ -27,13 +27,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from impart.checkpoint import refuse_existing
+from impart.checkpoint import open_checkpoint, refuse_existing
 from impart.config import config_parser, load, option
 from impart.errors import InputError, run
 from impart.files import replace_folder
+from impart.hub import is_hub_id, load_rows
+from impart.records import read_records
 from impart.report import start_logging
+from impart.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +70,13 @@ def main(arguments: Sequence[str]) -> None:
     start_logging()
     refuse_existing(Path(config.save_dir), flags.overwrite)
     pairs = [pair for source in config.data for pair in read_pairs(source)]
+    base = open_checkpoint(config.base_model)
     accelerator = Accelerator(cpu=flags.device == "cpu")
     if config.batch % accelerator.num_processes:
         raise InputError(f"batch={config.batch} does not divide over {accelerator.num_processes} processes")
     torch.manual_seed(config.seed)
-    tokenizer = AutoTokenizer.from_pretrained(config.base_model)
-    model = AutoModelForCausalLM.from_pretrained(config.base_model, dtype=torch.float32)
+    tokenizer = load_tokenizer(base.path, base.source)
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
     items = [item for pair in pairs if (item := tokenized(*pair, tokenizer, config)) is not None]
     model, losses = train(model, items, config, accelerator)
     save(model, losses, config, tokenizer, accelerator)
@@ -80,19 +84,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def read_pairs(source: str) -> list[tuple[str, str]]:
     """(instruction, answer) of every item of a .jsonl file or of a hub data set."""
+    remedy = "name a .jsonl file with problem and solution"
     if Path(source).is_file():
-        lines = Path(source).read_text(encoding="utf-8").split("\n")
-        records: Sequence[Mapping] = [json.loads(line) for line in lines if line.strip()]
+        records: Sequence[Mapping] = [record for _, record in read_records(Path(source))]
+    elif is_hub_id(source):
+        records = load_rows(source, split="train", what=f"data {source!r}", remedy=remedy)
     else:
-        from datasets import load_dataset  # only the hub needs it
-
-        try:
-            records = load_dataset(source, split="train")
-        except Exception as error:  # offline, no such data set: the remedy is the same
-            raise InputError(
-                f"data {source!r} is no file, and the hub does not give it ({type(error).__name__}); name a "
-                ".jsonl file with problem and solution"
-            ) from error
+        raise InputError(f"data {source!r} is neither a file nor a hub id of the form owner/name; {remedy}")
     fields = next((fields for fields in FIELDS if records and all(name in records[0] for name in fields)), None)
     if fields is None:
         raise InputError(f"data {source!r} has none of the field pairs {', '.join(map(' and '.join, FIELDS))}")

@@ -16,8 +16,8 @@ from eval.engine.completion import Backend, Completion
 from eval.engine.memory import cache_bytes, free_memory, refuse_for_hf, weight_bytes
 from eval.engine.settings import EngineSettings, longest_sequence, positions_of
 from eval.engine.vllm_model import VllmModel, tensor_parallel, vllm_problem
-from eval.run.prompts import one_line, tokenizer_of
-from impart.errors import InputError
+from impart.errors import InputError, reason_of
+from impart.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Engine:
     def __init__(self, model: str | Path, settings: EngineSettings, weights: Callable[[], Path] | None = None):
         self.settings, self.weights = settings, weights or (lambda: Path(model))
         self.backend = chosen_backend(settings.backend)
-        self.config, self.tokenizer = _config_of(model), tokenizer_of(model)
+        self.config, self.tokenizer = _config_of(model), load_tokenizer(model)
         self.max_model_len = longest_sequence(self.config, settings.max_model_len)
         self._loaded: Backend | None = None
 
@@ -115,4 +115,4 @@ def _config_of(folder: str | Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:  # as with the tokenizer
-        raise InputError(f"model {str(folder)!r}: its config cannot be loaded ({one_line(error)})") from error
+        raise InputError(f"model {str(folder)!r}: its config cannot be loaded ({reason_of(error)})") from error

@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteri
 from transformers.utils import logging as transformers_logging
 
 from eval.engine.completion import Completion
+from impart.dtypes import long_name
 from impart.errors import InputError
 
-DTYPES = {"auto": "auto", "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 CONTEXT = 6  # prompt tokens decoded together with an answer, so that its first space is kept
 
 
@@ -19,7 +19,7 @@ class HfModel:
     def __init__(self, path: str, tokenizer, *, dtype: str, max_model_len: int, batch_size: int):
         transformers_logging.disable_progress_bar()  # one bar per model would bury the results
         placement = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {}
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placement).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=long_name(dtype), **placement).eval()
         if torch.cuda.device_count() == 1:
             self.model.to("cuda")
         self.tokenizer, self.max_model_len, self.batch_size = tokenizer, max_model_len, batch_size

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from impart.checkpoint import open_checkpoint
+from impart.dtypes import parse_dtype
 from impart.errors import InputError
 
-DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 GIB = 2**30
 # In a process of its own: asking CUDA in this one would keep a context on every GPU and make vLLM spawn its workers.
 ASK_CUDA = "import torch; print([list(torch.cuda.mem_get_info(i)) for i in range(torch.cuda.device_count())])"
@@ -22,7 +22,8 @@ def weight_bytes(model: str, dtype: str) -> int:
     checkpoint = open_checkpoint(model)
     specs = [checkpoint.spec(name) for name in checkpoint.names()]
     return sum(
-        spec.nbytes if dtype == "auto" else spec.nbytes // spec.dtype.itemsize * DTYPE_BYTES[dtype] for spec in specs
+        spec.nbytes if dtype == "auto" else spec.nbytes // spec.dtype.itemsize * parse_dtype(dtype).itemsize
+        for spec in specs
     )
 
 
@@ -31,7 +32,7 @@ def cache_bytes(config: Any, tokens: int, dtype: str) -> int:
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * heads * head * tokens * DTYPE_BYTES.get(dtype, 2)
+    return 2 * text.num_hidden_layers * heads * head * tokens * (2 if dtype == "auto" else parse_dtype(dtype).itemsize)
 
 
 def gpu_memory() -> list[tuple[int, int]]:

@@ -18,12 +18,12 @@ import torch
 
 from impart.artifact import COMPANIONS, MANIFEST, Delta, is_delta, open_delta
 from impart.checkpoint import Checkpoint, open_checkpoint
+from impart.dtypes import DTYPE_NAMES, short_name
 from impart.errors import InputError
 from impart.reconstruct import planned_tensors, write_model
 
 log = logging.getLogger(__name__)
 
-DTYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 DEFAULT_CACHE_GB = 100.0
 
 
@@ -52,7 +52,9 @@ class ModelSource:
             checkpoint = open_checkpoint(source)
             self.identity = {"fingerprint": checkpoint.fingerprint()}
             dtype, self.tokenizer_folder = checkpoint.model_dtype(), checkpoint.path
-        self.dtype = DTYPE_NAMES.get(dtype, "fp32")  # the model's own, as in DTYPE of the command line
+        self.dtype = (
+            short_name(dtype) if dtype in DTYPE_NAMES.values() else "fp32"
+        )  # the model's own, as in DTYPE of the command line
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:

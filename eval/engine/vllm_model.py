@@ -10,11 +10,10 @@ from typing import Any
 from eval.engine.completion import Completion
 from eval.engine.memory import cache_bytes, gpu_memory, ram_available, refuse_for_hf, refuse_for_vllm, weight_bytes
 from eval.engine.settings import EngineSettings
-from impart.errors import InputError
+from impart.dtypes import long_name
+from impart.errors import InputError, reason_of
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"auto": "auto", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
 class VllmModel:
@@ -37,7 +36,7 @@ class VllmModel:
         self.llm: Any = _started(
             lambda: LLM(
                 model=path,
-                dtype=DTYPES[settings.dtype],
+                dtype=long_name(settings.dtype),
                 max_model_len=max_model_len,
                 tensor_parallel_size=ranks,
                 gpu_memory_utilization=settings.gpu_memory,
@@ -140,9 +139,8 @@ def _started(start: Callable[[], Any]) -> Any:
         return start()
     except (ValueError, RuntimeError, MemoryError) as error:
         if "memory" in str(error).lower() and "engine core" not in str(error).lower():
-            reason = str(error).strip().split("\n", 1)[0]
             raise InputError(
-                f"vLLM could not start: {reason}; --max_model_len, --tensor_parallel and --gpu_memory "
+                f"vLLM could not start: {reason_of(error)}; --max_model_len, --tensor_parallel and --gpu_memory "
                 "change what it needs and gets"
             ) from error
         raise

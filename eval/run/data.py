@@ -3,7 +3,6 @@
 Local files are in the benchmarks' public formats: `.jsonl` (one object a line), `.jsonl.gz` or `.json` (one array).
 """
 
-import gzip
 import hashlib
 import json
 import logging
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from impart.errors import InputError
+from impart.hub import load_rows
+from impart.records import read_records
 
 log = logging.getLogger(__name__)
 
@@ -134,57 +135,12 @@ def completions_from(path: Path, ids: Collection[str], *, several: bool = False)
     return found
 
 
-def read_records(path: Path) -> list[tuple[str, dict]]:
-    """(place, object) of a .jsonl, .jsonl.gz or .json file; InputError with the line where one is broken."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if path.name.removesuffix(".gz").endswith(".json"):
-        records = [(f"item {number}", record) for number, record in enumerate(_parsed(text, path, None), start=1)]
-    else:
-        # Split at newlines only: str.splitlines would also cut at U+2028 and its like, which JSON texts may hold.
-        records = [
-            (f"line {number}", _parsed(line, path, number))
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
-        ]
-    for where, record in records:
-        if not isinstance(record, dict):
-            raise InputError(f"{path}, {where}: a mapping of fields is wanted, not {type(record).__name__}")
-    return records
-
-
-def _parsed(text: str, path: Path, line: int | None) -> Any:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {line}" if line else f"line {error.lineno}"
-        raise InputError(f"{path}, {place}: not valid JSON ({error.msg})") from error
-    if line is None and not isinstance(value, list):
-        raise InputError(f"{path}: a .json file must hold one array of items; one object a line is .jsonl")
-    return value
-
-
 def _from_hub(source: Source) -> list[tuple[str, dict]]:
-    remedy = f"or give --data FILE, or set IMPART_DATA to a folder with {source.file}"
+    remedy = f"give --data FILE, or set IMPART_DATA to a folder with {source.file}"
     if source.hub is None:
-        raise InputError(
-            f"{source.benchmark} is not on the hub; give --data FILE, or set IMPART_DATA to a folder with {source.file}"
-        )
-    name, configuration, split = source.hub
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(f"{source.benchmark}: the package datasets is missing; install it, {remedy}") from error
-    try:
-        table = datasets.load_dataset(name, configuration, split=split)
-    except Exception as error:  # the hub's client raises many kinds; whatever it was, the remedy is the same
-        reason = str(error).split("\n", 1)[0]
-        raise InputError(
-            f"{source.benchmark}: {name} cannot be loaded from the hub ({reason}); check the network, {remedy}"
-        ) from error
+        raise InputError(f"{source.benchmark} is not on the hub; {remedy}")
+    repository, configuration, split = source.hub
+    table = load_rows(repository, name=configuration, split=split, what=source.benchmark, remedy=remedy)
     return [(f"row {position}", dict(row)) for position, row in enumerate(table)]
 
 

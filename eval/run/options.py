@@ -7,10 +7,10 @@ from pathlib import Path
 
 from eval.run.descriptions import Description
 from impart.config import Parser
+from impart.dtypes import choices, short_name
 from impart.errors import InputError
 from impart.report import start_logging
 
-DTYPES = ("auto", "fp16", "bf16", "fp32")
 BACKENDS = ("auto", "vllm", "hf")
 
 
@@ -56,7 +56,7 @@ def benchmark_parser(doc: str | None, benchmark: Description) -> Parser:
         parser.add_argument(
             "--dtype" if template_second else "dtype",
             default="auto",
-            choices=DTYPES,
+            choices=choices("auto"),
             metavar="DTYPE",
             help="fp16, bf16, fp32, or auto: the checkpoint's own (default)",
             **({} if template_second else {"nargs": "?"}),
@@ -132,8 +132,9 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_intermixed_args(arguments)
     if hasattr(given, "models"):
         *models, last = given.models
-        given.models, given.dtype = (models, last) if models and last in DTYPES else (given.models, "auto")
+        given.models, given.dtype = (models, last) if models and last in choices("auto") else (given.models, "auto")
         given.model = given.models[0]
+    given.dtype = short_name(given.dtype)
     return given
 
 

@@ -6,9 +6,9 @@ Templates carry no begin-of-sequence token: the tokenizer adds it, once, whateve
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from impart.errors import InputError
+from impart.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def rendered(name: str, instructions: Sequence[str], tokenizer_folder: Path | No
         return [render(name, instruction) for instruction in instructions]
     if tokenizer_folder is None:
         raise InputError("--chat_template auto needs MODEL, whose tokenizer has the template; give MODEL or name one")
-    tokenizer = tokenizer_of(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
     if not tokenizer.chat_template:
         raise InputError(
             f"--chat_template auto: the tokenizer of {tokenizer_folder} has no chat template; name one of "
@@ -77,18 +77,3 @@ def rendered(name: str, instructions: Sequence[str], tokenizer_folder: Path | No
     bos = tokenizer.bos_token
     adds = bos is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
     return [prompt.removeprefix(bos) if adds else prompt for prompt in prompts]
-
-
-def tokenizer_of(folder: str | Path) -> Any:
-    """The tokenizer of a model folder; InputError when it cannot be loaded."""
-    from transformers import AutoTokenizer  # seconds of import that most templates and --rescore do without
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # a broken file makes it raise many kinds; whatever it is, it is the folder's fault
-        raise InputError(f"model {str(folder)!r}: its tokenizer cannot be loaded ({one_line(error)})") from error
-
-
-def one_line(error: Exception) -> str:
-    """Kind and beginning of an error's message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

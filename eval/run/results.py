@@ -20,6 +20,7 @@ from eval.engine.completion import Completion
 from eval.scoring.verdict import Verdict
 from impart.errors import InputError
 from impart.files import write_atomically
+from impart.records import read_records
 from impart.report import versions
 
 log = logging.getLogger(__name__)
@@ -185,23 +186,8 @@ def read_lines(path: Path, *, torn: str = "refused") -> list[dict]:
 
     torn: what to do with a last line without a line break, which a killed process leaves: "refused" or "dropped".
     """
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}); rerun with --overwrite") from error
-    complete, _, rest = text.rpartition("\n")
-    lines = complete.split("\n") if complete else []
-    if rest and torn == "dropped":
-        log.warning("%s: the last line is truncated and dropped", path)
-    elif rest:
-        lines.append(rest)
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON; rerun with --overwrite") from error
-    return records
+    records = read_records(path, drop_torn=torn == "dropped", remedy="rerun with --overwrite")
+    return [record for _, record in records]
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from impart.errors import InputError
+from impart.errors import InputError, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,3 @@ def annotator_folder(judge: Judge) -> Iterator[str]:
         config["completions_kwargs"]["client_config_path"] = str(client)
         (folder / "configs.yaml").write_text(yaml.safe_dump({judge.name: config}))
         yield str(folder)
-
-
-def reason_of(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:300]

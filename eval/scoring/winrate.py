@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.scoring.judge import Judge, annotator_folder, reason_of
+from eval.scoring.judge import Judge, annotator_folder
 from eval.scoring.verdict import Verdict
-from impart.errors import InputError
+from impart.errors import InputError, reason_of
 from impart.files import write_atomically
+from impart.hub import fetch_file
 
 log = logging.getLogger(__name__)
 
@@ -191,14 +192,14 @@ def _gamed_problem(gamed: Path | None) -> str | None:
     """Why the file with the verdicts on gamed baselines, which length control needs, cannot be read; else None."""
     if gamed is not None:
         return None if gamed.is_file() else f"--df_gamed {gamed} does not exist"
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
-        hf_hub_download(repo_id="tatsu-lab/alpaca_eval", filename="df_gamed.csv", repo_type="dataset")
-    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError and OSError: offline and not in the cache
-        return (
-            f"df_gamed.csv of the data set tatsu-lab/alpaca_eval cannot be fetched from the hub "
-            f"({type(error).__name__}); give it with --df_gamed FILE"
+        fetch_file(
+            "tatsu-lab/alpaca_eval",
+            "df_gamed.csv",
+            kind="dataset",
+            what="length control",
+            remedy="give --df_gamed FILE",
         )
+    except InputError as error:
+        return str(error)
     return None

@@ -1,0 +1,88 @@
+"""What is said when the hub does not give something: one line, with what was wanted and what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from impart.errors import InputError
+from impart.hub import availability, fetch_file, fetch_model, is_hub_id, load_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """The real client, which refuses to connect and finds an empty cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def cached(cache, folder: str, file: str, content: str):
+    snapshot = cache / folder / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (cache / folder / "refs").mkdir()
+    (cache / folder / "refs" / "main").write_text("a" * 40)
+    (snapshot / file).write_text(content)
+    return snapshot
+
+
+@pytest.mark.parametrize("text", ["owner/name", "o-1.x/n_2.v1"])
+def test_hub_ids(text):
+    assert is_hub_id(text)
+
+
+@pytest.mark.parametrize("text", ["name", "a/b/c", "./name", "../name", "/owner/name", "owner/", "o wner/name", ""])
+def test_paths_are_no_hub_ids(text):
+    assert not is_hub_id(text)
+
+
+def test_whatever_is_fetched_the_message_has_one_form(tmp_path):
+    with pytest.raises(InputError) as refused:
+        fetch_model("owner/none")
+    assert str(refused.value).startswith("model 'owner/none': the hub does not give owner/none (")
+    assert "hf auth login" in str(refused.value) and "\n" not in str(refused.value)
+    with pytest.raises(InputError) as refused:
+        fetch_file("owner/none", "config.json", what="size", remedy="name a folder")
+    assert str(refused.value).startswith("size: the hub does not give owner/none/config.json (")
+    assert str(refused.value).endswith("; name a folder") and "\n" not in str(refused.value)
+    assert availability("owner/none", "dataset", "data").startswith(
+        "data: owner/none is not in the local cache, and the hub does not give it ("
+    )
+
+
+def test_rows_of_a_data_set(monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
+    with pytest.raises(InputError, match=r"text: the hub does not give owner/none \(.*\); check the network, or do so"):
+        load_rows("owner/none", split="train", what="text", remedy="do so")
+
+
+def test_without_the_package_datasets_the_remedies_are_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(InputError, match="text: the package datasets is missing .*pip install datasets, or do so"):
+        load_rows("owner/none", split="train", what="text", remedy="do so")
+
+
+def test_the_cache_is_enough(offline):
+    snapshot = cached(offline, "models--owner--m", "config.json", "{}")
+    assert fetch_file("owner/m", "config.json", what="x", remedy="y") == snapshot / "config.json"
+    assert fetch_model("owner/m") == snapshot
+    assert availability("owner/m", "model", "model") is None
+    assert availability("owner/m", "dataset", "data") is not None
+
+
+def test_nothing_else_asks_the_hub():
+    """huggingface_hub and datasets are imported in one file; alpaca_eval's use of the client is only redirected."""
+    users = {
+        file.relative_to(ROOT).as_posix()
+        for file in ROOT.rglob("*.py")
+        if file.relative_to(ROOT).parts[0] not in ("tests", ".venv")
+        and any(
+            line.strip().startswith(
+                ("from huggingface_hub", "import huggingface_hub", "from datasets", "import datasets")
+            )
+            for line in file.read_text().splitlines()
+        )
+    }
+    assert users == {"impart/hub.py"}

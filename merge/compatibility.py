@@ -40,7 +40,7 @@ def is_vocabulary(name: str) -> bool:
     return VOCABULARY.search(name) is not None
 
 
-def check_architectures(base: CheckpointModel, models: Sequence[Model]) -> None:
+def check_architectures(base: CheckpointModel, models: Sequence[CheckpointModel | DeltaModel]) -> None:
     """InputError that names the first difference in architecture, tensors or shapes between a model and the base."""
     for model in models:
         for key in ARCHITECTURE:

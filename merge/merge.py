@@ -103,9 +103,9 @@ def open_all(
 
 def check_masks(base: CheckpointModel, models: Models) -> None:
     """InputError for a mask that some matrix leaves no room for, before the first SVD."""
-    for model in models:
-        for name in linear_names(base.checkpoint) if model.entry.premask is not None else ():
-            model.entry.premask.check(name, base.shape(name))
+    for mask in (model.entry.premask for model in models if model.entry.premask is not None):
+        for name in linear_names(base.checkpoint):
+            mask.check(name, base.shape(name))
 
 
 def stated(model: CheckpointModel | DeltaModel) -> dict:

@@ -193,7 +193,7 @@ class DeltaModel(Model):
 
 
 def open_models(
-    entries: list[ModelEntry], base: Checkpoint, scratch: Path, device: torch.device
+    entries: Iterable[ModelEntry], base: Checkpoint, scratch: Path, device: torch.device
 ) -> list[CheckpointModel | DeltaModel]:
     """The models in an order that depends on what they are, not on how they are called or given."""
     models = [

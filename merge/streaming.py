@@ -38,7 +38,7 @@ class ParameterMerge:
         row_entries = max(1, torch.Size(shape[1:]).numel())
         step = max(1, BLOCK[device.type] // row_entries)
         self._blocks = [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
-        self._mean_row = self._mean_of_base() if base.rows is not None and bool((base.rows == MISSING).any()) else None
+        self._mean_row = self._mean_of_base(base.rows) if base.rows is not None else None
 
     def run(self, dtype: torch.dtype) -> tuple[Tensor, Tally]:
         """The merged parameter in `dtype` on the CPU, and what there is to report of it."""
@@ -81,7 +81,7 @@ class ParameterMerge:
     def _base_rows(self, block: slice) -> Tensor:
         rows, missing = self._read(self._base, block)
         rows = rows.to(torch.float32)
-        if missing is not None:
+        if missing is not None and self._mean_row is not None:
             rows[missing] = self._mean_row
         return rows
 
@@ -107,12 +107,14 @@ class ParameterMerge:
         read = part.parameter.read(rows.clamp_min(0)).to(self._device)
         return read, missing.to(self._device) if bool(missing.any()) else None
 
-    def _mean_of_base(self) -> Tensor:
-        """The mean of the base's rows, which stands for a token that it does not know."""
-        numbers = self._base.rows[self._base.rows != MISSING].sort().values
-        total = 0
+    def _mean_of_base(self, rows: Tensor) -> Tensor | None:
+        """The mean of the base's rows, which stands for a token that it does not know; None when it knows them all."""
+        numbers = rows[rows != MISSING].sort().values
+        if len(numbers) == len(rows):
+            return None
+        total = torch.zeros(self._shape[1:], dtype=torch.float64, device=self._device)
         for block in numbers.split(max(1, self._blocks[0].stop)):
-            total = total + self._base.parameter.read(block).to(self._device).to(torch.float64).sum(dim=0)
+            total += self._base.parameter.read(block).to(self._device).to(torch.float64).sum(dim=0)
         return (total / len(numbers)).to(torch.float32)
 
 

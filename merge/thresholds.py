@@ -65,7 +65,9 @@ def threshold_of_blocks(blocks: Blocks, count: int, trim: float, sample: Tensor 
         if found is not None:
             return found
     counts = _histogram(blocks(), lambda bits: bits.bitwise_right_shift_(LOW_BITS), UPPER_BUCKETS)
-    return _rank_in_window(blocks, _bucket_of_rank(counts, rank) << LOW_BITS, LOWER_BUCKETS, rank)
+    exact = _rank_in_window(blocks, _bucket_of_rank(counts, rank) << LOW_BITS, LOWER_BUCKETS, rank)
+    assert exact is not None  # else blocks() gave other entries than the first time
+    return exact
 
 
 def _rank_in_window(blocks: Blocks, first: int, width: int, rank: int) -> float | None:
@@ -82,21 +84,21 @@ def _rank_in_window(blocks: Blocks, first: int, width: int, rank: int) -> float 
 
 def _histogram(blocks: Iterable[Tensor], key: Callable[[Tensor], Tensor], buckets: int) -> Tensor:
     """Counts (buckets,) of key(magnitude bits); `key` may overwrite what it is given."""
-    counts = None
+    counts: Tensor | int = 0
     for bits in _magnitude_bits(blocks):
-        found = torch.bincount(key(bits), minlength=buckets)
-        counts = found if counts is None else counts.add_(found)
+        counts = torch.bincount(key(bits), minlength=buckets).add_(counts)
+    assert isinstance(counts, Tensor)  # `blocks` is not empty
     return counts
 
 
 def _magnitude_bits(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     """All entries' magnitude bits (int32), gathered in one buffer: fresh memory takes longer than the counting."""
-    buffer, filled = None, 0
+    buffer, filled = torch.empty(0), 0
     for block in blocks:
         if block.dtype != torch.float32:
             raise ValueError(f"thresholds are taken of float32 deltas, not of {block.dtype}")
         for piece in block.reshape(-1).split(GATHERED):
-            if buffer is None:
+            if not buffer.numel():
                 buffer = torch.empty(GATHERED, dtype=torch.float32, device=piece.device)
             if filled + len(piece) > GATHERED:
                 yield buffer[:filled].view(torch.int32)

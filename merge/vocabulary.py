@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,7 +112,8 @@ def tokenizer_digest(companions: Sequence[Path]) -> str:
 
 def union(vocabularies: Mapping[str, Vocabulary], origin: str) -> list[str]:
     """Tokens that have a row in some model and are unknown to `origin`, by their smallest id anywhere and by string."""
-    known, smallest = vocabularies[origin].ids or {}, {}
+    known = vocabularies[origin].ids or {}
+    smallest: dict[str, int] = {}
     for vocabulary in vocabularies.values():
         for token, number in (vocabulary.ids or {}).items():
             if token not in known and number < vocabulary.rows:
@@ -169,7 +171,8 @@ def write_tokenizer(
     it as an added token.
     """
     loaded = {name: load_tokenizer(files[0].parent, name) for name, files in _tokenizer_files(small).items()}
-    tokenizer, properties = loaded[origin], {}
+    tokenizer = loaded[origin]
+    properties: dict[str, Any] = {}  # token -> how the first model, by name, knows it
     for name in sorted(loaded):
         for token in loaded[name].added_tokens_decoder.values():
             properties.setdefault(token.content, token)

@@ -1,7 +1,8 @@
 """Bit plans: how many bits the codes of each singular triplet have.
 
-A plan is a list of [bits, number of triplets] in the order of the singular values; the last number may be `rest`. The paper's
-is [[8, 2], [3, 32], [2, rest]]. The authors' keys say the same per kind of matrix: attn_int8_col: 2, attn_int3_col: 32 ...
+A plan is a list of [bits, number of triplets] in the order of the singular values; the last number may be `rest`. The
+paper's is [[8, 2], [3, 32], [2, rest]]. The authors' keys say the same per kind of matrix: attn_int8_col: 2,
+attn_int3_col: 32 ...
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,8 +1,8 @@
 """YAML files and `key=value` overrides into frozen dataclasses, validated before anything else happens.
 
-A script declares its settings once, as a dataclass whose fields are made by `option`; `load` fills it from any number of YAML
-files and overrides (layers: a later one wins, key by key), `describe` prints it for --help, and `config_parser` gives the
-flags that all scripts with a config share.
+A script declares its settings once, as a dataclass whose fields are made by `option`; `load` fills it from any number
+of YAML files and overrides (layers: a later one wins, key by key), `describe` prints it for --help, and `config_parser`
+gives the flags that all scripts with a config share.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def load(
 ) -> T:
     """Reads YAML mappings, applies `key=value` overrides, checks every key, type and range, and returns `cls(...)`.
 
-    `also`: dataclasses whose keys may stand in the files although `cls` does not read them: what is said of a pair, say.
+    `also`: dataclasses whose keys may stand in the files although `cls` does not read them, such as Pair.
     """
     layers = read_layers(paths, overrides)
     check_keys(layers, [cls], also)

@@ -74,7 +74,7 @@ def _smallest(draws: np.ndarray, count: int) -> np.ndarray:
 
 
 def _blocks(key: np.uint64, columns: int, rows: int, dtype: str, first: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
-    """The draws of columns `first`.. as (lines, draws (lines, rows)), as many columns at a time as stay in the cache."""
+    """(lines, draws (lines, rows)) of the columns from `first` on, as many at a time as stay in the cache."""
     words = -(-rows * np.dtype(dtype).itemsize // 8)
     step = max(1, _BLOCK_WORDS // words)
     for start in range(0, columns, step):

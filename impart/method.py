@@ -1,7 +1,7 @@
 """What a compression method is: how the delta of one matrix becomes what an artifact stores.
 
-A method is a frozen dataclass in a file of its own (sparsify/methods/, quantize/methods/). Its fields are its keys, made by
-`impart.config.option`; its class attributes say what it is called and what it reads; `encode` does the work.
+A method is a frozen dataclass in a file of its own (sparsify/methods/, quantize/methods/). Its fields are its keys,
+made by `impart.config.option`; its class attributes say what it is called and what it reads; `encode` does the work.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How one matrix's delta is compressed. Subclasses define `name`, `label` and `encode`, and their keys as fields."""
+    """How one matrix's delta is compressed. Subclasses define `name`, `label`, `encode`, and their keys as fields."""
 
     name: ClassVar[str]  # in YAML files, delta.json and names of folders
     label: ClassVar[str]  # in tables and figures

@@ -1,8 +1,8 @@
 """What stored codes mean: unsigned integers of 1 to 8 bits, packed without gaps into bytes.
 
-Code number i occupies the bits i*b .. i*b + b - 1 of the stream, and bit j of the stream is bit j % 8 of byte j // 8, so eight
-codes fill b bytes exactly and a code may straddle two of them (3 bit). All arithmetic is on bytes: the result is the same
-on every device and every byte order.
+Code number i occupies the bits i*b .. i*b + b - 1 of the stream, and bit j of the stream is bit j % 8 of byte j // 8,
+so eight codes fill b bytes exactly and a code may straddle two of them (3 bit). All arithmetic is on bytes: the result
+is the same on every device and every byte order.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""What is said of a model pair, once: `configs/<pair>/pair.yaml`, typed. Scripts read what they need of it, tables all."""
+"""The settings of a model pair, in one place: `configs/<pair>/pair.yaml`, typed. Every script reads its part of it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class Pair:
 
 
 def load_pair(name: str | Path) -> Pair:
-    """The pair of a folder of configs/, or of a YAML file; InputError when it is not there or says something unknown."""
+    """The pair of a folder of configs/, or of a YAML file; InputError for a missing file or an unknown key."""
     file = Path(name) if str(name).endswith(".yaml") else CONFIGS / name / "pair.yaml"
     if not file.is_file():
         raise InputError(f"there is no {file}; configs/new_pair.sh makes one")

@@ -7,7 +7,7 @@ from impart.errors import InputError, reason_of
 
 
 def load_tokenizer(folder: str | Path, source: str | None = None) -> Any:
-    """The tokenizer in a model's folder; InputError when it cannot be loaded. `source`: the model's name in messages."""
+    """The tokenizer in a model's folder; InputError when it cannot be loaded. `source`: how messages call it."""
     from transformers import AutoTokenizer  # seconds of import that most commands do without
 
     try:

@@ -1,4 +1,4 @@
-"""Units that announce themselves: every class of a kind that the modules of a package define, found by walking its folder."""
+"""Units that announce themselves: every class of a kind in the modules of a package, found by walking its folder."""
 
 import functools
 import importlib

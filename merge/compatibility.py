@@ -10,7 +10,7 @@ import torch
 from impart.architecture import linear_names
 from impart.checkpoint import Checkpoint
 from impart.errors import InputError
-from merge.models import CheckpointModel, DeltaModel, Model
+from merge.models import CheckpointModel, DeltaModel
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,8 @@ class Parameter:
 class CheckpointRows:
     """Reads rows of a checkpoint's tensors, one tensor after the other.
 
-    Opening a file takes as long as some blocks, and a mapping counts every page read as memory: it is renewed now and then.
+    Opening a file takes as long as some blocks, and a mapping counts every page read as memory: it is renewed now and
+    then.
     """
 
     def __init__(self, checkpoint: Checkpoint):

@@ -1,4 +1,4 @@
-"""What a sparsification method leaves of one matrix's delta, computed on the fly: the values that a stored delta would have."""
+"""What a sparsification method leaves of one matrix's delta, computed on the fly: the values of a stored delta."""
 
 from dataclasses import dataclass
 

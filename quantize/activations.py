@@ -1,4 +1,4 @@
-"""What flows through the layers during calibration: the inputs of the current layer, and the Hessians gathered from them."""
+"""What flows through the layers during calibration: the current layer's inputs, and the Hessians gathered from them."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Activations:
-    """Inputs of the current layer, batch by batch: on the decoder's device while they fit there, else in main memory."""
+    """Inputs of the current layer in batches: on the decoder's device while they fit there, else in main memory."""
 
     def __init__(self, decoder: StreamedDecoder, sequences: Tensor, batch: int):
         self._decoder, self._spilled = decoder, False

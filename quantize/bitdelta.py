@@ -1,7 +1,7 @@
 """BitDelta: dW is its signs times one scale mu per matrix; above 16x, DARE first drops entries at random.
 
-mu is mean |dW|, the least-squares choice; `distilled_scales` trains all scales together so that the compressed model's logits
-follow the fine-tuned model's on calibration text.
+mu is mean |dW|, the least-squares choice; `distilled_scales` trains all scales together so that the compressed model's
+logits follow the fine-tuned model's on calibration text.
 """
 
 import logging
@@ -58,7 +58,7 @@ def distilled_scales(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, float]:
-    """mu of every matrix after `steps` of Adam on the mean squared difference of the logits. Holds both models in memory."""
+    """mu of every matrix after `steps` of Adam on the logits' mean squared difference. Holds both models in memory."""
     teacher = AutoModelForCausalLM.from_pretrained(finetuned.path, dtype=dtype).to(device).eval().requires_grad_(False)
     student = AutoModelForCausalLM.from_pretrained(finetuned.path, dtype=dtype).to(device).eval().requires_grad_(False)
     scaled: dict[str, ScaledSigns] = {}

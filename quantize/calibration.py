@@ -2,8 +2,10 @@
 
 c4          English C4 (hub): random windows of documents longer than a sequence, as GPTQ takes them
 wikitext2   WikiText-2 raw, training part (hub)
-a file      .txt, or .jsonl / .json with a text field per line or item; also wikitext2's way: documents in an order drawn by
-            the seed, one after another, cut into windows of which the seed draws as many as are wanted
+a file      .txt, or .jsonl / .json with a text field per line or item
+
+wikitext2 and files: the documents in an order drawn by the seed, one after another, are cut into windows, of which the
+seed draws as many as are wanted.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Layer by layer through a model: gather the Hessians of a layer's inputs, quantize its matrices, hand the outputs on.
 
 The calibrated model is the fine-tuned one with base + delta for weights. Within a layer the matrices go stage by stage
-(query, key and value; output; gate and up; down), each with the inputs that the already quantized ones before it produce.
-A stage costs one pass through the part of the layer before it, one Hessian and one Cholesky factor.
+(query, key and value; output; gate and up; down), each with the inputs that the already quantized ones before it
+produce. A stage costs one pass through the part of the layer before it, one Hessian and one Cholesky factor.
 """
 
 import logging

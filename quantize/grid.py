@@ -2,7 +2,8 @@
 
 A grid is (scale, zero), and code q stands for (q - zero) * scale. Two rules choose it, both from the kept entries only:
 
-- `minmax_grid`: from the smallest to the largest entry, widened to contain 0 exactly; the zero is a whole number. GPTQ's rule.
+- `minmax_grid`, GPTQ's rule: from the smallest to the largest entry, widened to contain 0 exactly; the zero is a whole
+  number.
 - `fitted_grid`: the least squared error. The zero may lie between two codes: a masked entry is known from its mask and
   needs no code for 0. It is one of 256 steps over the codes, so that it is stored in one byte.
 
@@ -55,10 +56,10 @@ def minmax_grid(W: Tensor, mask: Tensor, bits: int | Tensor) -> tuple[Tensor, Te
 
 
 def fitted_grid(W: Tensor, mask: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
-    """(rows, entries) -> scale (rows,), zero (rows,) of the least squared error found over the kept entries of each row.
+    """(rows, entries) -> scale (rows,), zero (rows,) of the least squared error found over each row's kept entries.
 
-    From the min-max grid and from several ranges around the mean, rounding and the least-squares grid for the rounded codes
-    take turns; the best goes on. A row that keeps nothing gets scale 1.
+    From the min-max grid and from several ranges around the mean, rounding and the least-squares grid for the rounded
+    codes take turns; the best goes on. A row that keeps nothing gets scale 1.
     """
     top = top_codes(bits, W).unsqueeze(1)
     W, kept = _kept_first(W, mask.bool())
@@ -87,7 +88,7 @@ def fitted_grid(W: Tensor, mask: Tensor, bits: int | Tensor) -> tuple[Tensor, Te
 
 
 def _kept_first(W: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The kept entries of each row moved together -> (rows, most kept), and 1 where there is one: nothing else is worked on."""
+    """Each row's kept entries moved to its front -> (rows, most kept), and 1 where there is one; the rest goes."""
     count = mask.sum(1, keepdim=True)
     kept = (torch.arange(max(int(count.max()), 1), device=W.device) < count).to(W.dtype)
     together = torch.zeros_like(kept)

@@ -1,7 +1,7 @@
 """One sparse matrix -> one quantized matrix, given the Hessian of its inputs.
 
-V first, with H_V = 2 X X^T of the layer's inputs; then U, whose inputs y = diag(s) V_q^T x are linear in x, so that their
-Hessian diag(s) V_q^T H_V V_q diag(s) needs no further pass through the layer.
+V first, with H_V = 2 X X^T of the layer's inputs; then U, whose inputs y = diag(s) V_q^T x are linear in x, so that
+their Hessian diag(s) V_q^T H_V V_q diag(s) needs no further pass through the layer.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def named_inverse(H: Tensor, rule: Rule, names: Sequence[str], what: str = "inpu
 
 
 def quantize_matrix(name: str, source: Encoded, H: Tensor, inverse: Inverse, rule: Rule) -> tuple[Encoded, dict]:
-    """The quantized matrix and its errors: relative output error on the calibration inputs, in all and per plan entry."""
+    """The quantized matrix and its relative output errors on the calibration inputs, in all and per plan entry."""
     if source.encoding == "empty":
         return source, {}
     if source.encoding == "sparse_entries":
@@ -140,7 +140,7 @@ def _quantize_entries(name: str, source: Encoded, H: Tensor, inverse: Inverse, r
 
 
 def relative_error(E: Tensor, W: Tensor, H: Tensor) -> float:
-    """sqrt(tr(E H E^T) / tr(W H W^T)): the output error of E relative to the outputs of W, on the calibration inputs."""
+    """sqrt(tr(E H E^T) / tr(W H W^T)): the output error of E relative to W's outputs, on the calibration inputs."""
     return float((((E @ H) * E).sum() / ((W @ H) * W).sum().clamp(min=1e-30)).clamp(min=0).sqrt())
 
 

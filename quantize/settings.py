@@ -74,7 +74,7 @@ class Config:
 
 
 def resolved_rule(config: Config, manifest: Mapping) -> Rule:
-    """How to quantize the delta with this manifest; InputError where the settings contradict what it was allocated for."""
+    """How to quantize the delta of this manifest; InputError for settings other than those it was allocated for."""
     allocated = manifest["settings"]
     grid = config.grid or allocated.get("grid") or "paper"
     if allocated.get("accounting") == "bytes" and grid != allocated.get("grid", grid):
@@ -118,7 +118,7 @@ def _plan(config: Config, kind: str, allocated: list | None) -> list:
 
 
 def _agree(given: list, allocated: list) -> bool:
-    """Whether two plans give the same bits: all but the last entry equal, the last of the same bits (`rest` or a number)."""
+    """Whether two plans give the same bits: all entries equal, the last one in its bits alone (`rest` or a number)."""
     return given[:-1] == allocated[:-1] and given[-1][0] == allocated[-1][0]
 
 

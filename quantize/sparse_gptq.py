@@ -1,12 +1,12 @@
-"""Sparse GPTQ (Algorithm 2): quantize a masked matrix column by column, spreading each error over the columns to the right.
+"""Sparse GPTQ (Algorithm 2): quantizes a masked matrix column by column, each error spread over the columns after it.
 
-Columns are inputs: with x the inputs of W and H = 2 X X^T, a weight error E costs tr(E H E^T). Everything that depends on
-H alone (order of the columns, damping, Cholesky factor) is an `Inverse`, made once and used for every matrix, and every row,
-with the same inputs; rows may have different bits, so all rank groups of V pass in one sweep.
+Columns are inputs: with x the inputs of W and H = 2 X X^T, a weight error E costs tr(E H E^T). Everything that depends
+on H alone (order of the columns, damping, Cholesky factor) is an `Inverse`, made once and used for every matrix, and
+every row, with the same inputs; rows may have different bits, so all rank groups of V pass in one sweep.
 
     sparse_gptq          W, mask, H -> dequantized Q, the whole of Algorithm 2 in one call
     quantize_groups      the paper's grid: min-max over groups of `groupsize` columns, each found when its turn comes
-    quantize_vectors     one grid for every row (V) or column (U), fitted beforehand; errors of masked entries spread too
+    quantize_vectors     one grid for every row (V) or column (U), fitted beforehand; masked entries' errors spread too
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ class Quantized:
     mask: Tensor  # (rows, columns) bool
 
     def values(self) -> Tensor:
-        """The dequantized matrix (rows, columns); worked out transposed, where a column's grid is one piece of memory."""
+        """The dequantized matrix (rows, columns), computed transposed: there a column's grid is contiguous."""
         zero, scale = (
             x.T.contiguous().index_select(0, self.group) for x in (self.zero, self.scale)
         )  # (columns, rows or 1)
@@ -83,10 +83,10 @@ def inverse_of(H: Tensor, damping: float = 0.01, act_order: bool = True) -> Inve
     if act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)
     damped = H[order][:, order]
-    # departs from the paper: an input that was never active keeps its weights, rounded to nearest, instead of losing them
+    # departs from the paper: the weights of an input that was never active are rounded to nearest instead of set to 0
     damped.diagonal().add_(torch.where(dead[order], torch.ones_like(diagonal), 0) + damping * diagonal.mean())
-    # H = R^-1 R^-T with R^-1 upper triangular is the Cholesky factor of H flipped; one factor and one triangular inverse
-    # instead of Cholesky, inverse, Cholesky
+    # H = R^-1 R^-T with R^-1 upper triangular is the Cholesky factor of H flipped; one factor and one triangular
+    # inverse instead of Cholesky, inverse, Cholesky
     lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
     if int(info) != 0:
         raise NotPositiveDefinite(f"the Hessian with damping {damping:g} is not positive definite")
@@ -147,11 +147,11 @@ def _sweep(
 ) -> Tensor:
     """Algorithm 2 in the order of `inverse` -> codes (rows, columns), uint8, in W's own order.
 
-    `grid_at` says scale and zero of a span of columns once its turn has come; a scale holds for a whole row of the span.
+    `grid_at` gives scale and zero of a span of columns when its turn comes; a scale holds for a whole row of the span.
 
-    Works on the transpose, where a column is contiguous, and in place: quantized entries become their errors. Columns collect
-    the errors to their left when their turn comes: those of earlier spans together with their span, those of earlier blocks
-    with their block, those of earlier sub-blocks with their sub-block, the last ones on their own.
+    Works on the transpose, where a column is contiguous, and in place: quantized entries become their errors. Columns
+    collect the errors to their left when their turn comes: those of earlier spans together with their span, those of
+    earlier blocks with their block, those of earlier sub-blocks with their sub-block, the last ones on their own.
     """
     R, diagonal = inverse.factor, inverse.factor.diagonal()[:, None]
     Wt = W.T.contiguous().index_select(0, inverse.order)  # (columns, rows)
@@ -161,9 +161,8 @@ def _sweep(
         X, M, here = Wt[first:last], Mt[first:last].to(W.dtype), slice(first, last)
         _collect(X, R[:first, here], Wt[:first])
         scale, zero = grid_at(first, X, M)
-        torch.addcdiv(
-            zero, X, scale, out=X
-        )  # in steps: an error reaches its own row only, and a row has one scale in a span
+        # From here on in steps of the grid: an error reaches its own row only, and a row has one scale in a span.
+        torch.addcdiv(zero, X, scale, out=X)
         _quantize_span(X, M, R[here, here] / diagonal[here], zero, top[here], codes[here], propagate)
         X.mul_(scale).div_(diagonal[here])
     return codes.index_select(0, torch.argsort(inverse.order)).T.contiguous()
@@ -173,10 +172,10 @@ def _sweep(
 def _quantize_span(
     X: Tensor, M: Tensor, R: Tensor, zero: Tensor, top: Sequence[Tensor], codes: Tensor, propagate: bool
 ) -> None:
-    """X (columns, rows), w / scale + zero of a span, becomes its errors in steps of the grid; fills `codes`, 0 where M is 0."""
+    """X (columns, rows), w / scale + zero of a span, becomes its errors in steps; fills `codes`, 0 where M is 0."""
     R.diagonal().zero_()  # what is left says how much of each error reaches the columns to its right
     rounded, (x, low) = X.new_empty(SUB_BLOCK, X.shape[1]), X.new_zeros(2, X.shape[1])
-    # what a masked entry becomes: 0, which is code `zero`, so that it has an error to spread; or what it is, and it has none
+    # A masked entry becomes 0, which is code `zero`, and has an error to spread; or it stays what it is and has none.
     masked = zero.expand_as(X).unbind() if propagate else [x] * len(X)
     for block in range(0, len(X), BLOCK):
         end = min(block + BLOCK, len(X))

@@ -1,8 +1,9 @@
-"""Quantizes a sparse delta layer by layer with sparse GPTQ (ImPart-Qt, Delta-CoMe, DARE-Qt), or takes its signs (BitDelta).
+"""Quantizes a sparse delta layer by layer with sparse GPTQ (ImPart-Qt, Delta-CoMe, DARE-Qt), or as signs (BitDelta).
 
-Reads the fine-tuned model, the sparse delta that sparsify_quant.py wrote, its base, and calibration text: c4 or wikitext2
-from the hub, or a local .txt, .jsonl or .json file. Writes a delta artifact with packed codes, which delta.py --merge
-adds to the base, and a report.json with the error of every matrix and rank group. A killed run continues where it was.
+Reads the fine-tuned model, the sparse delta that sparsify_quant.py wrote, its base, and calibration text: c4 or
+wikitext2 from the hub, or a local .txt, .jsonl or .json file. Writes a delta artifact with packed codes, which delta.py
+--merge adds to the base, and a report.json with the error of every matrix and rank group. A killed run continues where
+it was.
 
     python quantize/sparse_llama.py "fine-tuned model name or path" "c4" --config "quantize/13b_config_example.yaml" \\
       --saved_delta_path "saving path of sparse delta weight" \\
@@ -11,7 +12,8 @@ adds to the base, and a report.json with the error of every matrix and rank grou
 Sparsification and quantization in one command (the sparse delta goes beside the quantized one, with .sparse added):
 
     python quantize/sparse_llama.py "fine-tuned model name or path" "c4" --config "quantize/13b_config_example.yaml" \\
-      --sparsify_config "sparsify/config_example.yaml" --save_compressed_delta_dir "path to save the quantized delta weight"
+      --sparsify_config "sparsify/config_example.yaml" \\
+      --save_compressed_delta_dir "path to save the quantized delta weight"
 
 BitDelta needs no sparse delta, and calibration text only for distill_steps:
 

@@ -1,8 +1,8 @@
 """A decoder of which one layer at a time has weights: the model's own code, run layer by layer on captured inputs.
 
-The modules come from transformers with empty weights. A first pass in which every layer only notes its arguments and hands its
-input on gives the input of the first layer and the arguments (positions, masks, rotary tables) of all of them; after
-that, layers are called one by one, and hooks on their linear modules see what goes in.
+The modules come from transformers with empty weights. A first pass in which every layer only notes its arguments and
+hands its input on gives the input of the first layer and the arguments (positions, masks, rotary tables) of all of
+them; after that, layers are called one by one, and hooks on their linear modules see what goes in.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -43,7 +43,7 @@ def random_weights(shapes: dict[str, tuple[int, ...]], seed: int = 0, dtype=torc
 
 
 def tuned_weights(base: dict[str, torch.Tensor], seed: int = 1, scale: float = 0.02) -> dict[str, torch.Tensor]:
-    """Base plus a delta whose spectrum falls like a power law, as fine-tuning's does; norms and embeddings unchanged."""
+    """Base plus a delta whose spectrum is a power law, like fine-tuning's; norms and embeddings unchanged."""
     generator, tuned = torch.Generator().manual_seed(seed), {}
     for name, weight in base.items():
         if weight.ndim == 2 and ".layers." in name:

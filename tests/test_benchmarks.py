@@ -1,4 +1,4 @@
-"""Every benchmark runs end to end at a small size and prints its table; what it compares is right, how fast is not asked."""
+"""Every benchmark runs end to end at a small size, prints its table and compares the right things."""
 
 import re
 

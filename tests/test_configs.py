@@ -1,4 +1,4 @@
-"""Every shipped YAML file loads, resolves, is feasible, and says its own command; new pairs and LlamaCoder's recipe run."""
+"""Every shipped YAML file loads, resolves, is feasible and names its command; new pairs and LlamaCoder's recipe run."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The delta artifact: what is read is what was written, a killed run continues, and nothing damaged is taken for whole."""
+"""The delta artifact: what is read is what was written, a killed run continues, nothing damaged is taken for whole."""
 
 import json
 import os

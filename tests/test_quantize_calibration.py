@@ -1,4 +1,4 @@
-"""Calibration tokens: right shape, decided by the seed, taken from the text, and a clear word when the text is too short."""
+"""Calibration tokens: right shape, decided by the seed, taken from the text; a text that is too short is refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""One matrix: what is stored means what was quantized, the analytic Hessian of U is the gathered one, errors are true."""
+"""One matrix: what is stored is what was quantized, the analytic Hessian of U is the gathered one, errors are true."""
 
 import numpy as np
 import pytest

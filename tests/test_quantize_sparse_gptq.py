@@ -10,7 +10,7 @@ from quantize.sparse_gptq import NotPositiveDefinite, inverse_of, quantize_group
 
 
 def problem(rows=37, columns=150, share=0.4, seed=0, tokens=600):
-    """W, mask and the Hessian of correlated inputs of very different sizes; float64, so that no tie hangs on rounding."""
+    """W, mask, the Hessian of correlated inputs of very different sizes; float64, so that rounding decides no tie."""
     generator = torch.Generator().manual_seed(seed)
     W = torch.randn(rows, columns, dtype=torch.float64, generator=generator)
     mask = torch.rand(rows, columns, generator=generator) < share

@@ -151,7 +151,7 @@ def test_every_method_comes_near_its_sparse_delta(sparse, tmp_path, method, grid
 
 
 def test_calibration_helps(sparse, tmp_path):
-    """On the calibration inputs the errors are smaller than those of a run that never looks at them (damping drowns them)."""
+    """On the calibration inputs the errors are smaller than those of a run that ignores them (huge damping)."""
     for name, damping in (("seen", "0.01"), ("unseen", "1.0e+9")):
         sparse_llama.main(list(map(str, quantize_arguments(sparse("impart"), tmp_path / name, f"damping={damping}"))))
     errors = {

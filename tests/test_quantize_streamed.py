@@ -1,4 +1,4 @@
-"""A decoder run layer by layer gives the outputs of the whole model, for every dense architecture, and sees its inputs."""
+"""A decoder run layer by layer gives the whole model's outputs, for every dense architecture, and sees its inputs."""
 
 import json
 from pathlib import Path

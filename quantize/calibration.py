@@ -12,6 +12,7 @@ import hashlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from impart.tokenizer import load_tokenizer
 from quantize.settings import Config
 
 SPARE = 8  # a local text is tokenized up to this many times the tokens that are needed
-HUB = {
+HUB: dict[str, tuple[str, dict[str, Any]]] = {
     "c4": ("allenai/c4", {"data_files": {"train": "en/c4-train.00000-of-01024.json.gz"}}),
     "wikitext2": ("Salesforce/wikitext", {"name": "wikitext-2-raw-v1"}),
 }
@@ -117,7 +118,8 @@ def windows_of_text(
     documents: Sequence[str], tokenize: Tokenize, *, count: int, length: int, seed: int, source: str
 ) -> Tensor:
     """`count` of the windows of the documents joined in an order drawn by the seed; no two overlap."""
-    draw, tokens = random.Random(seed), []
+    draw = random.Random(seed)
+    tokens: list[int] = []
     order = list(range(len(documents)))
     draw.shuffle(order)
     for index in order:

@@ -108,6 +108,18 @@ def svd_delta(pair, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def modules() -> dict[str, str]:
+    """Path -> text of every Python file of the suite but its tests, for tests that look for a second home of a fact."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    return {
+        name: (ROOT / name).read_text()
+        for name in filter(None, names)
+        if not name.startswith("tests/") and (ROOT / name).is_file()
+    }
+
+
 @pytest.fixture
 def copy_of_the_suite(tmp_path) -> Path:
     """The repository's tracked files in a folder of their own, for tests that add a file to it."""

@@ -1,7 +1,6 @@
 """The one table of dtype names: both spellings everywhere, one of them in what is recorded."""
 
 import ast
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from impart.config import load
 from impart.errors import InputError
 from impart.pair import Pair
 from merge.settings import load_config
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("short, long", [("fp16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")])
@@ -49,16 +46,13 @@ def test_pairs_and_merges_take_both_spellings(tmp_path):
         assert load_config(None, {}, [], [*merging, f"dtype={given}"]).dtype == kept
 
 
-def test_no_other_file_has_a_table_of_dtypes():
-    """A dict whose keys or values are dtypes of torch, or one that turns one spelling into the other."""
+def test_no_other_file_has_a_table_of_dtypes(modules):
+    """No other dict has dtypes of torch, or two short names, among its keys and values."""
     found = []
-    for file in sorted(ROOT.rglob("*.py")):
-        inside = file.relative_to(ROOT)
-        if inside.parts[0] in ("tests", ".venv") or inside.as_posix() == "impart/dtypes.py":
-            continue
-        for node in ast.walk(ast.parse(file.read_text())):
+    for name, text in modules.items():
+        for node in ast.walk(ast.parse(text)) if name != "impart/dtypes.py" else ():
             if isinstance(node, ast.Dict):
-                text = [ast.unparse(part) for part in (*node.keys, *node.values) if part is not None]
-                spelled = {"'fp16'", "'bf16'"} <= set(text) or {"torch.float16", "torch.bfloat16"} <= set(text)
-                found += [f"{inside}:{node.lineno}"] if spelled else []
+                parts = {ast.unparse(part) for part in (*node.keys, *node.values) if part is not None}
+                spelled = {"'fp16'", "'bf16'"} <= parts or {"torch.float16", "torch.bfloat16"} <= parts
+                found += [f"{name}:{node.lineno}"] if spelled else []
     assert found == []

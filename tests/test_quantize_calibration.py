@@ -90,3 +90,16 @@ def test_no_hub_is_an_input_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="the hub does not give Salesforce/wikitext .* name a local"):
         documents_of("wikitext2")
+
+
+def test_texts_may_hold_the_line_ends_of_unicode(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one\u2028two\x85three"}\n{"text": "four"}\n', encoding="utf-8")
+    assert documents_of(str(file)) == ["one\u2028two\x85three", "four"]
+
+
+@pytest.mark.parametrize("name, text", [("a.txt", b"caf\xe9"), ("a.jsonl", b'{"text": "caf\xe9"}\n')])
+def test_a_text_that_is_not_utf8_is_one_line(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(InputError, match=f"{name} cannot be read .*utf-8"):
+        documents_of(str(tmp_path / name))

@@ -5,12 +5,9 @@ An architecture with other names costs this file and no other.
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from impart.errors import InputError
-
-if TYPE_CHECKING:
-    from impart.checkpoint import Checkpoint
 
 LINEAR = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?(?:self_attn|mlp|block_sparse_moe)\.(?:.+)\.weight$")
 # departs from the paper, which has no mixtures: a router compares near-equal scores, is tiny, and stays exact.
@@ -34,7 +31,15 @@ STRUCTURE = (
 )
 
 
-def linear_names(checkpoint: "Checkpoint") -> list[str]:
+class Parameters(Protocol):
+    """What has named parameters with shapes: a checkpoint."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+
+def linear_names(checkpoint: Parameters) -> list[str]:
     """The compressed set: every 2-D weight under self_attn or mlp of a layer, experts included, in layer order."""
     return [name for name in checkpoint.names() if _is_matrix(checkpoint.shape(name)) and is_linear(name)]
 

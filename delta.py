@@ -21,7 +21,7 @@ from typing import ClassVar
 from impart import processes
 from impart.architecture import is_attention, weight_type
 from impart.artifact import Delta, open_delta
-from impart.checkpoint import open_checkpoint, refuse_existing
+from impart.checkpoint import open_checkpoint
 from impart.compress import compress
 from impart.config import Parser, add_run_flags
 from impart.device import use_device
@@ -31,6 +31,7 @@ from impart.encodings import svd as svd_encoding
 from impart.encodings.encoded import Encoded
 from impart.errors import InputError, run
 from impart.method import Matrix, Method
+from impart.outputs import refuse_existing
 from impart.reconstruct import write_model
 from impart.report import Report, start_logging, table
 from impart.sources import Origin, open_source
@@ -109,7 +110,7 @@ class Svd(Method):
 
 def svd(flags: Namespace) -> None:
     """Both models, checked -> SVD per matrix -> artifact -> what was written."""
-    refuse_existing(Path(flags.save_path), flags.overwrite)
+    refuse_existing(Path(flags.save_path), flags.overwrite, (flags.base_model, flags.finetuned_model))
     device, method = use_device(flags.device, flags.threads), Svd(dim=flags.dim, dtype=flags.dtype)
     source = open_source(Origin(base_model=flags.base_model, ftm_dir=flags.finetuned_model), method, device)
     delta = compress(
@@ -128,7 +129,9 @@ def svd(flags: Namespace) -> None:
 
 def merge(flags: Namespace) -> None:
     """base + delta -> checkpoint; the fine-tuned model, when given, supplies what lies outside the compressed set."""
-    refuse_existing(Path(flags.save_path), flags.overwrite)
+    processes.refuse_several("rebuilding a model")
+    inputs = (flags.delta_path, flags.base_model, flags.finetuned_model)
+    refuse_existing(Path(flags.save_path), flags.overwrite, inputs)
     device, delta = use_device(flags.device, flags.threads), open_delta(flags.delta_path)
     source = flags.base_model or delta.manifest["base"]["source"]
     try:

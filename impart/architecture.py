@@ -11,7 +11,7 @@ from impart.errors import InputError
 
 LINEAR = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?(?:self_attn|mlp|block_sparse_moe)\.(?:.+)\.weight$")
 # departs from the paper, which has no mixtures: a router compares near-equal scores, is tiny, and stays exact.
-ROUTER = re.compile(r"\.(?:gate|router|shared_expert_gate)\.weight$")
+ROUTER = re.compile(r"\.(?:gate|router|shared_expert_gate)(?:\.(?:wg|layer))?\.weight$")
 VOCABULARY = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(?:weight|bias)$")
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 ATTENTION = "self_attn"

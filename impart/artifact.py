@@ -18,10 +18,11 @@ from impart.dtypes import DTYPES
 from impart.encodings.encoded import Encoded, Triplets, encoding_of
 from impart.errors import InputError
 from impart.files import sha256_of
+from impart.outputs import MANIFEST
 from impart.report import progress
 
 FORMAT, VERSION = "impart-delta", 1
-MANIFEST, COMPANIONS = "delta.json", "model"
+COMPANIONS = "model"
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from impart import processes
 from impart.architecture import layer_of
 from impart.artifact import COMPANIONS, FORMAT, MANIFEST, VERSION, Delta, open_delta
-from impart.checkpoint import Checkpoint, refuse_existing
+from impart.checkpoint import Checkpoint
 from impart.dtypes import DTYPE_CODES
 from impart.encodings.encoded import Encoded
 from impart.errors import InputError
-from impart.files import free_space, give_default_mode, replace_folder, sha256_of, sync_file, write_atomically
+from impart.files import free_space, give_default_mode, sha256_of, sync_file, write_atomically
+from impart.outputs import Output, refuse_existing
 from impart.report import Report, versions
 
 PROGRESS = ".progress"
@@ -65,14 +66,17 @@ class DeltaWriter:
     ):
         self.path = Path(path).expanduser()
         refuse_existing(self.path, overwrite)
-        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._output = Output(self.path)
+        self._partial = self._output.partial
         self._records = self._partial / PROGRESS
         self._dtypes = dtypes
         self._head = {"format": FORMAT, "version": VERSION, **head, "versions": versions(), "dropped": list(dropped)}
         self.shards = _shards(list(dtypes), extras)
         if processes.rank() == 0:
-            free_space(self.path, needed_bytes - _size(self._partial), "the delta")
-            self._open(overwrite)
+            self._output.hold()
+            with self._output.released_on_error():
+                free_space(self.path, needed_bytes - _size(self._partial), "the delta")
+                self._open(overwrite)
         processes.wait_for_all()
 
     def _open(self, overwrite: bool) -> None:
@@ -89,12 +93,8 @@ class DeltaWriter:
                     f"({_first_difference(found, wanted)}); add --overwrite to drop it, "
                     "or rerun the old command to finish it"
                 )
-            ours = self._records.exists() or (self._partial / MANIFEST).exists() or not any(self._partial.iterdir())
-            if not ours:
-                raise InputError(
-                    f"{str(self._partial)!r} is needed for the growing delta, but holds something else; move it away"
-                )
-            shutil.rmtree(self._partial)
+            self._output.refuse_foreign_partial(ours=self._records.exists() or (self._partial / MANIFEST).exists())
+            self._output.clear()
         self._records.mkdir(parents=True)
         write_atomically(run, json.dumps(wanted, indent=1).encode())
 
@@ -184,7 +184,7 @@ class DeltaWriter:
         report.write(self._partial / "report.json")
         write_atomically(self._partial / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         shutil.rmtree(self._records)
-        replace_folder(self._partial, self.path)
+        self._output.publish()
 
     def _entry(self, name: str, encoded: Encoded, file: str) -> dict:
         return {

@@ -6,7 +6,6 @@ whatever else its authors ship. No function here holds more than the tensors tha
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,8 +18,9 @@ from safetensors import safe_open
 from impart.architecture import BUFFERS, HEAD, linear_names
 from impart.dtypes import DTYPE_CODES
 from impart.errors import InputError
-from impart.files import free_space, replace_folder, sync_file
+from impart.files import free_space, sync_file
 from impart.hub import fetch_model, is_hub_id
+from impart.outputs import MARKER, Output, refuse_existing
 from impart.weight_files import TensorSpec, file_specs, load_bin, read_json, weight_files
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
@@ -167,10 +167,15 @@ class CheckpointWriter:
     ):
         self.path, self.overwrite = Path(path).expanduser(), overwrite
         refuse_existing(self.path, overwrite)
-        self._partial = self.path.with_name(self.path.name + ".partial")
-        shutil.rmtree(self._partial, ignore_errors=True)  # before its space is asked for
-        free_space(self.path, sum(spec.nbytes for spec in plan), "the checkpoint")
+        self._output = Output(self.path)
+        self._partial = self._output.partial
+        self._output.hold()
+        with self._output.released_on_error():
+            self._output.refuse_foreign_partial(ours=(self._partial / MARKER).exists())
+            self._output.clear()  # before its space is asked for
+            free_space(self.path, sum(spec.nbytes for spec in plan), "the checkpoint")
         self._partial.mkdir(parents=True)
+        (self._partial / MARKER).touch()
         self._places: dict[str, tuple[TensorSpec, Path, int]] = {}
         shards = _shards(plan, shard_bytes)
         self.total_bytes = sum(spec.nbytes for spec in plan)
@@ -225,22 +230,7 @@ class CheckpointWriter:
             (self._partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
         for file in self._partial.iterdir():
             sync_file(file)
-        replace_folder(self._partial, self.path)
-
-
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """InputError when `path` exists and may not be replaced, or cannot be made."""
-    path = path.expanduser()
-    if path.exists() and not overwrite:
-        raise InputError(f"{str(path)!r} exists; name another folder, or add --overwrite to replace it")
-    if not path.name or path.name == "..":
-        raise InputError(f"{str(path)!r} is no name for a new folder; name one below it")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(
-            f"{str(path)!r} cannot be made, because {str(above)!r} is not a folder that you may write to; "
-            "name another place"
-        )
+        self._output.publish()
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

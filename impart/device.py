@@ -9,6 +9,8 @@ from threadpoolctl import threadpool_limits
 
 from impart.errors import InputError
 
+MOST_THREADS = 256  # that anyone may ask for, however small the machine
+
 
 def available_cores() -> int:
     """The cores that this process may use."""
@@ -39,6 +41,10 @@ def use_device(text: str, threads: int = 0, returned_block: int = 1 << 20) -> to
     """
     if threads < 0:
         raise InputError(f"--threads {threads} must be 0 (all cores) or more")
+    if threads > max(MOST_THREADS, 4 * available_cores()):  # thousands end the process in the thread library
+        raise InputError(
+            f"--threads {threads} is far more than this machine's {available_cores()} cores; take 0 for all"
+        )
     return_freed_memory(returned_block)
     torch.set_num_threads(threads or available_cores())
     threadpool_limits(threads or available_cores(), user_api="blas")

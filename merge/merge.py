@@ -20,11 +20,13 @@ if not __package__:  # run as `python merge/merge.py`: import from the repositor
 
 import torch
 
+from impart import processes
 from impart.architecture import is_vocabulary, linear_names, weight_type
-from impart.checkpoint import CheckpointWriter, TensorSpec, open_checkpoint, refuse_existing
+from impart.checkpoint import CheckpointWriter, TensorSpec, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
 from impart.device import use_device
 from impart.errors import InputError, run
+from impart.outputs import refuse_existing
 from impart.report import Report, progress, start_logging, table
 from merge.compatibility import check_architectures, check_bases
 from merge.methods import Method
@@ -46,7 +48,8 @@ def main(arguments: Sequence[str]) -> None:
     start_logging()
     device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
     out = Path(config.save_pth)
-    refuse_existing(out, flags.overwrite)
+    processes.refuse_several("merging")
+    refuse_existing(out, flags.overwrite, (config.ptm_pth, *(entry.path for entry in entries)))
     base, models = open_all(config, entries, out.absolute().parent, device)
     check_architectures(base, models)
     check_masks(base, models)

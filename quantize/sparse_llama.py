@@ -39,10 +39,11 @@ from impart.architecture import is_attention, layers_prefix, linear_names
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import DeltaWriter
 from impart.bit_plan import cut_plan
-from impart.checkpoint import Checkpoint, open_checkpoint, refuse_existing
+from impart.checkpoint import Checkpoint, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe, load
 from impart.device import use_device
 from impart.errors import InputError, run
+from impart.outputs import refuse_existing
 from impart.report import Report, start_logging, table
 from quantize.bitdelta_artifact import write_bitdelta
 from quantize.calibration import digest, model_tokens
@@ -61,12 +62,9 @@ def main(arguments: Sequence[str]) -> None:
     start_logging()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if processes.world_size() > 1:
-        raise InputError(
-            "calibration goes through the layers one after another and cannot be split over processes; run it "
-            "without accelerate or torchrun"
-        )
-    refuse_existing(Path(flags.save_compressed_delta_dir), flags.overwrite)
+    processes.refuse_several("calibration, which goes through the layers one after another,")
+    inputs = (flags.model, flags.saved_delta_path, flags.dataset, config.baseModel)
+    refuse_existing(Path(flags.save_compressed_delta_dir), flags.overwrite, inputs)
     device = use_device(flags.device, flags.threads, RETURNED_BLOCK)
     report = Report(as_dict(config))
     finetuned = open_checkpoint(flags.model)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from impart import processes
 from impart.artifact import Delta
-from impart.checkpoint import open_checkpoint, refuse_existing
+from impart.checkpoint import open_checkpoint
 from impart.compress import compress
 from impart.config import config_parser
 from impart.device import use_device
+from impart.errors import InputError
+from impart.outputs import check_writable, refuse_existing
 from impart.reconstruct import write_model
 from impart.report import Report, start_logging
 from impart.sources import open_source
@@ -23,11 +25,7 @@ def sparsify(face: str, doc: str | None, arguments: Sequence[str]) -> None:
     start_logging()
     settings = load_settings(face, flags.config, flags.overrides)
     config, method, told = settings.config, settings.method, FACES[face]
-    refuse_existing(Path(config.save_dir), flags.overwrite)
-    if config.save_model:
-        refuse_existing(model_dir(config), flags.overwrite)
-    if config.log_dir:
-        refuse_existing(table_file(config), overwrite=True)  # a log may be replaced, but its place has to be writable
+    check_outputs(config, flags.overwrite)
     device = use_device(flags.device, flags.threads)
     report = Report(dataclasses.asdict(config) | method.settings())
     source = open_source(config, method, device, base_needed=config.save_model)
@@ -41,6 +39,20 @@ def sparsify(face: str, doc: str | None, arguments: Sequence[str]) -> None:
         if config.save_model:
             write_dense(config, delta, device, flags.overwrite)
     processes.leave()
+
+
+def check_outputs(config: RunConfig, overwrite: bool) -> None:
+    """InputError for a place that a run may not write to, or a second one within the first."""
+    inputs = (config.base_model, config.ftm_dir, config.svd_dir)
+    refuse_existing(Path(config.save_dir), overwrite, inputs)
+    if config.save_model:
+        refuse_existing(model_dir(config), overwrite, (*inputs, config.save_dir))
+        if model_dir(config).expanduser().resolve() == Path(config.save_dir).expanduser().resolve():
+            raise InputError(
+                f"model_dir={str(model_dir(config))!r} is save_dir, where the delta goes; name another folder"
+            )
+    if config.log_dir:
+        check_writable(table_file(config))
 
 
 def write_dense(config: RunConfig, delta: Delta, device, overwrite: bool) -> None:

@@ -19,6 +19,7 @@ from impart.architecture import linear_names
 from impart.artifact import open_delta
 from impart.checkpoint import open_checkpoint
 from impart.dtypes import parse_dtype, short_name
+from impart.outputs import MARKER
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE = ("--threads", "1")
@@ -212,7 +213,7 @@ def test_merging_twice_is_byte_identical_with_and_without_the_fine_tuned_model(p
     merge(called, svd_delta, tmp_path / "c", "--finetuned_model", pair[1])
     merge(called, svd_delta, tmp_path / "d", "--base_model", pair[0])
     first = files_of(tmp_path / "a")
-    assert set(first) == {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
+    assert set(first) == {MARKER, "config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
     for other in "bcd":
         assert files_of(tmp_path / other) == first
 

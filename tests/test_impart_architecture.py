@@ -22,6 +22,8 @@ LINEAR_NAMES = [
     "model.layers.0.self_attn.kv_a_proj_with_mqa.weight",
 ]
 OTHER_NAMES = [
+    "model.layers.0.block_sparse_moe.router.layer.weight",  # GraniteMoe, JetMoe
+    "model.layers.0.mlp.gate.wg.weight",  # HunYuan
     "model.embed_tokens.weight",
     "lm_head.weight",
     "model.norm.weight",

@@ -11,6 +11,7 @@ import torch
 from checkpoints import llama_shapes, random_weights, tuned_weights, write_checkpoint
 from safetensors import safe_open
 
+from impart import outputs
 from impart.architecture import linear_names
 from impart.artifact import MANIFEST, is_delta, open_delta
 from impart.artifact_writer import PROGRESS, DeltaWriter, model_facts
@@ -339,7 +340,7 @@ def test_a_run_killed_at_the_very_end_still_gives_the_same_folder(models, finish
     if at == "before the records go":
         monkeypatch.setattr(module.shutil, "rmtree", killed)
     elif at == "after the records are gone":
-        monkeypatch.setattr(module, "replace_folder", killed)
+        monkeypatch.setattr(outputs, "replace_folder", killed)
     else:
         monkeypatch.setattr(module.shutil, "rmtree", lambda folder: ((folder / "run.json").unlink(), killed()))
     with pytest.raises(KeyboardInterrupt):
@@ -353,10 +354,10 @@ def test_a_run_killed_at_the_very_end_still_gives_the_same_folder(models, finish
 def test_an_interrupted_run_with_other_settings_is_not_mixed_in(models, tmp_path):
     run = Run(models, tmp_path / "out")
     run.write(run.writer.pending()[:1])
-    before = files_of(tmp_path)
+    before = files_of(tmp_path, but=("report.json", ".out.lock"))
     message = refused(lambda: Run(models, tmp_path / "out", settings={"dim": 7, "compression_ratio": 4}))
     assert "holds an interrupted run with other settings (settings.dim was None, is 7)" in message
-    assert "--overwrite" in message and files_of(tmp_path) == before
+    assert "--overwrite" in message and files_of(tmp_path, but=("report.json", ".out.lock")) == before
     replaced = Run(models, tmp_path / "out", settings={"dim": 7, "compression_ratio": 4}, overwrite=True)
     assert len(replaced.writer.pending()) == 4
     assert replaced.whole().manifest["settings"]["dim"] == 7

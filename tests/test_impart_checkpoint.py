@@ -19,10 +19,10 @@ from impart.checkpoint import (
     CheckpointWriter,
     TensorSpec,
     open_checkpoint,
-    refuse_existing,
     tensor_bytes,
 )
 from impart.errors import InputError
+from impart.outputs import MARKER, refuse_existing
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = llama_shapes(hidden=16, intermediate=24, layers=2, kv=8, vocabulary=20)
@@ -311,7 +311,7 @@ def test_what_is_written_reads_back_and_loads_in_transformers(tmp_path):
 
 def test_one_shard_needs_no_index_and_equals_what_safetensors_reads(tmp_path, weights):
     path = write(tmp_path / "out", weights)
-    assert os.listdir(path) == ["model.safetensors"]
+    assert open_files(path) == ["model.safetensors"]
     loaded = load_file(path / "model.safetensors")
     assert loaded.keys() == weights.keys() and all(torch.equal(loaded[name], weights[name]) for name in weights)
     with safe_open(path / "model.safetensors", "pt") as file:
@@ -387,7 +387,8 @@ def test_an_interrupted_writer_shows_nothing_and_the_next_one_is_not_disturbed(t
 
 
 def open_files(path):
-    return sorted(os.listdir(path))
+    """Names of the files that a user sees; the mark that this suite made the folder is hidden."""
+    return sorted(name for name in os.listdir(path) if name != MARKER)
 
 
 def test_nothing_is_replaced_without_overwrite_and_the_old_stays_until_the_new_is_whole(tmp_path, weights):
@@ -406,14 +407,19 @@ def test_nothing_is_replaced_without_overwrite_and_the_old_stays_until_the_new_i
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_folder_may_be_replaced_by_what_is_made_from_it(tmp_path, weights):
+def test_a_folder_that_this_suite_did_not_make_is_never_replaced(tmp_path, weights):
     path = write_checkpoint(tmp_path / "model", weights, shards=2)
-    source = open_checkpoint(path)
-    writer = CheckpointWriter(path, plan_of(weights), overwrite=True)
-    for name in source.names():
-        writer.add(name, source.tensor(name) * 2)
-    writer.finish(source.companions())
-    assert torch.equal(open_checkpoint(path).tensor("model.norm.weight"), weights["model.norm.weight"] * 2)
+    with pytest.raises(InputError, match="which this suite did not make"):
+        CheckpointWriter(path, plan_of(weights), overwrite=True)
+    assert torch.equal(open_checkpoint(path).tensor("model.norm.weight"), weights["model.norm.weight"])
+
+
+def test_a_users_folder_under_the_partial_name_is_kept(tmp_path, weights):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds something else; move it away"):
+        CheckpointWriter(tmp_path / "out", plan_of(weights))
+    assert (tmp_path / "out.partial" / "thesis.tex").read_text() == "years of work"
 
 
 def test_tensors_that_were_not_planned_are_refused(tmp_path, weights):

@@ -156,3 +156,26 @@ def test_a_gpu_gives_the_same_triplets():
     expected = delta_svd(dW, 40)
     assert torch.allclose(s, expected[1], rtol=1e-4)
     assert torch.allclose((U * s) @ V.T, (expected[0] * expected[1]) @ expected[2].T, atol=1e-4)
+
+
+@pytest.mark.parametrize("outliers", [1, 3])
+@pytest.mark.parametrize("rank", [20, 64, None])
+def test_a_few_huge_entries_do_not_spoil_the_other_triplets(outliers, rank):
+    """Truncated at any rank, the error is the optimum of fp64, though the first values are 500 times the next ones."""
+    n, generator = 256, torch.Generator().manual_seed(3)
+    U, V = (torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q for _ in range(2))
+    dW = (U * (0.02 * torch.arange(1, n + 1, dtype=torch.float64) ** -0.8)) @ V.T
+    for index in range(outliers):
+        dW[7 * index + 3, 5 * index + 2] += 10.0
+    found = delta_svd(dW.float(), rank)
+    values = torch.linalg.svdvals(dW.float().double())
+    best = values[rank or n :].norm() / values.norm()
+    assert residual(dW, *found) <= 1.01 * best + 2e-7
+    assert torch.allclose(found[1].double(), values[: len(found[1])], rtol=2e-3, atol=1e-7)
+
+
+def test_an_exact_delta_of_low_rank_keeps_its_rank():
+    generator = torch.Generator().manual_seed(0)
+    dW = torch.randn(200, 4, generator=generator) @ torch.randn(4, 150, generator=generator)
+    U, s, V = delta_svd(dW)
+    assert residual(dW, U, s, V) < 1e-5 and int((s > 1e-3 * s[0]).sum()) == 4

@@ -29,11 +29,12 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import AutoModelForCausalLM
 
-from impart.checkpoint import open_checkpoint, refuse_existing
+from impart.checkpoint import open_checkpoint
 from impart.config import config_parser, load, option
 from impart.errors import InputError, run
 from impart.files import replace_folder
 from impart.hub import is_hub_id, load_rows
+from impart.outputs import refuse_existing
 from impart.records import read_records
 from impart.report import start_logging
 from impart.tokenizer import load_tokenizer

@@ -3,6 +3,7 @@
 The ablations of Table 3 are settings: preprune_ratio: 0, allocation: uniform, rescale: false.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -84,6 +85,7 @@ class ImPart(SparseMethod):
         return self
 
     def check(self, name: str, m: int, n: int) -> None:
+        check_some_left(name, m, n, self.preprune_ratio)
         check_feasible(name, m, n, self.compression_ratio, self.preprune_ratio)
 
     def rank(self, name: str, m: int, n: int) -> int:
@@ -136,6 +138,7 @@ class ImPartQt(QuantizedMethod):
 
     def check(self, name: str, m: int, n: int) -> None:
         cr, beta = self.compression_ratio_qt, self.preprune_ratio
+        check_some_left(name, m, n, beta)
         check_quantized(name, m, n, cr, beta, self.sized.cost(name, m, n, cr))
         self.sized.bits(pruned_rank(m, n, beta), name)
 
@@ -163,6 +166,16 @@ def check_beta(beta: float) -> None:
     """InputError when pre-pruning leaves nothing."""
     if beta >= 1:
         raise InputError(f"preprune_ratio={beta:g} drops every singular vector; take less than 1")
+
+
+def check_some_left(name: str, m: int, n: int, beta: float) -> None:
+    """InputError for a matrix so small that beta leaves no singular vector of it."""
+    if pruned_rank(m, n, beta) == 0:
+        largest = math.floor((1 - (m + n) / (2 * m * n)) * 10**4) / 10**4  # K = N (1 - b) = (1 - beta) 2 m n / (m + n)
+        raise InputError(
+            f"{name} ({m} x {n}): preprune_ratio beta={beta:g} leaves none of its {min(m, n)} singular vectors; take beta <= "
+            f"{largest:g}, or leave this type out with weight_types"
+        )
 
 
 def pruned_rank(m: int, n: int, beta: float) -> int:

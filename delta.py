@@ -1,7 +1,7 @@
 """The delta between a fine-tuned model and its base: takes its SVD, adds it back, or says what it holds.
 
---svd reads two checkpoints and writes the SVD of every linear layer's delta as an artifact; --merge reads a base and any
-delta artifact and writes the fine-tuned checkpoint again; --info prints an artifact's contents and true sizes.
+--svd reads two checkpoints and writes the SVD of every linear layer's delta as an artifact; --merge reads a base and
+any delta artifact and writes the fine-tuned checkpoint again; --info prints an artifact's contents and true sizes.
 
     python delta.py --svd --base_model "meta-llama/Llama-2-13b-hf" --finetuned_model "vanillaOVO/WizardMath-13B-V1.0" \\
       --dim 5120 --save_path "delta_weight_save_path.pt"

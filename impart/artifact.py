@@ -27,7 +27,7 @@ COMPANIONS = "model"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes: of the linear layers' delta with its headers, of the extras, and what both were in 16 bit and as stored."""
+    """Bytes of the linear layers' delta with its headers, of the extras, and of both in 16 bit and as stored."""
 
     linear: int
     linear_dense: int

@@ -1,7 +1,8 @@
 """Writing a delta artifact shard by shard, so that a killed run continues and the bytes never depend on how it went.
 
 Everything grows in `NAME.partial`. A shard is written under a temporary name, synced and renamed, then a small record
-says that it is complete and what is in it; delta.json is made from the records alone, and the folder gets its name last.
+says that it is complete and what is in it; delta.json is made from the records alone, and the folder gets its name
+last.
 """
 
 import json

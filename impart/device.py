@@ -21,8 +21,8 @@ def return_freed_memory(block: int) -> None:
     """Has glibc give every freed block of this many bytes or more back to the system.
 
     By itself it raises that size with every large block that is freed, keeps the holes between matrices of different
-    shapes, and so holds half as much again as is in use. Of smaller blocks it keeps up to twice as many bytes at the end of
-    the heap, as by itself; at its initial 128 KB they would cost new pages as well.
+    shapes, and so holds half as much again as is in use. Of smaller blocks it keeps up to twice as many bytes at the
+    end of the heap, as by itself; at its initial 128 KB they would cost new pages as well.
     """
     if platform.libc_ver()[0] == "glibc":
         m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8  # mallopt's names of them in malloc.h

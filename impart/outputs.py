@@ -1,7 +1,8 @@
 """The folder that a run writes: what it may replace, who else is writing it, and how it gets its name.
 
-A run replaces only what this suite made: a delta (it has a delta.json), or a checkpoint (it has `MARKER`). Everything grows in
-`NAME.partial` and is renamed when it is whole; from the first byte to the rename one process holds a lock beside it.
+A run replaces only what this suite made: a delta (it has a delta.json), or a checkpoint (it has `MARKER`). Everything
+grows in `NAME.partial` and is renamed when it is whole; from the first byte to the rename one process holds a lock
+beside it.
 """
 
 import atexit
@@ -46,8 +47,8 @@ def refuse_existing(path: Path, overwrite: bool, inputs: Iterable[str | Path | N
     foreign = _first_foreign(path) if path.exists() else None
     if foreign is not None:
         raise InputError(
-            f"{str(path)!r} holds {foreign!r}, which this suite did not make; --overwrite replaces deltas and checkpoints "
-            "of its own alone: name another folder, or move that one away"
+            f"{str(path)!r} holds {foreign!r}, which this suite did not make; --overwrite replaces deltas and "
+            "checkpoints of its own alone: name another folder, or move that one away"
         )
     check_writable(path)
 

@@ -1,4 +1,4 @@
-"""One process or many: `accelerate launch` and `torchrun` give every process its rank, and the work is split by shard."""
+"""One process or many: `accelerate launch` and `torchrun` give each its rank, and the work is split by shard."""
 
 import datetime
 import os

@@ -60,7 +60,7 @@ class Source(ABC):
     def dense(self, name: str) -> torch.Tensor:
         """dW (m, n) in fp32."""
 
-    def require(self, method: Method) -> None:
+    def require(self, method: Method) -> None:  # noqa: B027 - sources that compute their triplets keep this one
         """InputError unless the triplets that the method reads of every matrix are there; computed ones always are."""
 
     @abstractmethod

@@ -13,8 +13,8 @@ import torch
 LEADING_SHARE = 0.25
 
 COMFORTABLE = (1e-9, 1e9)  # largest entries whose squares, and those of entries far below them, are fp32 numbers
-# A few singular values that stand this far above the next one, among so many leading ones, cost an fp32 Gram matrix the digits
-# of all the others: their squares are then below its rounding.
+# A few singular values that stand this far above the next one, among so many leading ones, cost an fp32 Gram matrix the
+# digits of all the others: their squares are then below its rounding.
 OUTLIER_GAP, MOST_OUTLIERS = 30.0, 16
 GRAM_COLUMNS = 512  # per block: only the blocks on and below the diagonal are computed
 
@@ -23,8 +23,8 @@ def delta_svd(dW: torch.Tensor, rank: int | None = None) -> tuple[torch.Tensor, 
     """Leading `rank` (all when None) triplets of dW (m, n): U (m, r), s (r,) descending, V (n, r), in fp32.
 
     dW = U diag(s) V^T with r = min(m, n); U and V lie column by column in memory, as they are used. The Gram matrix is
-    fp64 on a GPU and fp32 on a CPU, where fp64 would cost the whole gain and is taken only for outliers. Columns of U (of V, if m < n) whose singular
-    value is lost in rounding are zero, and so is the value.
+    fp64 on a GPU and fp32 on a CPU, where fp64 would cost the whole gain and is taken only for outliers. Columns of U
+    (of V, if m < n) whose singular value is lost in rounding are zero, and so is the value.
     """
     m, n = dW.shape
     if m < n:

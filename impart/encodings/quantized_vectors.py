@@ -1,7 +1,7 @@
 """U and V as codes with one grid per singular vector.
 
-The three steps that multiply a triplet (its singular value and the scales of u_k and v_k) are stored as one number; a zero is
-a byte. About 6 bytes per triplet besides the codes.
+The three steps that multiply a triplet (its singular value and the scales of u_k and v_k) are stored as one number; a
+zero is a byte. About 6 bytes per triplet besides the codes.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ ZERO_BYTES = 2  # of a triplet: one for u_k, one for v_k
 def write(
     plan: CutPlan, codes: Sequence[Tensor], masks: Sequence[Tensor], steps: Tensor, zero_bytes: Tensor, source: Encoded
 ) -> Encoded:
-    """codes and masks (r, m), (r, n); steps (r,): s_k times both scales; zero_bytes (2, r); `source`: the sparse one."""
+    """codes, masks (r, m), (r, n); steps (r,): s_k times both scales; zero_bytes (2, r); `source`: the sparse one."""
     largest = float(steps.abs().max())
     tensors = {
         "codes": packed_factors(codes, masks, plan),

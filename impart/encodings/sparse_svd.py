@@ -1,7 +1,7 @@
 """The entries of U and V that survive their masks (Eq. 2-6).
 
-Stored: the kept values in fp16, column by column, all of U before all of V; s / s_1 in fp16; each column's keep threshold in
-16 bits. The masks come back from the seed, 1 / (1 - p) from the threshold.
+Stored: the kept values in fp16, column by column, all of U before all of V; s / s_1 in fp16; each column's keep
+threshold in 16 bits. The masks come back from the seed, 1 / (1 - p) from the threshold.
 """
 
 import numpy as np

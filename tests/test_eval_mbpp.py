@@ -13,6 +13,7 @@ from byte_models import CHAT, byte_llama
 pytest.importorskip("evalplus", reason="MBPP is prompted and judged by the package evalplus")
 
 from eval import mbpp
+from eval.run import mbpp_items
 from eval.run.options import benchmark_parser, read_options
 from eval.scoring.mbpp import asked, judge_public, public_prompt, solution_of, stops
 from impart.errors import InputError
@@ -236,7 +237,7 @@ def test_every_public_reference_passes(file, count):
 
 
 def test_the_public_file_is_another_benchmark_and_its_test_split(public_items, monkeypatch, tmp_path):
-    monkeypatch.setattr(mbpp, "evalplus_cache", lambda: tmp_path / "nothing")
+    monkeypatch.setattr(mbpp_items, "evalplus_cache", lambda: tmp_path / "nothing")
     monkeypatch.delenv("MBPP_OVERRIDE_PATH", raising=False)
     benchmark = direct()  # IMPART_DATA has the public file only
     assert (benchmark.name, len(benchmark.items)) == ("mbpp_public", 500)
@@ -261,10 +262,10 @@ def test_evalplus_file_comes_first(plus_file, tmp_path, monkeypatch):
     monkeypatch.delenv("MBPP_OVERRIDE_PATH", raising=False)
     monkeypatch.setenv("IMPART_DATA", str(tmp_path))
     (tmp_path / "mbpp.jsonl").write_text("{}\n")
-    assert mbpp.chosen_file(options_of()) == (mbpp.EVALPLUS, plus_file)
+    assert mbpp_items.chosen_file(options_of()) == (mbpp_items.EVALPLUS, plus_file)
     monkeypatch.setenv("MBPP_OVERRIDE_PATH", str(plus_file))
     monkeypatch.delenv("IMPART_DATA")
-    assert mbpp.chosen_file(options_of()) == (mbpp.EVALPLUS, plus_file)
+    assert mbpp_items.chosen_file(options_of()) == (mbpp_items.EVALPLUS, plus_file)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_bad_flags(plus_file):
 def test_no_network_and_no_file_is_an_input_error(tmp_path, monkeypatch):
     from evalplus.data import mbpp as data
 
-    monkeypatch.setattr(mbpp, "evalplus_cache", lambda: tmp_path / "nothing")
+    monkeypatch.setattr(mbpp_items, "evalplus_cache", lambda: tmp_path / "nothing")
     monkeypatch.setattr(data, "MBPP_OVERRIDE_PATH", None)
     monkeypatch.setattr(data, "get_dataset_metadata", lambda *_: ("http://127.0.0.1:9/x.jsonl.gz", str(tmp_path / "x")))
     monkeypatch.delenv("MBPP_OVERRIDE_PATH", raising=False)

@@ -1,6 +1,5 @@
 """Every kind of hostile program, run for real, with each combination of protections that this machine offers."""
 
-import ast
 import logging
 import os
 import platform
@@ -73,15 +72,6 @@ def marked(mark: str) -> set[int]:
 def test_good_programs_pass_and_keep_their_order(layers):
     programs = [f"assert sum(range({n})) == {n * (n - 1) // 2 + n % 2}" for n in range(20)]
     assert [outcome.passed for outcome in run_programs(programs, layers=layers)] == [n % 2 == 0 for n in range(20)]
-
-
-def test_the_room_imports_nothing_of_the_project():
-    for file in Path(sandbox.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            for name in names:
-                assert name.split(".")[0] in sys.stdlib_module_names or name.startswith("eval.sandbox"), (file, name)
 
 
 def test_nothing_to_run():

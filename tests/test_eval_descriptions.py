@@ -83,16 +83,20 @@ def test_commands_that_cannot_be_run_are_refused():
 
 
 def test_every_command_is_understood_by_its_script(called, tmp_path, monkeypatch):
-    """Each script gets as far as MODEL, which does not exist: all flags before it were understood."""
+    """Each script stops at data, packages or a model that are not there, after its command line was read."""
     import importlib
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    data = tmp_path / "none.jsonl"
     for one in described().values():
-        given = one.command(["no/such/model"], dtype="fp16", template="llama2", results_dir=tmp_path, held_out=data)
-        script = importlib.import_module(f"eval.{one.script.stem}")
-        ended = called(script.main, *given[1:])
-        assert ended.code == 2 and ("no such" in ended.err), (given, ended)
+        main = importlib.import_module(f"eval.{one.script.stem}").main
+        given = one.command(["no/model"], dtype="fp16", template="llama2", results_dir=tmp_path, held_out="no.jsonl")
+        ended = called(main, *given[1:])
+        assert ended.code == 2 and ended.err.startswith("error: ") and "lists all flags" not in ended.err, (
+            given,
+            ended,
+        )
+        wrong = called(main, *given[1:], "--no_such_flag")
+        assert wrong.code == 2 and "lists all flags" in wrong.err
 
 
 def test_two_benchmarks_of_one_name_are_refused(monkeypatch):

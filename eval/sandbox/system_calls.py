@@ -9,13 +9,13 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from eval.sandbox import kernel
 
 # (x86-64, aarch64) numbers; None where an architecture lacks the call. Denied for everybody: a function under test
 # needs no other process, no network, no kernel object that outlives it and no say in how the machine runs.
-_DENIED = {
+_DENIED: dict[str, tuple[int | None, int | None]] = {
     "socket": (41, 198),
     "socketpair": (53, 199),
     "connect": (42, 203),
@@ -111,7 +111,7 @@ _DENIED = {
     "modify_ldt": (154, None),
 }
 # Denied besides where the file system is not hidden: everything that changes a file, a folder or what is known of it.
-_CHANGES_FILES = {
+_CHANGES_FILES: dict[str, tuple[int | None, int | None]] = {
     "openat2": (437, 437),
     "creat": (85, None),
     "unlink": (87, None),
@@ -152,7 +152,7 @@ _CHANGES_FILES = {
     "removexattrat": (466, 466),
     "fallocate": (285, 47),
 }
-_ARGUED = {
+_ARGUED: dict[str, tuple[int | None, int | None]] = {
     "clone": (56, 220),
     "clone3": (435, 435),
     "kill": (62, 129),
@@ -203,15 +203,18 @@ def filter_code(read_only: bool) -> bytes:
     if machine not in _ARCHITECTURES or sys.platform != "linux":
         raise OSError(38, f"no system-call filter is written for {sys.platform} on {machine}")
     column, architecture = _ARCHITECTURES[machine]
-    number = {name: numbers[column] for name, numbers in _ARGUED.items()}
+    denied = _numbers(_DENIED | _CHANGES_FILES if read_only else _DENIED, column)
+    number = _numbers(_ARGUED, column)
+    # A word of the call is loaded from its offset: 0 its number, 4 the architecture, 16 + 8 i the low half of argument i.
+    # A jump counts the instructions that it skips. Under another architecture the numbers would mean other calls.
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     if machine == "x86_64":  # the x32 table reaches the same calls by other numbers
         code += [(_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL)]
-    for numbers in (_DENIED | _CHANGES_FILES if read_only else _DENIED).values():
-        if numbers[column] is not None:
-            code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _DENY)]
-    code += [(_EQUAL, 0, 1, number["clone3"]), (_RETURN, 0, 0, _NO_SUCH_CALL)]  # its flags are out of sight; glibc
-    code += _unless(number["clone"], 0, _ANY_BIT, [_CLONE_THREAD])  # then uses clone: threads only
+    for call in denied.values():
+        code += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, _DENY)]
+    # clone3 has its flags in memory, where a filter cannot look. glibc then falls back to clone.
+    code += [(_EQUAL, 0, 1, number["clone3"]), (_RETURN, 0, 0, _NO_SUCH_CALL)]
+    code += _unless(number["clone"], 0, _ANY_BIT, [_CLONE_THREAD])
     code += _unless(number["kill"], 0, _EQUAL, [_OWN_PID]) + _unless(number["tgkill"], 0, _EQUAL, [_OWN_PID])
     code += _unless(number["prlimit64"], 0, _EQUAL, [0, _OWN_PID])
     code += _unless(number["sched_setaffinity"], 0, _EQUAL, [0, _OWN_PID])
@@ -220,7 +223,7 @@ def filter_code(read_only: bool) -> bytes:
     if read_only:
         changing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
         for name, argument in (("open", 1), ("openat", 2)):
-            if number[name] is not None:
+            if name in number:
                 code += [
                     (_EQUAL, 0, 4, number[name]),
                     (_LOAD, 0, 0, 16 + 8 * argument),
@@ -229,6 +232,11 @@ def filter_code(read_only: bool) -> bytes:
                     (_LOAD, 0, 0, 0),
                 ]
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code + [(_RETURN, 0, 0, _ALLOW)])
+
+
+def _numbers(table: Mapping[str, tuple[int | None, int | None]], column: int) -> dict[str, int]:
+    """The calls that an architecture has."""
+    return {name: number for name, numbers in table.items() if (number := numbers[column]) is not None}
 
 
 def _unless(call: int, argument: int, test: int, values: Sequence[int]) -> list[tuple[int, int, int, int]]:

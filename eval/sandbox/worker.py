@@ -41,7 +41,7 @@ def main() -> None:
         sys.path[:] = settings["path"]
         for name in (*PRELOADED, *settings["preload"]):
             __import__(name)
-        answer = {"ready": True}
+        answer: dict[str, object] = {"ready": True}
     except (OSError, ImportError) as error:
         answer = {"ready": False, "detail": str(error)}
     for name in [name for name in sys.modules if name == "eval" or name.startswith("eval.")]:

@@ -28,14 +28,13 @@ from eval.scoring.judge import Judge, check_judge
 from eval.scoring.winrate import LENGTH_CONTROLLED, PLAIN, Comparison, chosen_metric, is_official
 from impart.config import Parser
 from impart.errors import InputError, run
-from impart.hub import fetch_file
 
 SOURCE = Source(
     "alpacaeval",
     "alpaca_eval_gpt4_1106_preview.json",
     {"instruction": str, "output": str, "generator": str},
     hub=("tatsu-lab/alpaca_eval", None, "eval"),
-    hub_file="alpaca_eval_gpt4_baseline.json",
+    hub_file="alpaca_eval_gpt4_baseline.json",  # the data set is a script, which newer versions of datasets do not run
 )
 MAX_TOKENS = 2048
 JUDGE_MODEL = "gpt-4o-2024-08-06"  # the authors' script; alpaca_eval's own default is gpt-4-1106-preview
@@ -55,24 +54,15 @@ BENCHMARKS = (ALPACAEVAL,)
 
 def reference_answers(options: Options) -> tuple[Items, bool]:
     """The chosen instructions with GPT-4 Turbo's answers, and whether they are the first of the official 805."""
-    local = find_file(SOURCE, options.data)
-    path = local or _from_hub()
-    everything = load_items(SOURCE, path)
-    items = load_items(SOURCE, path, options.limit, options.subset)
-    if len({item["instruction"] for item in everything.items}) < len(everything.items):
-        raise InputError(f"{path}: an instruction occurs twice; alpaca_eval tells answers apart by their instruction")
+    everything = load_items(SOURCE, options.data)
+    items = load_items(SOURCE, options.data, options.limit, options.subset)
+    instructions = [item["instruction"] for item in everything.items]
+    if len(set(instructions)) < len(instructions):
+        raise InputError(
+            f"{everything.origin}: an instruction occurs twice; alpaca_eval tells answers apart by their instruction"
+        )
     prefix = [item["id"] for item in items.items] == [item["id"] for item in everything.items[: len(items.items)]]
-    return items, prefix and (local is None or is_official([item["instruction"] for item in everything.items]))
-
-
-def _from_hub() -> Path:
-    return fetch_file(  # load_dataset cannot read it: the data set is a script, which its newer versions do not run
-        SOURCE.hub[0],
-        SOURCE.hub_file,
-        kind="dataset",
-        what="AlpacaEval's reference answers",
-        remedy=f"give --data FILE, or set IMPART_DATA to a folder with {SOURCE.file}",
-    )
+    return items, prefix and (find_file(SOURCE, options.data) is None or is_official(instructions))
 
 
 def alpacaeval(options: Options, judge: Judge, metric: str, gamed: Path | None) -> Benchmark:

@@ -2,12 +2,17 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from eval.run.data import Source, completions_from, find_file, load_items, select
 from impart.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Source("sums", "sums.jsonl", {"question": str, "answer": int}, optional={"level": str})
 ITEMS = [{"question": f"{n} + 1?", "answer": n + 1, "level": "easy" if n < 3 else "hard"} for n in range(5)]
 
@@ -184,6 +189,32 @@ def test_a_hub_that_does_not_answer_says_what_else_works(script, tmp_path):
     ended = script(file)
     assert ended.code == 1 and "InputError" in ended.err
     assert "the hub does not give nobody/none" in ended.err and "IMPART_DATA" in ended.err
+
+
+def test_a_data_set_that_is_one_file_comes_from_the_hub_s_cache(tmp_path, monkeypatch):
+    """The real client, offline, on a cache that holds the file as a download would have left it."""
+    revision = "0" * 40
+    snapshot = tmp_path / "datasets--tatsu-lab--alpaca_eval" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(revision)
+    answers = [{"instruction": f"Say {n}.", "output": str(n), "generator": "g"} for n in range(3)]
+    (snapshot / "alpaca_eval_gpt4_baseline.json").write_text(json.dumps(answers))
+    code = (
+        "from eval.alpacaeval import SOURCE; from eval.run.data import load_items\n"
+        "items = load_items(SOURCE, limit=2); print(items.origin, [item['output'] for item in items.items], items.total)"
+    )
+    for name in ("IMPART_DATA", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "hub:tatsu-lab/alpaca_eval ['0', '1'] 3\n"
 
 
 def test_completions_from_a_file(tmp_path):

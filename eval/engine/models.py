@@ -52,9 +52,8 @@ class ModelSource:
             checkpoint = open_checkpoint(source)
             self.identity = {"fingerprint": checkpoint.fingerprint()}
             dtype, self.tokenizer_folder = checkpoint.model_dtype(), checkpoint.path
-        self.dtype = (
-            short_name(dtype) if dtype in DTYPE_NAMES.values() else "fp32"
-        )  # the model's own, as in DTYPE of the command line
+        # The model's own, as in DTYPE of the command line.
+        self.dtype = short_name(dtype) if dtype in DTYPE_NAMES.values() else "fp32"
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:

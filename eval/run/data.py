@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from impart.errors import InputError
-from impart.hub import load_rows
+from impart.hub import fetch_file, load_rows
 from impart.records import read_records
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Source:
     hub: tuple[str, str | None, str] | None = None  # (data set, configuration, split); None: local files only
     id_field: str | None = None  # field that names an item; None: its position, from 0
     optional: Mapping[str, type] = field(default_factory=dict)  # fields that may be absent, but not of another type
-    hub_file: str | None = None  # file of the data set that has the items, where load_dataset cannot read it
+    hub_file: str | None = None  # the data set's file with the items; None: load_dataset reads it
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,10 @@ def _from_hub(source: Source) -> list[tuple[str, dict]]:
     if source.hub is None:
         raise InputError(f"{source.benchmark} is not on the hub; {remedy}")
     repository, configuration, split = source.hub
+    if source.hub_file:
+        return read_records(
+            fetch_file(repository, source.hub_file, kind="dataset", what=source.benchmark, remedy=remedy)
+        )
     table = load_rows(repository, name=configuration, split=split, what=source.benchmark, remedy=remedy)
     return [(f"row {position}", dict(row)) for position, row in enumerate(table)]
 

@@ -205,7 +205,7 @@ def filter_code(read_only: bool) -> bytes:
     column, architecture = _ARCHITECTURES[machine]
     denied = _numbers(_DENIED | _CHANGES_FILES if read_only else _DENIED, column)
     number = _numbers(_ARGUED, column)
-    # A word of the call is loaded from its offset: 0 its number, 4 the architecture, 16 + 8 i the low half of argument i.
+    # Words of the call by their offset: 0 its number, 4 the architecture, 16 + 8 i the low half of argument i.
     # A jump counts the instructions that it skips. Under another architecture the numbers would mean other calls.
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     if machine == "x86_64":  # the x32 table reaches the same calls by other numbers

@@ -67,13 +67,11 @@ def availability(repository: str, kind: str, what: str) -> str | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        snapshot_download(repository, repo_type=kind, local_files_only=True)
-        return None
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        HfApi().repo_info(repository, repo_type=kind, timeout=TIMEOUT)
-    except Exception as error:
+        try:
+            snapshot_download(repository, repo_type=kind, local_files_only=True)
+        except LocalEntryNotFoundError:
+            HfApi().repo_info(repository, repo_type=kind, timeout=TIMEOUT)
+    except Exception as error:  # as above, and names that the client refuses unasked: a--b
         return f"{what}: {repository} is not in the local cache, and the hub does not give it ({reason_of(error)})"
     return None
 

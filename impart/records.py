@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from impart.errors import InputError
+from impart.errors import InputError, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -56,3 +56,6 @@ def _parsed(text: str, path: Path, line: int | None, tail: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {line or error.lineno}: not valid JSON ({error.msg}){tail}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of open brackets
+        place = f", line {line}" if line else ""
+        raise InputError(f"{path}{place}: JSON beyond what Python reads ({reason_of(error)}){tail}") from error

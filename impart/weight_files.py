@@ -33,7 +33,7 @@ def read_json(file: Path, owner: str) -> dict:
         raise InputError(f"{owner} has no {file.name}; is it a Hugging Face model folder?")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors, numbers too long, brackets too deep
         raise InputError(f"{file} is not valid JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} holds a JSON {type(content).__name__}, not an object; fetch it again")

@@ -162,6 +162,8 @@ def test_an_index_that_promises_too_much_or_nothing(tmp_path, weights):
     "content, words",
     [
         (b"{not json", "is not valid JSON"),
+        (b'{"a": ' + b"[" * 200_000, "is not valid JSON (maximum recursion depth"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "5000 digits"),
         (b"[1]", "holds a JSON list"),
         (b"\xff\xfe", "is not valid JSON"),
         (None, "has no config.json"),

@@ -44,6 +44,12 @@ def test_empty_lines_and_windows_line_ends_count_but_hold_nothing(tmp_path):
         ("a.json", b'{"a": 1}', "must hold one array"),
         ("a.json", b'[{"a": 1}, []]', "item 2: a mapping of fields is wanted, not list"),
         ("a.jsonl", b'{"a": "caf\xe9"}\n', "cannot be read .*utf-8.*; do it again"),
+        (
+            "a.jsonl",
+            b'{"a": 1}\n{"a": ' + b"[" * 200_000 + b"\n",
+            "line 2: JSON beyond .*RecursionError.*; do it again",
+        ),
+        ("a.json", b"[{" + b'"a": ' + b"1" * 5000 + b"}]", "a.json: JSON beyond .*5000 digits.*; do it again"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 100)[:-9], "cannot be read"),
         ("a.jsonl.gz", b'{"a": 1}\n', "cannot be read"),
     ],

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -23,21 +24,21 @@ class Activations:
         self._calls: dict[int, list[Call]] = {}  # sequences per batch -> arguments of every layer
         self.tokens = sequences.numel()
         for ids in sequences.split(batch):
-            hidden, self._calls[len(ids)] = self.with_room(lambda ids=ids: decoder.record(ids))
+            hidden, self._calls[len(ids)] = self.with_room(partial(decoder.record, ids))
             self._inputs.append(self._kept(hidden))
 
     def stages(self, layer: int, names: Sequence[str]) -> list[list[str]]:
         """The linear weights of the layer by distinct input, in the order of their use."""
-        return self.with_room(lambda: self._stages(layer, names))
+        return self.with_room(partial(self._stages, layer, names))
 
     def hessians(self, layer: int, names: Sequence[str]) -> dict[str, Tensor]:
         """H = 2 / tokens * X X^T (n, n) in fp32 of the inputs of each of these linear weights, in one pass."""
-        return self.with_room(lambda: self._hessians(layer, names))
+        return self.with_room(partial(self._hessians, layer, names))
 
     def advance(self, layer: int) -> None:
         """The layer's outputs become the inputs of the next one."""
         for index in range(len(self._inputs)):
-            self._inputs[index] = self._kept(self.with_room(lambda index=index: self._output(layer, index)))
+            self._inputs[index] = self._kept(self.with_room(partial(self._output, layer, index)))
 
     def with_room(self, work: Callable[[], T]) -> T:
         """The work's result; when the GPU is full, once more after the activations went to main memory."""

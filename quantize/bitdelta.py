@@ -59,8 +59,7 @@ def distilled_scales(
     dtype: torch.dtype,
 ) -> dict[str, float]:
     """mu of every matrix after `steps` of Adam on the logits' mean squared difference. Holds both models in memory."""
-    teacher = AutoModelForCausalLM.from_pretrained(finetuned.path, dtype=dtype).to(device).eval().requires_grad_(False)
-    student = AutoModelForCausalLM.from_pretrained(finetuned.path, dtype=dtype).to(device).eval().requires_grad_(False)
+    teacher, student = (_frozen_model(finetuned, device, dtype) for _ in range(2))
     scaled: dict[str, ScaledSigns] = {}
     for name, stored in encoded.items():
         if stored.encoding == "empty":
@@ -72,7 +71,7 @@ def distilled_scales(
             base.tensor(name).to(device, dtype),
             ones.sign().to(device, torch.int8),
             stored.facts["mu"] * rescale,
-            module.bias,
+            getattr(module, "bias", None),
         )
         parent, _, leaf = name.removesuffix(".weight").rpartition(".")
         setattr(student.get_submodule(parent), leaf, scaled[name])
@@ -96,3 +95,8 @@ def distilled_scales(
                 float(loss.detach()),
             )
     return {name: encoded[name].facts["mu"] * float(module.log_ratio.detach().exp()) for name, module in scaled.items()}
+
+
+def _frozen_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype)
+    return model.to(device).eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def write_bitdelta(
     device: torch.device,
     report: Report,
     overwrite: bool = False,
-) -> Delta:
+) -> Delta | None:
     """Signs and scales of every matrix; the scales are distilled when there are calibration `sequences`."""
     if config.baseModel is None:
         raise InputError("baseModel is missing: BitDelta takes the delta between it and the fine-tuned model")
@@ -42,7 +43,7 @@ def write_bitdelta(
     matrices = select_matrices(linear_names(finetuned), finetuned.source)
     check_comparable(base, finetuned, matrices)
     pair = compare(base, finetuned, matrices)
-    settings = {"compression_ratio_qt": cr, "distill_steps": config.distill_steps}
+    settings: dict[str, Any] = {"compression_ratio_qt": cr, "distill_steps": config.distill_steps}
     if sequences is not None:
         settings |= {
             "distill_lr": config.distill_lr,
@@ -70,8 +71,9 @@ def write_bitdelta(
         needed_bytes=int(2.1 * entries / cr) + extra_bytes,
         overwrite=overwrite,
     )
-    train = sequences is not None and writer.pending()
-    scales = trained_scales(config, pair, cr, sequences, device) if train else {}
+    scales: Mapping[str, float] = {}
+    if sequences is not None and writer.pending():
+        scales = trained_scales(config, pair, cr, sequences, device)
     for shard in progress(writer.pending(), what="bitdelta", unit="shard"):
         encoded = {name: signs_of(pair, name, cr, config.seed, device, scales.get(name)) for name in shard.matrices}
         rows = [{"name": name, **matrix.facts} for name, matrix in encoded.items()]

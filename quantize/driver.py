@@ -64,6 +64,7 @@ def quantize_layers(
     activations = Activations(decoder, sequences, batch) if last >= 0 else None
     with logging_redirect_tqdm():
         for layer in progress(range(last + 1), what="quantizing", unit="layer"):
+            assert activations is not None  # there is a layer to calibrate
             shard = by_layer.get(layer)
             done = writer.written(shard) if shard is not None and shard.file not in pending else None
             names = list(shard.matrices) if shard is not None else []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from impart.architecture import is_attention
-from impart.bit_plan import Plan, cut_plan, plan_bits, plan_spans
+from impart.bit_plan import CutPlan, Plan, cut_plan, plan_bits, plan_spans
 from impart.encodings import quantized_entries, quantized_groups, quantized_vectors
 from impart.encodings.encoded import Encoded
 from impart.encodings.masked import entry_mask, factor_masks
@@ -75,7 +75,7 @@ def _quantize_vectors(
     source: Encoded,
     triplets: tuple[Tensor, Tensor, Tensor],
     masks: tuple[Tensor, Tensor],
-    plan: Plan,
+    plan: CutPlan,
     H: Tensor,
     inverse: Inverse,
     rule: Rule,
@@ -99,7 +99,7 @@ def _quantize_groups(
     source: Encoded,
     triplets: tuple[Tensor, Tensor, Tensor],
     masks: tuple[Tensor, Tensor],
-    plan: Plan,
+    plan: CutPlan,
     H: Tensor,
     inverse: Inverse,
     rule: Rule,
@@ -144,7 +144,7 @@ def relative_error(E: Tensor, W: Tensor, H: Tensor) -> float:
     return float((((E @ H) * E).sum() / ((W @ H) * W).sum().clamp(min=1e-30)).clamp(min=0).sqrt())
 
 
-def factor_errors(U: Tensor, Vt: Tensor, Uq: Tensor, Vq: Tensor, s: Tensor, H: Tensor, plan: Plan) -> dict:
+def factor_errors(U: Tensor, Vt: Tensor, Uq: Tensor, Vq: Tensor, s: Tensor, H: Tensor, plan: CutPlan) -> dict:
     """Relative output errors of U_q diag(s) V_q^T, of the whole and of each plan entry relative to its own part."""
     Z = torch.cat([Vq, Vt]) * torch.cat([s, s])[:, None]  # (2r, n)
     G = Z @ H @ Z.T

@@ -129,10 +129,10 @@ def quantize_vectors(W: Tensor, mask: Tensor, inverse: Inverse, bits: int | Tens
         return Quantized(codes, scale[:, None], zero[:, None], torch.zeros_like(inverse.order), mask.bool())
     scale, zero = fitted_grid(W.T, mask.T, bits)
     # count every column in its own steps: the factor then also turns steps of one column into those of another
-    steps, zeros, top = (x[inverse.order, None] for x in (scale, zero, top_codes(bits, W.T)))
+    steps, zeros, tops = (x[inverse.order, None] for x in (scale, zero, top_codes(bits, W.T)))
     counted = replace(inverse, factor=inverse.factor * steps / steps.T)
     one = torch.ones_like(steps)
-    codes = _sweep(W / scale, mask, counted, list(top), [(0, columns)], lambda *_: (one, zeros), propagate=True)
+    codes = _sweep(W / scale, mask, counted, list(tops), [(0, columns)], lambda *_: (one, zeros), propagate=True)
     return Quantized(codes, scale[None], zero[None], torch.arange(columns, device=W.device), mask.bool())
 
 

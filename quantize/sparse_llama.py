@@ -35,10 +35,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from impart import processes
-from impart.architecture import is_attention, layers_prefix, linear_names
+from impart.architecture import layers_prefix, linear_names
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import DeltaWriter
-from impart.bit_plan import cut_plan
 from impart.checkpoint import Checkpoint, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe, load
 from impart.device import use_device
@@ -77,7 +76,8 @@ def main(arguments: Sequence[str]) -> None:
         if flags.sparsify_config:
             sparsify_first(flags)
         delta = quantize_sparse(flags, config, finetuned, device, report)
-    print(summary(delta, report))
+    if delta is not None:
+        print(summary(delta, report))
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
@@ -127,7 +127,7 @@ def sparsify_first(flags: Namespace) -> None:
 
 def quantize_sparse(
     flags: Namespace, config: Config, finetuned: Checkpoint, device: torch.device, report: Report
-) -> Delta:
+) -> Delta | None:
     """Everything checked -> calibration tokens -> layer by layer -> artifact."""
     if flags.saved_delta_path is None:
         raise InputError(
@@ -139,8 +139,9 @@ def quantize_sparse(
         raise InputError(f"{flags.saved_delta_path!r} is already quantized; give the sparse delta it came from")
     rule = resolved_rule(config, delta.manifest)
     for name in delta.names():
-        if delta.rank(name) is not None:
-            cut_plan(rule.attn_plan if is_attention(name) else rule.mlp_plan, delta.rank(name), name)
+        rank = delta.rank(name)
+        if rank is not None:
+            rule.plan(name, rank)
     base = open_base(config, delta, finetuned)
     sequences = model_tokens(flags.dataset, config, finetuned)
     head = {

@@ -154,10 +154,10 @@ def test_all_code_kinds_occur_in_training_and_wrong_bodies_fail():
         "    return y\n",
         "",
         "    import os; os._exit(0)\n",
-        "    while True: pass\n",
     )
-    verdicts = score_code([record] * len(bodies), bodies, timeout_s=1.0)
+    verdicts = score_code([record] * len(bodies), bodies, timeout_s=60.0)
     assert [verdict.correct for verdict in verdicts] == [True] + [False] * (len(bodies) - 1)
+    assert not score_code([record], ["    while True: pass\n"], timeout_s=0.5)[0].correct  # whatever the limit is
     # True == 1 in Python; a test that expects a bool wants a bool.
     truth = {"prompt": "def g(n):\n", "entry_point": "g", "tests": [{"args": [4], "expect": True}]}
     verdicts = score_code([truth] * 2, ["    return n % 2 == 0\n", "    return 1\n"])

@@ -1,16 +1,13 @@
 """Whole runs on the tiny pair: the authors' three commands, every method, resuming after a kill, and bad input."""
 
 import json
-import random
 import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from whole_runs import killed_again_and_again
 
 import delta as delta_script
 from impart.architecture import linear_names
@@ -237,19 +234,13 @@ def test_a_killed_run_continues_to_the_same_bytes(sparse, tmp_path, environment)
         str(ROOT / "quantize" / "sparse_llama.py"),
         *map(str, quantize_arguments(sparse("impart"), tmp_path / "killed")),
     ]
-    draw, kept = random.Random(0), set()
-    for after in (1, 2):  # layers that are complete when the run is killed
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        progress, deadline = tmp_path / "killed.partial" / ".progress", time.monotonic() + 120
-        while len(list(progress.glob("layer-*.json"))) < after and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(draw.random() * 0.2)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kept |= {file.name for file in progress.glob("layer-*.json")}
-        assert not (tmp_path / "killed").exists() and len(kept) >= after
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    moments = (
+        ("save_file", "during", 1, 0),
+        ("write_atomically", "after", 1, 1),  # layer 0 is complete
+        ("write_atomically", "before", 1, 1),  # layer 1 is written, but not recorded
+        ("write_atomically", "after", 1, 2),
+    )
+    done = killed_again_and_again(command, tmp_path / "killed", environment, moments)
     assert "layer 0 " not in done.stderr and "layer 2 " in done.stderr
     assert written(tmp_path / "killed") == written(tmp_path / "whole")
 

@@ -1,11 +1,9 @@
 """Whole runs as the tests need them: compared file by file, killed, and started in several processes."""
 
-import os
-import random
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,33 +48,40 @@ def merge(called, path: Path, out: Path, *flags) -> Checkpoint:
     return open_checkpoint(out)
 
 
-def stopped_at_random(command, folder: Path, environment, kills: int, generator: random.Random) -> int:
-    """Runs the command again and again, each time killed shortly after it got on, and at last to its end."""
-    partial, done, landed = folder.with_name(folder.name + ".partial"), 0, 0
+# A run of several layers is killed at each of these moments in turn, and goes on from there each time: function, when and
+# number of its call (tests/killed.py), and how many shards have been recorded as complete by then.
+MOMENTS = (
+    ("save_file", "during", 1, 0),  # the first shard is torn, under its temporary name
+    ("write_atomically", "before", 1, 0),  # the first shard has its name, but no record
+    ("write_atomically", "after", 2, 2),  # two complete shards, nothing half done
+    ("save_file", "during", 2, 3),
+    ("save_file", "after", 1, 3),  # a whole shard under its temporary name
+    ("write_atomically", "before", 3, 5),
+    ("replace_folder", "before", 1, None),  # all is there, delta.json too, the records are gone; only the name is missing
+)
 
-    def records():
-        try:
-            return sum(name.endswith(".safetensors.json") for name in os.listdir(partial / ".progress"))
-        except FileNotFoundError:  # not yet made, or just renamed
-            return 0
 
-    for _ in range(kills):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        while process.poll() is None and records() <= done:
-            time.sleep(0.001)
-        time.sleep(generator.random() * 0.05)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            landed += 1
-        _, said = process.communicate()
-        done = records()
-        if folder.exists():
-            break
-        assert process.returncode == -signal.SIGKILL, said.decode()
-    if not folder.exists():
-        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-    return landed
+def killed_again_and_again(command: Sequence[str], folder: Path, environment: Mapping[str, str], moments=MOMENTS):
+    """Run `command`, which writes an artifact to `folder`, once per moment until it is killed there, then to its end."""
+    program, script, *arguments = command
+    records = folder.with_name(folder.name + ".partial") / ".progress"
+    for name, when, number, complete in moments:
+        killed = subprocess.run(
+            [program, "tests/killed.py", name, when, str(number), script, *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not folder.exists()
+        if complete is None:
+            assert not records.exists() and (records.parent / "delta.json").is_file()
+        else:
+            assert len(list(records.glob("*.safetensors.json"))) == complete, (name, when, number)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def launched(launcher, arguments, environment):

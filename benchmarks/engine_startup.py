@@ -4,8 +4,8 @@
     python benchmarks/engine_startup.py --model PATH --engines vllm,hf
 
 Every row is a fresh Python. "imports" is from its start until the engine's packages are imported, "first answer" from
-there until one prompt of a model is answered, "next model" the same for a second engine in the same process, "64 answers"
-are 32 tokens each.
+there until one prompt of a model is answered, "next model" the same for a second engine in the same process, "64
+answers" are 32 tokens each.
 """
 
 import json

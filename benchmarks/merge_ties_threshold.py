@@ -51,7 +51,8 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(f"the merged deltas differ by {gap}")
     rows.append(compared(f"all of TIES, trim {trims[-1]:g}", plain, ours, flags.rounds, device))
     print(
-        f"{machine(device)}; {flags.models} deltas of {flags.size} x {flags.size}, {flags.rounds} rounds, median seconds"
+        f"{machine(device)}; {flags.models} deltas of {flags.size} x {flags.size}, {flags.rounds} rounds, "
+        "median seconds"
     )
     print(table(rows, ("", "kthvalue", "histograms", "speed-up")))
 

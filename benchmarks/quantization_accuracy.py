@@ -1,15 +1,15 @@
 """Accuracy of every quantized method on the tiny pair, next to ImPart without quantization at the same ratio.
 
     python benchmarks/quantization_accuracy.py --skills code --ratios 32 64
-    python benchmarks/quantization_accuracy.py --out runs/quantization        (all skills; about half an hour on one core)
+    python benchmarks/quantization_accuracy.py --out runs/quantization     (all skills; half an hour on one core)
 
-Per skill and ratio: ImPart-Qt and Delta-CoMe with both grids, DARE-Qt with its best bits, BitDelta with and without trained
-scales, and sparse ImPart in 16 bit. beta, C and DARE's bits are chosen on the validation items at seed 0; the table is of
-the 200 test items, mean over the seeds (masks and calibration text) +- half a 95 % interval over seeds and items. Ratios
-are nominal, codes alone; the true ones, with every byte of the linear layers, stand beside them, and one line has the
-compact grid with as many bytes as the paper's takes. A second table has the output error of every matrix of ImPart-Qt with
-both grids, from the same sparse deltas. Calibration text is the base model's kind of text, not the skill's. What is there
-already is not made again.
+Per skill and ratio: ImPart-Qt and Delta-CoMe with both grids, DARE-Qt with its best bits, BitDelta with and without
+trained scales, and sparse ImPart in 16 bit. beta, C and DARE's bits are chosen on the validation items at seed 0; the
+table is of the 200 test items, mean over the seeds (masks and calibration text) +- half a 95 % interval over seeds and
+items. Ratios are nominal, codes alone; the true ones, with every byte of the linear layers, stand beside them, and one
+line has the compact grid with as many bytes as the paper's takes. A second table has the output error of every matrix
+of ImPart-Qt with both grids, from the same sparse deltas. Calibration text is the base model's kind of text, not the
+skill's. What is there already is not made again.
 """
 
 import itertools
@@ -139,7 +139,8 @@ def main(arguments: Sequence[str]) -> None:
             print(f"\n{skill}, nominal ratio {ratio}, {flags.seeds} seeds, {ITEMS} test items", flush=True)
             print(table(rows, ("method", "chosen on validation", "accuracy", "+-", "true ratio")), flush=True)
             print(
-                f"\n{skill}, nominal ratio {ratio}: output error of ImPart-Qt against its sparse delta, mean over the seeds"
+                f"\n{skill}, nominal ratio {ratio}: output error of ImPart-Qt against its sparse delta, "
+                "mean over the seeds"
             )
             print(table(output_errors(runs, ratio, seeds), ("matrix", *GRIDS)), flush=True)
 
@@ -251,7 +252,7 @@ def dare_qt(runs: Runs, ratio: int, grid: str, seeds: Sequence[int]) -> tuple[st
 
 
 def best(runs: Runs, delta, choices: Sequence[tuple]) -> tuple:
-    """The choice with the best validation score at seed 0 (the first of equals); what cannot meet the ratio is left out."""
+    """The choice with the best validation score at seed 0 (the first of equals), of those that can meet the ratio."""
     made = {}
     for choice in choices:
         try:

@@ -3,10 +3,10 @@
     python benchmarks/quantization_bytes.py
     python benchmarks/quantization_bytes.py --sizes 5120 --device cuda
 
-Ratios are of the 16-bit size of dW over what one safetensors file of the matrix holds, header included; the first two rows are
-what the authors' groups of 128 cost with the precision that their code keeps in memory and with the least that would do. All
-but the rows with `accounting: bytes` are allocated by their codes alone. Throughput is 16-bit weights of the last size per
-second, from packed tensors in memory to base + dW in 16 bit, against copying the weights.
+Ratios are of the 16-bit size of dW over what one safetensors file of the matrix holds, header included; the first two
+rows are what the authors' groups of 128 cost with the precision that their code keeps in memory and with the least that
+would do. All but the rows with `accounting: bytes` are allocated by their codes alone. Throughput is 16-bit weights of
+the last size per second, from packed tensors in memory to base + dW in 16 bit, against copying the weights.
 """
 
 import sys
@@ -93,7 +93,7 @@ def sparse_matrix(size: int, cr: float, beta: float, C: float, accounting: Accou
 
 
 def quantized(source: Encoded, grid: str) -> Encoded:
-    """Random codes in the layout and number that real ones have: what is timed and counted here does not depend on them."""
+    """Random codes in the layout and number of real ones: what is timed and counted here does not depend on them."""
     (m, n), r = source.shape, source.facts["rank"]
     masks = tuple(torch.from_numpy(mask) for mask in factor_masks(NAME, source))
     plan, generator = cut_plan(PLAN, r, NAME), torch.Generator().manual_seed(1)

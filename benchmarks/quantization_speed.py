@@ -4,10 +4,10 @@
     python benchmarks/quantization_speed.py --hidden 1024 --sequences 8 --device cuda
 
 `plain` is how the authors of ImPart publish it: for every matrix and bit group, V and then U, the layer runs over all
-sequences again to gather one more Hessian, which is inverted again, and columns are quantized one by one. `here` is what
-quantize/sparse_llama.py does, its files included. Both use grid: paper and the same calibration tokens; the last line is
-grid: compact. Errors are of the outputs, against the sparse delta, mean over the matrices. CPU seconds of one thread, so
-that other work on the machine does not count.
+sequences again to gather one more Hessian, which is inverted again, and columns are quantized one by one. `here` is
+what quantize/sparse_llama.py does, its files included. Both use grid: paper and the same calibration tokens; the last
+line is grid: compact. Errors are of the outputs, against the sparse delta, mean over the matrices. CPU seconds of one
+thread, so that other work on the machine does not count.
 """
 
 import sys

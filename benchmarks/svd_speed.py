@@ -1,9 +1,9 @@
 """Seconds and errors of `impart.svd.delta_svd` against torch.svd, which the authors' release calls for every matrix.
 
-Every way runs once per round, in turn, on synthetic deltas (power law, bulk, the rounding of bf16 weights). Errors of s_k
-are against an fp64 Gram matrix, which is good to 1e-8: the largest |error| / s_k of the values above s_1 / 100, and the
-largest |error| / s_1 of all (the last values of a square matrix are rounding themselves). The excess is (norm of dW -
-U diag(s) V^T, less that of the best approximation of this rank) over the norm of dW.
+Every way runs once per round, in turn, on synthetic deltas (power law, bulk, the rounding of bf16 weights). Errors of
+s_k are against an fp64 Gram matrix, which is good to 1e-8: the largest |error| / s_k of the values above s_1 / 100, and
+the largest |error| / s_1 of all (the last values of a square matrix are rounding themselves). The excess is the
+norm of dW - U diag(s) V^T, less that of the best approximation of this rank, over the norm of dW.
 
     python benchmarks/svd_speed.py
     python benchmarks/svd_speed.py --sizes 1024,2048,4096x1536,4096,5120 --rounds 3 --threads 1

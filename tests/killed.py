@@ -2,10 +2,10 @@
 
     python tests/killed.py FUNCTION before|during|after N SCRIPT ARGUMENTS...
 
-The moment is the N-th call of FUNCTION in impart/artifact_writer.py: `save_file` writes a shard under its temporary name,
-`write_atomically` writes run.json, then each shard's record, then delta.json; `replace_folder` gives the artifact its name.
-`during` is for save_file: half of the file is on the disk. Nothing is caught and no handler runs, so what lies on the disk
-is what a power cut leaves; tests/whole_runs.py starts it.
+The moment is the N-th call of FUNCTION in impart/artifact_writer.py: `save_file` writes a shard under its temporary
+name, `write_atomically` writes run.json, then each shard's record, then delta.json; `replace_folder` gives the artifact
+its name. `during` is for save_file: half of the file is on the disk. Nothing is caught and no handler runs, so what
+lies on the disk is what a power cut leaves; tests/whole_runs.py starts it.
 """
 
 import os

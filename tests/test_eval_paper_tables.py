@@ -15,7 +15,8 @@ from eval.report.paper import (
 )
 from impart.errors import InputError
 
-# Typed anew in the paper's own layout: a method a line, its scores from left to right, the average last where there is one.
+# Typed anew in the paper's own layout: a method a line, its scores from left to right, the average last if there
+# is one.
 SECOND_TRANSCRIPTION = {
     1: """17.80 3.90 32.32 62.70 19.04 0.71 20.52 0.10 11.46 0.08 16.86
           63.96 14.10 59.76 67.70 33.64 18.39 31.79 15.63 48.80 32.13 38.59

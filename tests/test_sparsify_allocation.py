@@ -151,7 +151,8 @@ def test_lowrank_ranks_fit_the_budget_and_are_at_least_one():
         ([4, 2, 1, 1, 1, 1, 0.5, 0.5], 0.75, 0.5, 1.0, [0, 0.25]),
         # Squared importance 1, 1/4, 1/16, 1/16: p = 0, 3/8, 15/32, 15/32; means 0.328, 0.461, 0.594.
         ([4, 2, 1, 1], 0.5, 0.0, 2.0, [0, 0.375]),
-        # Square root: 16, 4, 1 of 16 -> 1, 1/2, 1/4; gamma 0.3: p = 0, 0.15, 0.225 mean 0.125; dropped one: 1.15/3 = 0.383.
+        # Square root: 16, 4, 1 of 16 -> 1, 1/2, 1/4; gamma 0.3: p = 0, 0.15, 0.225 mean 0.125;
+        # dropped one: 1.15/3 = 0.383.
         ([16, 4, 1], 0.3, 0.0, 0.5, [0, 0.15]),
         # All equal: p = 0, and exactly half of the columns are dropped: the mean reaches gamma exactly and no further.
         ([2, 2, 2, 2], 0.5, 0.0, 1.0, [0, 0]),
@@ -212,7 +213,7 @@ def test_monotone_in_range_and_gamma_met_from_above_within_one_column():
 
 
 def test_the_mean_over_all_columns_meets_alpha_for_real_shapes():
-    """The whole matrix keeps at most its budget, and less by two columns at most: the boundary's, and the floor's in K."""
+    """The matrix keeps its budget or up to two columns less: the boundary's, and the one lost to the floor in K."""
     for (m, n), cr in itertools.product([(1024, 4096), (14336, 4096), (512, 512), (64, 176)], (4.0, 8.0, 32.0)):
         N = min(m, n)
         s = np.arange(1, N + 1) ** -0.7

@@ -1,4 +1,4 @@
-"""sparsify/sparsify.py from end to end: methods, ablations, both sources, the authors' keys, killed and in two processes."""
+"""sparsify/sparsify.py end to end: methods, ablations, both sources, the authors' keys, killed and in two processes."""
 
 import csv
 import dataclasses

@@ -48,8 +48,8 @@ def merge(called, path: Path, out: Path, *flags) -> Checkpoint:
     return open_checkpoint(out)
 
 
-# A run of several layers is killed at each of these moments in turn, and goes on from there each time: function, when and
-# number of its call (tests/killed.py), and how many shards have been recorded as complete by then.
+# A run of several layers is killed at each of these moments in turn, and goes on from there each time: function, when
+# and number of its call (tests/killed.py), and how many shards have been recorded as complete by then.
 MOMENTS = (
     ("save_file", "during", 1, 0),  # the first shard is torn, under its temporary name
     ("write_atomically", "before", 1, 0),  # the first shard has its name, but no record
@@ -57,12 +57,12 @@ MOMENTS = (
     ("save_file", "during", 2, 3),
     ("save_file", "after", 1, 3),  # a whole shard under its temporary name
     ("write_atomically", "before", 3, 5),
-    ("replace_folder", "before", 1, None),  # all is there, delta.json too, the records are gone; only the name is missing
+    ("replace_folder", "before", 1, None),  # delta.json is there, the records are gone; only the name is missing
 )
 
 
 def killed_again_and_again(command: Sequence[str], folder: Path, environment: Mapping[str, str], moments=MOMENTS):
-    """Run `command`, which writes an artifact to `folder`, once per moment until it is killed there, then to its end."""
+    """Run `command`, which writes an artifact to `folder`, once per moment until it dies there, then to its end."""
     program, script, *arguments = command
     records = folder.with_name(folder.name + ".partial") / ".progress"
     for name, when, number, complete in moments:

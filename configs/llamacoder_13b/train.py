@@ -1,12 +1,13 @@
 """Fine-tunes a causal language model on instructions and answers: the recipe of LlamaCoder-13B.
 
-Reads a base model and data sets with `problem` and `solution`, `instruction` and `response` or `prompt` and `completion`
-(hub ids or local .jsonl files); writes the fine-tuned checkpoint to save_dir.
+Reads a base model and data sets with `problem` and `solution`, `instruction` and `response` or `prompt` and
+`completion` (hub ids or local .jsonl files); writes the fine-tuned checkpoint to save_dir.
 
     python configs/llamacoder_13b/train.py --config configs/llamacoder_13b/train.yaml
     accelerate launch --config_file configs/llamacoder_13b/fsdp.yaml configs/llamacoder_13b/train.py \\
       --config configs/llamacoder_13b/train.yaml
-    python configs/llamacoder_13b/train.py base_model=assets/tiny/base data='[answers.jsonl]' save_dir=runs/tuned length=128
+    python configs/llamacoder_13b/train.py base_model=assets/tiny/base data='[answers.jsonl]' save_dir=runs/tuned \\
+        length=128
 
 Loss on the answer alone; AdamW, linear warm-up, cosine to zero. The seed decides the order of the items.
 """

@@ -1,13 +1,14 @@
 """Run a script of the repository and kill it, as `kill -9` does, at an exact moment of writing its artifact.
 
-    python tests/killed.py FUNCTION before|during|after N SCRIPT ARGUMENTS...
+    python tests/killed.py MODULE.FUNCTION before|during|after N SCRIPT ARGUMENTS...
 
-The moment is the N-th call of FUNCTION in impart/artifact_writer.py: `save_file` writes a shard under its temporary
-name, `write_atomically` writes run.json, then each shard's record, then delta.json; `replace_folder` gives the artifact
-its name. `during` is for save_file: half of the file is on the disk. Nothing is caught and no handler runs, so what
-lies on the disk is what a power cut leaves; tests/whole_runs.py starts it.
+The moment is the N-th call of FUNCTION by MODULE of impart/: `artifact_writer.save_file` writes a shard under its
+temporary name, `artifact_writer.write_atomically` writes run.json, then each shard's record, then delta.json, and
+`outputs.replace_folder` gives the artifact its name. `during` is for save_file: half of the file is on the disk.
+Nothing is caught and no handler runs, so that the disk holds what a killed process leaves.
 """
 
+import importlib
 import os
 import runpy
 import signal
@@ -16,12 +17,12 @@ from pathlib import Path
 
 
 def main() -> None:
-    name, when, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    module_name, name = sys.argv[1].split(".")
+    when, number = sys.argv[2], int(sys.argv[3])
     sys.argv = sys.argv[4:]
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # in place of tests/
-    from impart import artifact_writer
-
-    real, calls = getattr(artifact_writer, name), 0
+    module = importlib.import_module(f"impart.{module_name}")
+    real, calls = getattr(module, name), 0
 
     def dies(*arguments, **keywords):
         nonlocal calls
@@ -36,7 +37,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    setattr(artifact_writer, name, dies)
+    setattr(module, name, dies)
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

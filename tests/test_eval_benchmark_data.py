@@ -202,7 +202,8 @@ def test_a_data_set_that_is_one_file_comes_from_the_hub_s_cache(tmp_path, monkey
     (snapshot / "alpaca_eval_gpt4_baseline.json").write_text(json.dumps(answers))
     code = (
         "from eval.alpacaeval import SOURCE; from eval.run.data import load_items\n"
-        "items = load_items(SOURCE, limit=2); print(items.origin, [item['output'] for item in items.items], items.total)"
+        "items = load_items(SOURCE, limit=2)\n"
+        "print(items.origin, [item['output'] for item in items.items], items.total)"
     )
     for name in ("IMPART_DATA", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -235,10 +235,10 @@ def test_a_killed_run_continues_to_the_same_bytes(sparse, tmp_path, environment)
         *map(str, quantize_arguments(sparse("impart"), tmp_path / "killed")),
     ]
     moments = (
-        ("save_file", "during", 1, 0),
-        ("write_atomically", "after", 1, 1),  # layer 0 is complete
-        ("write_atomically", "before", 1, 1),  # layer 1 is written, but not recorded
-        ("write_atomically", "after", 1, 2),
+        ("artifact_writer.save_file", "during", 1, 0),
+        ("artifact_writer.write_atomically", "after", 1, 1),  # layer 0 is complete
+        ("artifact_writer.write_atomically", "before", 1, 1),  # layer 1 is written, but not recorded
+        ("artifact_writer.write_atomically", "after", 1, 2),
     )
     done = killed_again_and_again(command, tmp_path / "killed", environment, moments)
     assert "layer 0 " not in done.stderr and "layer 2 " in done.stderr

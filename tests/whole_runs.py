@@ -51,13 +51,13 @@ def merge(called, path: Path, out: Path, *flags) -> Checkpoint:
 # A run of several layers is killed at each of these moments in turn, and goes on from there each time: function, when
 # and number of its call (tests/killed.py), and how many shards have been recorded as complete by then.
 MOMENTS = (
-    ("save_file", "during", 1, 0),  # the first shard is torn, under its temporary name
-    ("write_atomically", "before", 1, 0),  # the first shard has its name, but no record
-    ("write_atomically", "after", 2, 2),  # two complete shards, nothing half done
-    ("save_file", "during", 2, 3),
-    ("save_file", "after", 1, 3),  # a whole shard under its temporary name
-    ("write_atomically", "before", 3, 5),
-    ("replace_folder", "before", 1, None),  # delta.json is there, the records are gone; only the name is missing
+    ("artifact_writer.save_file", "during", 1, 0),  # the first shard is torn, under its temporary name
+    ("artifact_writer.write_atomically", "before", 1, 0),  # the first shard has its name, but no record
+    ("artifact_writer.write_atomically", "after", 2, 2),  # two complete shards, nothing half done
+    ("artifact_writer.save_file", "during", 2, 3),
+    ("artifact_writer.save_file", "after", 1, 3),  # a whole shard under its temporary name
+    ("artifact_writer.write_atomically", "before", 3, 5),
+    ("outputs.replace_folder", "before", 1, None),  # delta.json is there, the records are gone; no name yet
 )
 
 

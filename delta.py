@@ -21,7 +21,7 @@ from typing import ClassVar
 from impart import processes
 from impart.architecture import is_attention, weight_type
 from impart.artifact import Delta, open_delta
-from impart.checkpoint import open_checkpoint
+from impart.checkpoint import check_named, open_checkpoint
 from impart.compress import compress
 from impart.config import Parser, add_run_flags
 from impart.device import use_device
@@ -134,6 +134,7 @@ def merge(flags: Namespace) -> None:
     refuse_existing(Path(flags.save_path), flags.overwrite, inputs)
     device, delta = use_device(flags.device, flags.threads), open_delta(flags.delta_path)
     source = flags.base_model or delta.manifest["base"]["source"]
+    check_named(flags.finetuned_model)
     try:
         base = open_checkpoint(source)
     except InputError as error:

@@ -145,14 +145,29 @@ class Checkpoint:
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """A model folder or a hub id as a Checkpoint; InputError for whatever is missing, truncated or not a model."""
+    return Checkpoint(_local_folder(source) or fetch_model(str(source)), str(source))
+
+
+def check_named(*sources: str | Path | None) -> None:
+    """InputError for the first name that is neither a folder nor of a hub id's form, before any download; None is none.
+
+    For commands that open several models: a mistyped second path is found before the first model is fetched.
+    """
+    for source in sources:
+        if source is not None:
+            _local_folder(source)
+
+
+def _local_folder(source: str | Path) -> Path | None:
+    """The model's folder, None where it has the form of a hub id; InputError for anything else."""
     text, path = str(source), Path(source).expanduser()
     if path.is_dir():
-        return Checkpoint(path, text)
+        return path
     if path.exists():
         raise InputError(f"{text!r} is a file; name the model folder that holds it, or a hub id")
     if not is_hub_id(text):
         raise InputError(f"model {text!r}: no such folder, and not a hub id of the form owner/name")
-    return Checkpoint(fetch_model(text), text)
+    return None
 
 
 class CheckpointWriter:

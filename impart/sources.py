@@ -9,7 +9,7 @@ import torch
 from impart.architecture import linear_names, select_matrices
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import model_facts
-from impart.checkpoint import Checkpoint, open_checkpoint
+from impart.checkpoint import Checkpoint, check_named, open_checkpoint
 from impart.comparison import Comparison, check_comparable, compare
 from impart.config import option
 from impart.encodings.encoded import Triplets
@@ -219,6 +219,7 @@ def open_source(origin: Origin, method: Method, device: torch.device, base_neede
         return source
     if origin.base_model is None or origin.ftm_dir is None:
         raise InputError("nothing to compress: give svd_dir, or base_model and ftm_dir")
+    check_named(origin.base_model, origin.ftm_dir)
     base, finetuned = open_checkpoint(origin.base_model), open_checkpoint(origin.ftm_dir)
     matrices = select_matrices(linear_names(finetuned), origin.ftm_dir, *keys)
     check_comparable(base, finetuned, matrices)

@@ -22,7 +22,8 @@ import torch
 
 from impart import processes
 from impart.architecture import is_vocabulary, linear_names, weight_type
-from impart.checkpoint import CheckpointWriter, TensorSpec, open_checkpoint
+from impart.artifact import is_delta
+from impart.checkpoint import CheckpointWriter, TensorSpec, check_named, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
 from impart.device import use_device
 from impart.errors import InputError, run
@@ -99,6 +100,7 @@ def open_all(
     config: Config, entries: Sequence[ModelEntry], scratch: Path, device: torch.device
 ) -> tuple[CheckpointModel, Models]:
     """The base and the models; nothing of their weights is read yet but samples."""
+    check_named(config.ptm_pth, *(entry.path for entry in entries if not is_delta(entry.path)))
     checkpoint = open_checkpoint(config.ptm_pth)
     base = CheckpointModel(checkpoint, checkpoint, ModelEntry("base", config.ptm_pth, 1.0, None), scratch, device)
     return base, open_models(entries, checkpoint, scratch, device)

@@ -75,15 +75,11 @@ def digest(sequences: Tensor) -> str:
 
 def documents_of(source: str, text_field: str = "text") -> Sequence[str]:
     """The documents of a named data set or of a local file."""
-    path = Path(source).expanduser()
-    if source in HUB and not path.is_file():
+    path = text_file(source)
+    if path is None:
         return _hub_documents(source)
-    if not path.is_file():
-        raise InputError(f"calibration text {source!r} is neither a file nor one of {', '.join(HUB)}")
     if path.suffix == ".txt":
         return [read_text(path, "save it as UTF-8 text")]
-    if path.suffix not in (".jsonl", ".json"):
-        raise InputError(f"calibration file {str(path)!r} must end in .txt, .jsonl or .json")
     records = read_records(path)
     for place, record in records:
         if not isinstance(record.get(text_field), str):
@@ -91,6 +87,18 @@ def documents_of(source: str, text_field: str = "text") -> Sequence[str]:
                 f"{path}, {place}: there is no text in a field {text_field!r}; name the field by text_field=..."
             )
     return [record[text_field] for _, record in records]
+
+
+def text_file(source: str) -> Path | None:
+    """The local file of that name, None for a data set of the hub; InputError for anything else. Reads nothing."""
+    path = Path(source).expanduser()
+    if not path.is_file():
+        if source in HUB:
+            return None
+        raise InputError(f"calibration text {source!r} is neither a file nor one of {', '.join(HUB)}")
+    if path.suffix not in (".txt", ".jsonl", ".json"):
+        raise InputError(f"calibration file {str(path)!r} must end in .txt, .jsonl or .json")
+    return path
 
 
 def windows_of_documents(

@@ -38,14 +38,14 @@ from impart import processes
 from impart.architecture import layers_prefix, linear_names
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import DeltaWriter
-from impart.checkpoint import Checkpoint, open_checkpoint
+from impart.checkpoint import Checkpoint, check_named, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe, load
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.outputs import refuse_existing
 from impart.report import Report, start_logging, table
 from quantize.bitdelta_artifact import write_bitdelta
-from quantize.calibration import digest, model_tokens
+from quantize.calibration import digest, model_tokens, text_file
 from quantize.driver import Weights, quantize_layers
 from quantize.settings import Config, head_settings, resolved_rule
 from quantize.sparse_gptq import RETURNED_BLOCK
@@ -66,6 +66,9 @@ def main(arguments: Sequence[str]) -> None:
     refuse_existing(Path(flags.save_compressed_delta_dir), flags.overwrite, inputs)
     device = use_device(flags.device, flags.threads, RETURNED_BLOCK)
     report = Report(as_dict(config))
+    check_named(flags.model, config.baseModel)
+    if config.method != "bitdelta" or config.distill_steps:
+        text_file(flags.dataset)
     finetuned = open_checkpoint(flags.model)
     if config.method == "bitdelta":
         sequences = model_tokens(flags.dataset, config, finetuned) if config.distill_steps else None

@@ -20,8 +20,10 @@ from safetensors.torch import load_file, save_file
 from whole_runs import tensors_of
 
 import delta
-from impart import sources
+from impart import checkpoint, sources
 from impart.artifact import open_delta
+from merge import merge
+from quantize import sparse_llama
 from sparsify import sparsify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -558,3 +560,46 @@ def test_good_input_passes_these_very_checks(called, pair, out, monkeypatch):
         *(f"{key}={value}" for key, value in BUDGET.items()),
     )
     assert ended.code == 0 and ended.err == "" and len(open_delta(out).names()) == 14
+
+
+@pytest.mark.parametrize(
+    "main, arguments",
+    [
+        (delta.main, ["--svd", "--base_model", "owner/m", "--finetuned_model", "none", "--save_path", "OUT"]),
+        (
+            delta.main,
+            [
+                "--merge",
+                "--delta_path",
+                "SVD",
+                "--base_model",
+                "owner/m",
+                "--finetuned_model",
+                "none",
+                "--save_path",
+                "OUT",
+            ],
+        ),
+        (
+            sparsify.main,
+            ["base_model=owner/m", "ftm_dir=none", "save_dir=OUT", *(f"{k}={v}" for k, v in BUDGET.items())],
+        ),
+        (merge.main, ["merge_method=ta_1", "ptm_pth=owner/m", "math_pth=none", "save_pth=OUT"]),
+        (
+            sparse_llama.main,
+            ["owner/m", "c4", "--save_compressed_delta_dir", "OUT", "baseModel=none", "method=bitdelta"],
+        ),
+    ],
+    ids=["svd", "rebuild", "sparsify", "merge", "quantize"],
+)
+def test_a_mistyped_path_is_found_before_another_model_is_fetched(called, svd_delta, out, monkeypatch, main, arguments):
+    monkeypatch.setattr(checkpoint, "fetch_model", lambda name: pytest.fail(f"{name} was asked for"))
+    given = [text.replace("OUT", str(out)).replace("SVD", str(svd_delta)) for text in arguments]
+    one_error(called(main, *given), "model 'none': no such folder, and not a hub id")
+    nothing_at(out)
+
+
+def test_a_mistyped_text_is_found_before_the_model_is_fetched(called, out, monkeypatch):
+    monkeypatch.setattr(checkpoint, "fetch_model", lambda name: pytest.fail(f"{name} was asked for"))
+    ended = called(sparse_llama.main, "owner/m", "none.jsonl", "--save_compressed_delta_dir", out)
+    one_error(ended, "calibration text 'none.jsonl' is neither a file nor one of c4, wikitext2")

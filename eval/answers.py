@@ -33,9 +33,9 @@ def gsm8k_answer(text: str, scoring: str = "paper") -> float | None:
     return first_number(text[found[-1].end() :]) if found else None
 
 
-def gsm8k_equal(answer: float | None, gold: float) -> bool:
+def gsm8k_equal(answer: float | None, gold: float | None) -> bool:
     """Equal after rounding to whole numbers, as all gold answers are."""
-    return answer is not None and round(answer) == round(gold)
+    return answer is not None and gold is not None and round(answer) == round(gold)
 
 
 def gsm8k_gold(solution: str) -> float | None:

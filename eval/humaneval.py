@@ -81,19 +81,19 @@ def problems(options: Options) -> Items:
     return load_items(SOURCE, path, options.limit, options.subset)
 
 
-def rescore_samples(benchmark: Benchmark, options: Options) -> dict:
+def rescore_samples(benchmark: Benchmark, file: Path, options: Options) -> dict:
     """Scores the completions of --rescore FILE, any number per task: the second of a task is called task#2."""
     known = {item["id"]: (item, prompt) for item, prompt in zip(benchmark.items, benchmark.prompts, strict=True)}
     counts: dict[str, int] = defaultdict(int)
     items, prompts, texts = [], [], []
-    for task, text in completions_from(options.rescore_file, known, several=True):
+    for task, text in completions_from(file, known, several=True):
         counts[task] += 1
         item, prompt = known[task]
         items.append({**item, "id": task if counts[task] == 1 else f"{task}#{counts[task]}"})
         prompts.append(prompt)
         texts.append(text)
     averaged = functools.partial(summary, tasks=[item["task_id"] for item in items])
-    return scored_file(replace(benchmark, items=items, prompts=prompts, summarise=averaged), texts, options)
+    return scored_file(replace(benchmark, items=items, prompts=prompts, summarise=averaged), texts, file, options)
 
 
 def summary(verdicts: Sequence[Verdict], tasks: Sequence[str]) -> Mapping[str, Any]:
@@ -112,7 +112,8 @@ def main(arguments: Sequence[str]) -> None:
     given = parse(parser, arguments)
     options = options_from(given)
     benchmark = humaneval(problems(options), options, given.as_is)
-    result = rescore_samples(benchmark, options) if options.rescore_file else run_benchmark(benchmark, options)
+    file = options.rescore_file
+    result = rescore_samples(benchmark, file, options) if file else run_benchmark(benchmark, options)
     print_result(result, options)
 
 

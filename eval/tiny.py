@@ -26,7 +26,7 @@ from impart.config import Parser
 from impart.errors import InputError, run
 
 DATA = Path(__file__).resolve().parents[1] / "assets" / "tiny" / "data"
-FIELDS = {
+FIELDS: dict[str, dict[str, type]] = {
     "math": {"prompt": str, "answer": int},
     "code": {"prompt": str, "entry_point": str, "tests": list},
     "chat": {"prompt": str, "checks": list},

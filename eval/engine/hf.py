@@ -59,7 +59,7 @@ class HfModel:
             max_new_tokens=max(budgets),
             stopping_criteria=StoppingCriteriaList([ending]),
         )
-        return ending.completions
+        return [completion for completion in ending.completions if completion]  # all have ended
 
     def close(self) -> None:
         """Frees the weights."""

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from eval.engine.completion import Completion
@@ -122,7 +123,7 @@ def evaluate(
 def rescored(benchmark: Benchmark, options: Options) -> dict:
     """Scores the completions of the model's saved run again and replaces its score; generates nothing."""
     if options.rescore_file:
-        return rescored_file(benchmark, options)
+        return rescored_file(benchmark, options.rescore_file, options)
     run = Run(options.results_dir, result_name(options), benchmark.name, options.seed)
     result, samples = run.saved()
     wanted = [(item["id"], prompt) for item, prompt in zip(benchmark.items, benchmark.prompts, strict=True)]
@@ -137,21 +138,20 @@ def rescored(benchmark: Benchmark, options: Options) -> dict:
     return save_scored(benchmark, run, result["settings"] | settings_of(benchmark), completions, more)
 
 
-def rescored_file(benchmark: Benchmark, options: Options) -> dict:
+def rescored_file(benchmark: Benchmark, file: Path, options: Options) -> dict:
     """Scores the completions of --rescore FILE, which has one of some or all of the items."""
-    texts = dict(completions_from(options.rescore_file, [item["id"] for item in benchmark.items]))
+    texts = dict(completions_from(file, [item["id"] for item in benchmark.items]))
     chosen = [position for position, item in enumerate(benchmark.items) if item["id"] in texts]
     part = dataclasses.replace(
         benchmark,
         items=[benchmark.items[position] for position in chosen],
         prompts=[benchmark.prompts[position] for position in chosen],
     )
-    return scored_file(part, [texts[item["id"]] for item in part.items], options)
+    return scored_file(part, [texts[item["id"]] for item in part.items], file, options)
 
 
-def scored_file(part: Benchmark, texts: Sequence[str], options: Options) -> dict:
+def scored_file(part: Benchmark, texts: Sequence[str], file: Path, options: Options) -> dict:
     """Scores the completions of --rescore FILE, one per item of `part`, and saves the result under `result_name`."""
-    file = options.rescore_file
     run = Run(options.results_dir, result_name(options), part.name, options.seed)
     settings = settings_of(part) | {"completions": file.name, "completions_sha256": sha256_of(file)}
     run.finished(settings, overwrite=options.overwrite)  # refuses to replace the result of anything else
@@ -161,8 +161,10 @@ def scored_file(part: Benchmark, texts: Sequence[str], options: Options) -> dict
 
 def result_name(options: Options) -> str:
     """What the model is called in the results: --name, else after MODEL, else after the file of completions."""
-    named_after = model_name(options.model) if options.model else options.rescore_file.name.partition(".")[0]
-    return options.name or named_after
+    file = options.rescore_file
+    return options.name or (
+        file.name.partition(".")[0] if file and not options.model else model_name(options.model or "")
+    )
 
 
 def prompts_for(benchmark: Description, instructions: Sequence[str], options: Options) -> tuple[str, list[str]]:

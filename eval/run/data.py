@@ -51,7 +51,7 @@ def load_items(source: Source, data: Path | None = None, limit: int | None = Non
     an item is chosen when any of them names it. InputError for items that cannot be read, lack a field or share an id.
     """
     path = find_file(source, data)
-    records, origin = (read_records(path), str(path)) if path else (_from_hub(source), f"hub:{source.hub[0]}")
+    records, origin = (read_records(path), str(path)) if path else _from_hub(source)
     if not records:
         raise InputError(f"{origin} holds no items; {source.benchmark} needs at least one")
     items = [
@@ -135,17 +135,17 @@ def completions_from(path: Path, ids: Collection[str], *, several: bool = False)
     return found
 
 
-def _from_hub(source: Source) -> list[tuple[str, dict]]:
+def _from_hub(source: Source) -> tuple[list[tuple[str, dict]], str]:
+    """The records, and where they came from."""
     remedy = f"give --data FILE, or set IMPART_DATA to a folder with {source.file}"
     if source.hub is None:
         raise InputError(f"{source.benchmark} is not on the hub; {remedy}")
     repository, configuration, split = source.hub
     if source.hub_file:
-        return read_records(
-            fetch_file(repository, source.hub_file, kind="dataset", what=source.benchmark, remedy=remedy)
-        )
+        file = fetch_file(repository, source.hub_file, kind="dataset", what=source.benchmark, remedy=remedy)
+        return read_records(file), f"hub:{repository}"
     table = load_rows(repository, name=configuration, split=split, what=source.benchmark, remedy=remedy)
-    return [(f"row {position}", dict(row)) for position, row in enumerate(table)]
+    return [(f"row {position}", dict(row)) for position, row in enumerate(table)], f"hub:{repository}"
 
 
 def _checked(record: dict, position: int, source: Source, where: str) -> dict:

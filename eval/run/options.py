@@ -59,7 +59,7 @@ def benchmark_parser(doc: str | None, benchmark: Description) -> Parser:
             choices=choices("auto"),
             metavar="DTYPE",
             help="fp16, bf16, fp32, or auto: the checkpoint's own (default)",
-            **({} if template_second else {"nargs": "?"}),
+            nargs=None if template_second else "?",
         )
     parser.add_argument(
         "--backend", default="auto", choices=BACKENDS, help="auto: vllm where it is installed, else hf (default)"

@@ -77,6 +77,7 @@ class Run:
 
     def add(self, item_id: str, completion: Completion, seconds: float) -> None:
         """Appends one completion; `seconds`: how long this process has been generating."""
+        assert self._part, "start() comes first"
         self._part.write(_lines([{"id": item_id, **asdict(completion), "seconds": round(self.seconds + seconds, 3)}]))
         self._part.flush()
 

@@ -66,7 +66,7 @@ class Accounting:
         return codes, codes + header + quantized_entries.overhead_bytes(self.grid, m, n, bits, self.groupsize)
 
     def entries_keep_ratio(self, name: str, m: int, n: int, bits: int, cr: float) -> float:
-        """The share of the entries of dW that fits, quantized to `bits`; not above 1, and not positive when none does."""
+        """The share of dW's entries that fits, quantized to `bits`; at most 1, and not positive when none does."""
         overhead = self.entries_bytes(name, m, n, bits, 0, cr)[1] if self.count == "bytes" else 0
         return min(1.0, (16.0 * m * n / cr - 8 * overhead) / (bits * m * n))
 

@@ -44,7 +44,8 @@ class QuantizedMethod(Method):
     accounting: str = option(
         "auto",
         choices=("auto", "paper", "bytes"),
-        help="paper: codes alone; bytes: every stored byte of the linear layers; auto: bytes with grid: compact, else paper",
+        help="paper: codes alone; bytes: every stored byte of the linear layers; "
+        "auto: bytes with grid: compact, else paper",
     )
     grid: str = option(
         "paper",

@@ -66,7 +66,7 @@ def methods(face: str) -> Any:
 def load_settings(
     face: str, paths: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()
 ) -> Settings:
-    """The settings from YAML files and overrides, later ones winning; InputError for whatever is wrong, missing or unread."""
+    """The settings from YAML files and overrides, later ones winning; InputError for wrong, missing or unread keys."""
     layers = _spelled_out(face, read_layers(paths, overrides))
     known = methods(face)
     # A file may serve both scripts, as the authors' does, and say what else there is to say of a pair or a row.

@@ -67,7 +67,7 @@ def sparse_row(entry: dict, settings: dict) -> Sequence[str]:
 
 
 def quantized_summary(delta: Delta) -> str:
-    """The ratio asked for against what the codes alone, and all bytes of the linear layers, will take once quantized."""
+    """The ratio asked for against what the codes, and all bytes of the linear layers, will take once quantized."""
     settings, entries = delta.manifest["settings"], delta.manifest["matrices"].values()
     dense = sum(2 * entry["shape"][0] * entry["shape"][1] for entry in entries)
     codes, stored = (sum(entry.get(key, 0) for entry in entries) for key in ("quantized_codes", "quantized_bytes"))

@@ -1,4 +1,4 @@
-"""Delta-CoMe's allocation: as many dense singular triplets as fit at their bits (Ping et al. 2024, arXiv 2406.08903)."""
+"""Delta-CoMe's allocation: as many dense triplets as fit at their bits (Ping et al. 2024, arXiv 2406.08903)."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self

@@ -42,7 +42,8 @@ def _beta():
 
 def _exponent():
     return option(
-        help="exponent of the importance s_k / s_1; the paper takes it from 0.5, 1 (C: only_lowrank is the LowRank baseline)",
+        help="exponent of the importance s_k / s_1; the paper takes it from 0.5, 1 "
+        "(C: only_lowrank is the LowRank baseline)",
         low=0.0,
         words=("only_lowrank",),
     )
@@ -173,8 +174,8 @@ def check_some_left(name: str, m: int, n: int, beta: float) -> None:
     if pruned_rank(m, n, beta) == 0:
         largest = math.floor((1 - (m + n) / (2 * m * n)) * 10**4) / 10**4  # K = N (1 - b) = (1 - beta) 2 m n / (m + n)
         raise InputError(
-            f"{name} ({m} x {n}): preprune_ratio beta={beta:g} leaves none of its {min(m, n)} singular vectors; take beta <= "
-            f"{largest:g}, or leave this type out with weight_types"
+            f"{name} ({m} x {n}): preprune_ratio beta={beta:g} leaves none of its {min(m, n)} singular vectors; "
+            f"take beta <= {largest:g}, or leave this type out with weight_types"
         )
 
 
@@ -209,7 +210,7 @@ def impart_to_size(
     mask: str,
     rescale: bool,
 ) -> Encoded:
-    """The kept entries of U (m, r) and V (n, r), r >= K, that at their bits take 1 / cr of dW in 16 bit (Algorithm 3)."""
+    """The kept entries of U (m, r) and V (n, r), r >= K: at their bits 1 / cr of dW in 16 bit (Algorithm 3)."""
     m, n = len(triplets[0]), len(triplets[2])
     budget, cost = budget_bits(m, n, cr), accounting.cost(name, m, n, cr)
     p = quantized_ratios(all_values(triplets), preprune_ratio(m, n, beta), C, cost, budget)

@@ -31,7 +31,7 @@ from impart.config import Parser
 from impart.errors import run
 from impart.report import peak_memory_mib, table
 from merge.merge import main as merge_main
-from merge.methods import parse_method
+from merge.method import parse_method
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN, INTERMEDIATE, VOCABULARY = 1024, 2816, 32000

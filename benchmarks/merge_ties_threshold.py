@@ -24,7 +24,8 @@ from impart.config import Parser
 from impart.device import use_device
 from impart.errors import run
 from impart.report import table
-from merge.methods import Method, merged_delta, trim_to
+from merge.methods.ties_merging import Ties
+from merge.sums import trim_to
 from merge.thresholds import trim_threshold, trimmed_count
 
 
@@ -80,7 +81,7 @@ def thresholds(deltas: Sequence[Tensor], trim: float) -> list[float]:
 
 def streamed_ties(deltas: Sequence[Tensor], trim: float) -> Tensor:
     trimmed = [trim_to(delta, threshold) for delta, threshold in zip(deltas, thresholds(deltas, trim), strict=True)]
-    return merged_delta(Method("ties", 1.0, trim), trimmed)
+    return Ties(trim, 1.0).merged_delta(trimmed)
 
 
 def plain_ties(stacked: Tensor, trim: float) -> Tensor:

@@ -29,6 +29,8 @@ STRUCTURE = (
     "num_experts",
     "num_local_experts",
 )
+# Where config.json of a multimodal model keeps the settings of its language model, vocab_size among them.
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
 
 class Parameters(Protocol):

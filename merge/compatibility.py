@@ -1,31 +1,17 @@
 """Whether the models can be merged at all, checked before the first weight is merged."""
 
 import logging
-import re
 import statistics
 from collections.abc import Sequence
 
 import torch
 
-from impart.architecture import linear_names
+from impart.architecture import STRUCTURE, is_vocabulary, linear_names, rope_theta
 from impart.checkpoint import Checkpoint
 from impart.errors import InputError
 from merge.models import CheckpointModel, DeltaModel
 
 log = logging.getLogger(__name__)
-
-ARCHITECTURE = (
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "num_experts",
-    "num_local_experts",
-)
-VOCABULARY = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(?:weight|bias)$")
 
 # Norm of a delta over the norm of the base. Fine-tuning leaves 0.005 to 0.3; the base of CodeLlama was trained on 500
 # billion tokens more than Llama 2's, which moves weights by as much as they were large, and two models that have
@@ -35,15 +21,10 @@ SUSPICIOUS_RATIO, TIMES_THE_OTHERS = 0.1, 10
 SAMPLED_MATRICES, SAMPLED_ROWS = 8, 256
 
 
-def is_vocabulary(name: str) -> bool:
-    """Whether the first dimension of a parameter counts tokens."""
-    return VOCABULARY.search(name) is not None
-
-
 def check_architectures(base: CheckpointModel, models: Sequence[CheckpointModel | DeltaModel]) -> None:
     """InputError that names the first difference in architecture, tensors or shapes between a model and the base."""
     for model in models:
-        for key in ARCHITECTURE:
+        for key in STRUCTURE:
             ours, theirs = base.config.get(key), model.config.get(key)
             if ours is not None and theirs is not None and ours != theirs:
                 raise InputError(
@@ -90,8 +71,8 @@ def check_bases(base: CheckpointModel, models: Sequence[CheckpointModel | DeltaM
             " Is it of another base, as a CodeLlama-based coder is beside Llama 2?"
         )
         if not force:
-            raise InputError(f"{message} Give its base's relatives only, or --force to merge all the same")
-        log.warning("warning: %s Merging all the same, as --force asks", message)
+            raise InputError(f"{message} Give models of this base only, or --force to merge it nevertheless")
+        log.warning("warning: %s Merging it nevertheless, because of --force", message)
     return ratios
 
 
@@ -117,7 +98,7 @@ def _foreign_delta(base: CheckpointModel, model: DeltaModel) -> str | None:
 
 
 def _foreign(base: CheckpointModel, model: CheckpointModel, ratios: dict[str, float]) -> str | None:
-    ours, theirs = _rope_theta(base.config), _rope_theta(model.config)
+    ours, theirs = rope_theta(base.config), rope_theta(model.config)
     if ours != theirs:
         return f"its rotary embeddings have rope_theta={theirs:g}, the base's {ours:g}"
     ratio = ratios[model.name]
@@ -131,9 +112,3 @@ def _foreign(base: CheckpointModel, model: CheckpointModel, ratios: dict[str, fl
     if ratio > SUSPICIOUS_RATIO and ratio > TIMES_THE_OTHERS * usual:
         return f"its weights differ by {ratio:.3f} times the base's norm, the other models' by {usual:.4f}"
     return None
-
-
-def _rope_theta(config: dict) -> float:
-    """Under either of its two places in config.json; Llama's default where it is in neither."""
-    nested = config.get("rope_parameters") or {}
-    return float(config.get("rope_theta") or nested.get("rope_theta") or 10000.0)

@@ -1,4 +1,4 @@
-"""Merges fine-tuned models of one base: task arithmetic, TIES or averaging, with DARE or ImPart before it or not.
+"""Merges fine-tuned models of one base: task arithmetic, TIES or averaging, of deltas sparsified first or not.
 
 Reads the base and any number of fine-tuned models, each a checkpoint or a delta artifact, one parameter at a time;
 writes the merged checkpoint with tokenizer, config and a report.json to save_pth.
@@ -8,12 +8,14 @@ writes the merged checkpoint with tokenizer, config and a report.json to save_pt
     python merge/merge.py --config configs/tiny/merging/merge.yaml mask=impart sparsity=0.5 save_pth=runs/tiny_impart
 """
 
+import argparse
 import logging
 import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as `python merge/merge.py`: import from the repository root, not from merge/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,7 +32,7 @@ from impart.errors import InputError, run
 from impart.outputs import refuse_existing
 from impart.report import Report, progress, start_logging, table
 from merge.compatibility import check_architectures, check_bases
-from merge.methods import Method
+from merge.method import MergeMethod, forms
 from merge.models import CheckpointModel, DeltaModel, open_models
 from merge.result import Models, gather_small_files, planned, write_config
 from merge.settings import NAMED, Config, ModelEntry, described_masks, load_config, resolve
@@ -77,12 +79,12 @@ def main(arguments: Sequence[str]) -> None:
 def parser() -> Parser:
     parser = Parser(__doc__, epilog="\n\n".join([describe(Config), *described_masks()]))
     for key, text in (
-        ("merge_method", "ta_<lambda>, ties_<trim>_<lambda> or avg"),
+        ("merge_method", forms()),
         ("ptm_pth", "base model"),
         *((f"{name}_pth", f"fine-tuned model for {name}, checkpoint or delta") for name in NAMED),
     ):
-        parser.add_argument(f"--{key}", help=text)
-    parser.add_argument("--save_pth", "--save_path", help="folder of the merged model")
+        parser.add_argument(f"--{key}", action=_Once, help=text)
+    parser.add_argument("--save_pth", "--save_path", action=_Once, help="folder of the merged model")
     parser.add_argument(
         "--model",
         action="append",
@@ -96,10 +98,28 @@ def parser() -> Parser:
     return parser
 
 
+class _Once(argparse.Action):
+    """A flag that may be given once: a second --math_pth would drop the first model without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if (first := getattr(namespace, self.dest)) is not None:
+            raise InputError(
+                f"{option_string} is given twice, as {first} and as {values}, and the first would be lost; give it once"
+                + (f", and the other model as --model NAME={values}" if self.dest.removesuffix("_pth") in NAMED else "")
+            )
+        setattr(namespace, self.dest, values)
+
+
 def open_all(
     config: Config, entries: Sequence[ModelEntry], scratch: Path, device: torch.device
 ) -> tuple[CheckpointModel, Models]:
-    """The base and the models; nothing of their weights is read yet but samples."""
+    """The base and the models; of their weights only samples are read yet."""
     check_named(config.ptm_pth, *(entry.path for entry in entries if not is_delta(entry.path)))
     checkpoint = open_checkpoint(config.ptm_pth)
     base = CheckpointModel(checkpoint, checkpoint, ModelEntry("base", config.ptm_pth, 1.0, None), scratch, device)
@@ -107,14 +127,14 @@ def open_all(
 
 
 def check_masks(base: CheckpointModel, models: Models) -> None:
-    """InputError for a mask that some matrix leaves no room for, before the first SVD."""
+    """InputError for a mask whose budget some matrix cannot meet, before the first SVD."""
     for mask in (model.entry.premask for model in models if model.entry.premask is not None):
         for name in linear_names(base.checkpoint):
             mask.check(name, base.shape(name))
 
 
 def stated(model: CheckpointModel | DeltaModel) -> dict:
-    """What the report says of a model."""
+    """A model's entry in the report."""
     mask = model.entry.premask
     return {
         "name": model.name,
@@ -128,7 +148,7 @@ def stated(model: CheckpointModel | DeltaModel) -> dict:
 
 def merge_parameter(
     spec: TensorSpec,
-    method: Method,
+    method: MergeMethod,
     base: CheckpointModel,
     models: Models,
     alignment: Alignment | None,
@@ -148,11 +168,18 @@ def merge_parameter(
         raise InputError(
             f"{spec.name} of {broken[0]} ({source}) holds NaN or Inf; fetch the checkpoint again or repair the tensor"
         )
+    if merged.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(merged)):
+        raise InputError(
+            f"{spec.name}: {method} gives values beyond the range of {merged.dtype}; take a smaller lambda or "
+            "smaller weights, or dtype=bfloat16 or float32"
+        )
     writer.add(spec.name, merged)
     return tally
 
 
-def summary(method: Method, entries: Sequence[ModelEntry], tallies: Mapping[str, Tally | None], report: Report) -> str:
+def summary(
+    method: MergeMethod, entries: Sequence[ModelEntry], tallies: Mapping[str, Tally | None], report: Report
+) -> str:
     """What was merged and a table by tensor type, which is also left in the report, with one row per parameter."""
     kinds: dict[str, list[Tally]] = {}
     for name, tally in tallies.items():
@@ -164,7 +191,7 @@ def summary(method: Method, entries: Sequence[ModelEntry], tallies: Mapping[str,
     lines = []
     for kind, row in by_type.items():
         norms = [row["models"][entry.name]["delta_norm"] for entry in entries]
-        zeros = statistics.fmean(own["zeros"] for own in row["models"].values())
+        zeros = statistics.fmean(of_model["zeros"] for of_model in row["models"].values())
         lines.append(
             [
                 kind,

@@ -1,8 +1,8 @@
 """The fine-tuned models of a merge, each a checkpoint or a delta artifact, read by rows.
 
-A parameter that a model gives as values (its own, exact) is read from the checkpoint's file block by block. One that is
-given as a delta (stored in an artifact, or thinned by DARE or ImPart) comes into being whole, in float32; it waits in a
-scratch file without a name, so that memory does not grow with the number of models, and nothing is left behind.
+A parameter of a checkpoint is read from its file block by block, exactly. A delta (stored in an artifact, or left by a
+sparsification method) is computed whole, in float32, and waits in a scratch file without a name, so that memory does
+not grow with the number of models and nothing stays on the disk.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from impart.architecture import linear_names
+from impart.architecture import BUFFERS, EMBEDDING, HEAD, linear_names
 from impart.artifact import Delta, is_delta, open_delta
 from impart.checkpoint import Checkpoint, open_checkpoint, tensor_bytes
 from impart.dtypes import DTYPES
@@ -25,8 +25,6 @@ from impart.errors import InputError
 from impart.weight_files import load_bin
 from merge.settings import ModelEntry
 
-EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"  # ends of their names
-BUFFERS = "rotary_emb.inv_freq"  # computed at load; only old checkpoints store it
 MAPPED_BYTES, PAGES = 1 << 20, 1 << 16  # of each model; what the system maps around a byte that is read
 Rows = slice | Tensor  # of the first dimension
 

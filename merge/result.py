@@ -5,11 +5,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from impart.architecture import is_vocabulary
+from impart.architecture import HEAD, TEXT_CONFIGS, is_vocabulary
 from impart.checkpoint import TensorSpec
 from impart.dtypes import long_name, parse_dtype
 from impart.errors import InputError
-from merge.models import HEAD, CheckpointModel, DeltaModel
+from merge.models import CheckpointModel, DeltaModel
 from merge.settings import Config
 from merge.vocabulary import Alignment, copy_companions, merge_vocabularies
 
@@ -63,6 +63,15 @@ def planned(config: Config, base: CheckpointModel, models: Models, alignment: Al
     return plan
 
 
+def _set_vocabulary(settings: dict, rows: int) -> None:
+    """Writes the number of token rows where config.json keeps it: at the top, or with the language model's settings."""
+    for key in TEXT_CONFIGS:
+        if isinstance(settings.get(key), dict):
+            settings[key] = {**settings[key], "vocab_size": rows}
+    if "vocab_size" in settings:
+        settings["vocab_size"] = rows
+
+
 def write_config(
     config: Config, plan: Sequence[TensorSpec], base: CheckpointModel, models: Models, folder: Path
 ) -> None:
@@ -70,8 +79,8 @@ def write_config(
     parties = {"base": base, **{model.name: model for model in models}}
     settings = dict(parties[config.tokenizer].config)
     rows = next((spec.shape[0] for spec in plan if is_vocabulary(spec.name)), None)
-    if rows is not None and "vocab_size" in settings:
-        settings["vocab_size"] = rows
+    if rows is not None:
+        _set_vocabulary(settings, rows)
     dtype = next((spec.dtype for spec in plan if len(spec.shape) == 2 and not is_vocabulary(spec.name)), plan[0].dtype)
     settings["dtype" if "dtype" in settings else "torch_dtype"] = long_name(dtype)
     tied = all(party.tied for party in parties.values())

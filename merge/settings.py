@@ -1,8 +1,9 @@
-"""What a merge is told: the method, the models and what is done to each of their task vectors before merging."""
+"""The settings of a merge: the method, the models, and the weight and mask of each model's task vector."""
 
 import hashlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from impart import dtypes
 from impart.config import Layer, check_keys, describe, fill, keys_of, load, option, read_layers
 from impart.errors import InputError
 from impart.pair import Pair
-from merge.methods import Method, parse_method
+from merge.method import MergeMethod, parse_method
 from merge.premask import PreMask
 from sparsify.faces import SparseMethod
 from sparsify.settings import methods
@@ -25,14 +26,14 @@ class Config:
     """The keys from `mask` to `seed` hold for every model whose entry in `models` does not say otherwise."""
 
     merge_method: str = option(
-        help="ta_<lambda>, ties_<trim>_<lambda> (trim: share of entries set to zero, 1 minus "
-        "the paper's retain ratio) or avg"
+        help="avg, ta_<lambda>, ties_<trim>_<lambda> (trim: share of entries set to zero, 1 minus "
+        "the paper's retain ratio), or the method of another file in merge/methods/"
     )
     ptm_pth: str = option(help="base model: folder or hub id", aliases=("base_model", "ptm_dir"))
     save_pth: str = option(help="folder of the merged model", aliases=("save_path", "save_dir"))
     math_pth: str | None = option(None, help="fine-tuned model for math: checkpoint (folder or hub id) or delta")
-    code_pth: str | None = option(None, help="the same for code")
-    chat_pth: str | None = option(None, help="the same for chat")
+    code_pth: str | None = option(None, help="fine-tuned model for code")
+    chat_pth: str | None = option(None, help="fine-tuned model for chat")
     models: dict = option(
         {},
         help="more models, name: path or name: {path, weight, mask, sparsity, seed, and "
@@ -43,7 +44,7 @@ class Config:
     )
     sparsity: float | None = option(None, help="share of the delta that the mask removes, A = 1 - 1 / CR", low=0.0)
     mask_keys: dict = option({}, help="further keys of the mask's method, which may also stand by themselves")
-    seed: int = option(0, help="decides every mask, together with the model's name unless the model has its own", low=0)
+    seed: int = option(0, help="of the masks; hashed with each model's name, unless the model has a seed", low=0)
     dtype: str = option(
         "auto",
         help="of the merged weights; auto: the models' own, the base's where they differ",
@@ -58,7 +59,7 @@ class Config:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One entry of `models`; what is absent is taken from the keys of the same name in Config."""
+    """One entry of `models`; a missing key is taken from the key of the same name in Config."""
 
     path: str = option(help="checkpoint (folder or hub id) or delta artifact")
     weight: float = option(1.0, help="factor of this model's task vector; in ties and avg its share in the mean")
@@ -78,66 +79,126 @@ class ModelEntry:
 
 
 def load_config(
-    paths: Sequence[str] | None, flags: dict[str, str | None], model_flags: Sequence[str], overrides: Sequence[str]
+    paths: Sequence[str] | None,
+    flags: Mapping[str, str | None],
+    model_flags: Sequence[str],
+    overrides: Sequence[str],
 ) -> Config:
-    """The YAML files, then the authors' flags, then --model name=path[:weight], then key=value: the last one holds."""
+    """The YAML files, then the authors' flags, then --model name=path[:weight], then key=value; later ones win.
+
+    InputError for a model that one place gives two paths: the merge would silently lack the first.
+    """
     nested = [text for text in overrides if text.startswith("models.")]
     plain = [text for text in overrides if not text.startswith("models.")]
     given = [f"{key}={_yaml(value)}" for key, value in flags.items() if value is not None]
+    _refuse_repeated(given + plain)
     layers = read_layers(paths, given + plain)
     check_keys(layers, [Config, *masks().values()], also=[Pair])
     config = fill(Config, layers)
-    mask_keys = {key: value for layer in layers for key, value in layer.values.items() if key not in keys_of(Config)}
-    mask_keys = {key: value for key, value in mask_keys.items() if key in mask_key_names()}
-    models = {
-        str(name): dict(value) if isinstance(value, dict) else {"path": value} for name, value in config.models.items()
-    }
-    from_flags = [_model_flag(text) for text in model_flags]
-    for name, entry in from_flags:
-        if [other for other, _ in from_flags].count(name) > 1:
-            raise InputError(f"--model gives {name!r} twice, and the first one would be lost; take another name")
+    mask_keys = {key: value for layer in layers for key, value in _of_masks(layer.values).items()}
+    models = _models(config, layers)
+    command_line = {name for name in NAMED if f"{name}_pth" in layers[-1].values}
+    for name, entry in map(_model_flag, model_flags):
+        if name in command_line:
+            raise InputError(
+                f"model {name!r} is given twice, at last as --model {name}={entry['path']}, and the first one would "
+                "be lost; take another name"
+            )
+        command_line.add(name)
         models.setdefault(name, {}).update(entry)
     for text in nested:
         key, _, value = text.partition("=")
         parts = key.split(".")
         if len(parts) != 3 or not value:
             raise InputError(f"override {text!r} is not of the form models.NAME.KEY=value")
+        if parts[2] == "path" and parts[1] in command_line:
+            raise InputError(f"model {parts[1]!r} is given twice, at last as {text}; take another name")
+        command_line |= {parts[1]} if parts[2] == "path" else set()
         models.setdefault(parts[1], {})[parts[2]] = load(_One, None, [f"value={value}"]).value
-    dtype = dtypes.long_name(config.dtype)
-    return replace(config, models=models, mask_keys={**mask_keys, **config.mask_keys}, dtype=dtype)
+    return replace(
+        config,
+        ptm_pth=os.path.expanduser(config.ptm_pth),
+        save_pth=os.path.expanduser(config.save_pth),
+        models={name: _expanded(entry) for name, entry in models.items()},
+        mask_keys={**mask_keys, **config.mask_keys},
+        dtype=dtypes.long_name(config.dtype),
+    )
 
 
-def resolve(config: Config) -> tuple[Method, list[ModelEntry]]:
-    """The method and every model with its weight and mask; InputError for whatever contradicts or lacks."""
+def resolve(config: Config) -> tuple[MergeMethod, list[ModelEntry]]:
+    """The method and every model with its weight and mask; InputError for contradictory or missing settings."""
     try:
         method = parse_method(config.merge_method)
     except ValueError as error:
         raise InputError(f"merge_method: {error}") from error
-    given: dict[str, dict[str, Any]] = {
-        name: {"path": getattr(config, f"{name}_pth")} for name in NAMED if getattr(config, f"{name}_pth") is not None
-    }
-    for name, entry in config.models.items():
-        given.setdefault(name, {}).update(entry)
-    if not given:
+    if not config.models:
         raise InputError("there is no model to merge; give math_pth, code_pth, chat_pth or --model name=path")
-    if "base" in given:
+    if "base" in config.models:
         raise InputError("a model cannot be called 'base', which is the name of ptm_pth; take another name")
-    entries = [_entry(config, name, values) for name, values in sorted(given.items())]
-    if method.kind != "ta":
-        for entry in entries:
-            if not entry.weight > 0:
-                raise InputError(
-                    f"models.{entry.name}.weight={entry.weight:g} must be positive with {method}; only "
-                    "task arithmetic can subtract a model"
-                )
-    if config.tokenizer != "base" and config.tokenizer not in given:
-        raise InputError(f"tokenizer={config.tokenizer!r} is neither base nor one of the models: {', '.join(given)}")
+    entries = [_entry(config, name, values) for name, values in sorted(config.models.items())]
+    for entry in entries:
+        try:
+            method.check_weight(entry.weight)
+        except ValueError as error:
+            raise InputError(f"models.{entry.name}: {error}") from error
+    if config.tokenizer != "base" and config.tokenizer not in config.models:
+        names = ", ".join(config.models)
+        raise InputError(f"tokenizer={config.tokenizer!r} is neither base nor one of the models: {names}")
     return method, entries
+
+
+def _refuse_repeated(given: Sequence[str]) -> None:
+    """InputError for a model's key that the command line gives twice with different values."""
+    first: dict[str, str] = {}
+    for text in given:
+        key, _, value = text.partition("=")
+        if key.removesuffix("_pth") in NAMED and first.setdefault(key, value) != value:
+            raise InputError(
+                f"{key} is given twice, as {first[key].strip()} and as {value.strip()}, and one model would be lost; "
+                f"give one of them as --model NAME={value.strip()}"
+            )
+
+
+def _models(config: Config, layers: Sequence[Layer]) -> dict[str, dict[str, Any]]:
+    """The entries of `models` and of the keys math_pth, code_pth, chat_pth, as mappings with a path.
+
+    The later layer wins; one layer that gives a model two paths is an InputError.
+    """
+    entries = {
+        str(name): dict(value) if isinstance(value, dict) else {"path": value} for name, value in config.models.items()
+    }
+    named: dict[str, dict[str, Any]] = {}
+    for name in NAMED:
+        path, entry = getattr(config, f"{name}_pth"), entries.pop(name, None)
+        if path is None:
+            named |= {name: entry} if entry is not None else {}
+            continue
+        entry = entry or {}
+        flag, listed = _last_with(layers, f"{name}_pth"), _last_with(layers, "models")
+        if "path" in entry and flag is listed and entry["path"] != path:
+            raise InputError(
+                f"model {name!r} is given twice in {flag.origin}, as {name}_pth: {path} and as models.{name}: "
+                f"{entry['path']}; take another name for one of them"
+            )
+        wins = "path" in entry and layers.index(listed) > layers.index(flag)
+        named[name] = entry if wins else {**entry, "path": path}
+    return named | entries
+
+
+def _last_with(layers: Sequence[Layer], key: str) -> Layer:
+    """The last layer that gives the key; the first one where none does."""
+    return next((layer for layer in reversed(layers) if key in layer.values), layers[0])
+
+
+def _expanded(entry: dict[str, Any]) -> dict[str, Any]:
+    """A model's entry with ~ in its path replaced by the home folder."""
+    path = entry.get("path")
+    return {**entry, "path": os.path.expanduser(path)} if isinstance(path, str) else entry
 
 
 @dataclass(frozen=True)
 class _One:
-    """Any single value, so that a nested override is read by the rules of every other one."""
+    """Any single value, so that a nested override is parsed like every other override."""
 
     value: Any = option(help="the value")
 
@@ -154,7 +215,7 @@ def _model_flag(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _entry(config: Config, name: str, values: dict[str, Any]) -> ModelEntry:
-    """One model with what it does not say itself taken from the shared keys."""
+    """One model; keys that its entry does not set are taken from the shared keys."""
     shared: dict[str, Any] = {"mask": config.mask, **config.mask_keys}
     if {"sparsity", "compression_ratio"} & set(values):
         shared.pop("compression_ratio", None)
@@ -174,7 +235,7 @@ def _entry(config: Config, name: str, values: dict[str, Any]) -> ModelEntry:
 
 
 def model_seed(seed: int, name: str) -> int:
-    """A seed of its own for every model: one seed for all would keep the same entries of every delta."""
+    """Another seed for every model: with one seed for all, the same entries of every delta would stay."""
     return int.from_bytes(hashlib.sha256(f"{seed}\n{name}".encode()).digest()[:4], "little")
 
 
@@ -193,10 +254,10 @@ def _premask(settings: ModelSettings, layers: Sequence[Layer], seed: int) -> Pre
         )
     if settings.sparsity is not None and settings.sparsity >= 1:
         raise InputError(f"sparsity={settings.sparsity:g} removes everything; it must be below 1")
-    own = [Layer(layer.origin, _of_method(layer.values), layer.is_file) for layer in layers]
+    keys = [Layer(layer.origin, _of_masks(layer.values), layer.is_file) for layer in layers]
     if settings.sparsity is not None:
-        own.append(Layer("sparsity", {"compression_ratio": 1 / (1 - settings.sparsity)}, is_file=False))
-    return PreMask(fill(masks()[settings.mask], own, needed_by=f"mask {settings.mask}").resolved(), seed)
+        keys.append(Layer("sparsity", {"compression_ratio": 1 / (1 - settings.sparsity)}, is_file=False))
+    return PreMask(fill(masks()[settings.mask], keys, needed_by=f"mask {settings.mask}").resolved(), seed)
 
 
 def masks() -> dict[str, type[SparseMethod]]:
@@ -214,7 +275,8 @@ def mask_key_names() -> set[str]:
     return {key for cls in masks().values() for key in keys_of(cls)} - set(keys_of(Config))
 
 
-def _of_method(values: dict[str, Any]) -> dict[str, Any]:
+def _of_masks(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a layer that belong to the masks' methods."""
     return {key: value for key, value in values.items() if key in mask_key_names() and value is not None}
 
 

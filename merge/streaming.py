@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge.methods import Method, add_delta, merged_delta, trim_to
+from merge.method import MergeMethod
 from merge.models import Parameter
+from merge.sums import add_delta, trim_to
 from merge.tally import Tally
 from merge.thresholds import SAMPLED, WORTH_A_GUESS, threshold_of_blocks
 from merge.vocabulary import MISSING
@@ -32,7 +33,7 @@ class ParameterMerge:
     """The base's and the models' parts of one parameter of shape `shape`, on their way to the merged tensor."""
 
     def __init__(
-        self, base: Part, models: Sequence[Part], shape: tuple[int, ...], method: Method, device: torch.device
+        self, base: Part, models: Sequence[Part], shape: tuple[int, ...], method: MergeMethod, device: torch.device
     ):
         self._base, self._models, self._shape, self._method, self._device = base, models, shape, method, device
         row_entries = max(1, torch.Size(shape[1:]).numel())
@@ -41,7 +42,7 @@ class ParameterMerge:
         self._mean_row = self._mean_of_base(base.rows) if base.rows is not None else None
 
     def run(self, dtype: torch.dtype) -> tuple[Tensor, Tally]:
-        """The merged parameter in `dtype` on the CPU, and what there is to report of it."""
+        """The merged parameter in `dtype` on the CPU, and its numbers for the report."""
         thresholds = [self._threshold(model) for model in self._models]
         tally = Tally([model.name for model in self._models], self._device)
         merged = torch.empty(self._shape, dtype=dtype)
@@ -53,17 +54,17 @@ class ParameterMerge:
         base = self._base_rows(block)  # float32
         pairs = [self._delta_rows(model, block, base) for model in self._models]
         trimmed = [trim_to(delta, threshold) for (delta, _), threshold in zip(pairs, thresholds, strict=True)]
-        merged = merged_delta(self._method, trimmed, [model.weight for model in self._models])
+        merged = self._method.merged_delta(trimmed, [model.weight for model in self._models])
         tally.add(base, [delta for delta, _ in pairs], trimmed, merged)
         result = add_delta(base, merged)
         for model, (delta, values) in zip(self._models, pairs, strict=True):
-            # Where the merged delta is a model's own, so is the weight: base + (model - base) can miss it by a bit.
+            # Where the merged delta equals a model's, take its weight: base + (model - base) can miss it by a bit.
             if values is not None and self._method.may_return(model.weight) and not _same_bits(base + delta, values):
                 result = torch.where(merged == delta, values, result)
         return result
 
     def _threshold(self, model: Part) -> float:
-        if self._method.kind != "ties":
+        if self._method.trimmed_share == 0:
             return 0.0
 
         def deltas(blocks: Sequence[slice]) -> Iterator[Tensor]:
@@ -76,7 +77,7 @@ class ParameterMerge:
             rows = [slice(start, start + 1) for start in range(0, self._shape[0], step)]
             sample = torch.cat([row.reshape(-1) for row in deltas(rows)])
             sample = sample[:: max(1, len(sample) // SAMPLED)]
-        return threshold_of_blocks(lambda: deltas(self._blocks), count, self._method.trim, sample)
+        return threshold_of_blocks(lambda: deltas(self._blocks), count, self._method.trimmed_share, sample)
 
     def _base_rows(self, block: slice) -> Tensor:
         rows, missing = self._read(self._base, block)
@@ -86,7 +87,7 @@ class ParameterMerge:
         return rows
 
     def _delta_rows(self, model: Part, block: slice, base: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The delta and the model's own values, both in float32; None for these where only the delta is known.
+        """The delta and the model's values, both float32; None for the values where only the delta is known.
 
         Rows of tokens that the model does not know have delta 0: it has nothing to say about them.
         """

@@ -97,7 +97,7 @@ def tokenizer_digest(companions: Sequence[Path]) -> str:
         if file.name not in TOKENIZER_FILES:
             continue
         content = file.read_bytes()
-        if file.name == "tokenizer_config.json":  # the rest of it, a chat template say, moves no token
+        if file.name == "tokenizer_config.json":  # its other keys, a chat template say, move no token
             settings = json.loads(content)
             content = json.dumps(
                 {
@@ -138,8 +138,10 @@ def align(vocabularies: Mapping[str, Vocabulary], origin: str, added: Mapping[st
 
 
 def comparable(vocabularies: Mapping[str, Vocabulary], origin: str) -> dict[str, Vocabulary]:
-    """The vocabularies with a model that has no tokenizer taken to have the origin's (and no tokens at all if that has
-    none). InputError where its rows are not as many, or where a tokenizer is another one altogether."""
+    """The vocabularies, where a model without a tokenizer gets the origin's ids (none if the origin has none either).
+
+    InputError for such a model with another number of rows, and for tokenizers that share too few tokens.
+    """
     start = vocabularies[origin]
     for name, vocabulary in vocabularies.items():
         if vocabulary.ids is None or start.ids is None:
@@ -165,7 +167,7 @@ def comparable(vocabularies: Mapping[str, Vocabulary], origin: str) -> dict[str,
 def write_tokenizer(
     small: Mapping[str, Sequence[Path]], origin: str, added: Sequence[str], folder: Path
 ) -> dict[str, int]:
-    """Saves the tokenizer of `origin` with `added` tokens into `folder`; returns the ids that these have got.
+    """Saves the tokenizer of `origin` with `added` tokens into `folder`; returns their ids.
 
     A token keeps the properties (special, stripping, normalisation) that it has in the first model, by name, to know
     it as an added token.
@@ -179,7 +181,7 @@ def write_tokenizer(
     plain = [token for token in added if token not in properties]
     if plain:
         log.warning(
-            "warning: %d tokens of one model's own vocabulary become added tokens of the merged tokenizer, "
+            "warning: %d tokens of one model's vocabulary become added tokens of the merged tokenizer, "
             "among them %r: text is split at them wherever they occur",
             len(plain),
             plain[0],
@@ -214,12 +216,12 @@ def _tokenizer_files(small: Mapping[str, Sequence[Path]]) -> dict[str, list[Path
 
 
 def _row_map(keys: Sequence[str | int], vocabulary: Vocabulary) -> Tensor | None:
-    own = vocabulary.ids or {}
-    named = {number for number in own.values() if number < vocabulary.rows}
+    ids = vocabulary.ids or {}
+    named = {number for number in ids.values() if number < vocabulary.rows}
     places = torch.full((len(keys),), MISSING, dtype=torch.long)
     for row, key in enumerate(keys):
         if isinstance(key, str):
-            place = own.get(key, MISSING)
+            place = ids.get(key, MISSING)
             places[row] = place if place < vocabulary.rows else MISSING
         elif key < vocabulary.rows and key not in named:
             places[row] = key

@@ -402,3 +402,17 @@ def test_memory_does_not_grow_with_the_number_of_models(tmp_path, environment):
         peaks.append(int(done.stdout.split("peak ")[1]))
     # five more models are 102 MB of embedding alone; the blocks of one take about 2 MB
     assert peaks[1] - peaks[0] < 40, peaks
+
+
+def test_a_flag_given_twice_is_refused_before_anything_is_read(called, tmp_path):
+    flags = ["--merge_method", "ta_1", "--ptm_pth", "BASE", "--save_pth", tmp_path / "out"]
+    ended = called(merge.main, *flags, "--math_pth", "A", "--math_pth", "B")
+    assert ended.code == 2 and ended.err.count("\n") == 1
+    assert "error: --math_pth is given twice, as A and as B" in ended.err and "--model NAME=B" in ended.err
+
+
+def test_a_merge_that_overflows_writes_no_model(called, zoo, tmp_path):
+    flags = ["--merge_method", "ta_1e300", "--ptm_pth", zoo / "base", "--math_pth", zoo / "math"]
+    ended = called(merge.main, *flags, "--save_pth", tmp_path / "out", "--threads", 1)
+    assert ended.code == 2 and "beyond the range of torch.bfloat16; take a smaller lambda" in ended.err
+    assert not (tmp_path / "out" / "config.json").exists()

@@ -1,11 +1,19 @@
 """Task arithmetic, TIES and averaging on the tensors of one parameter."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from merge.methods import Method, average, merged_delta, parse_method, task_arithmetic, ties, trim_to
+from impart.checkpoint import open_checkpoint
+from merge.method import parse_method
+from merge.methods import average, task_arithmetic, ties
+from merge.methods.avg import Average
+from merge.methods.ta import TaskArithmetic
+from merge.methods.ties_merging import Ties
+from merge.sums import trim_to
 from merge.thresholds import trimmed_count
 
 
@@ -32,11 +40,11 @@ def naive_ties(base, deltas, trim, lam):
 
 
 def test_method_strings():
-    assert parse_method("ta_0.5") == Method("ta", 0.5)
-    assert parse_method("ta_-1") == Method("ta", -1.0)
-    assert parse_method("ties_0.8_1.0") == Method("ties", 1.0, 0.8)
-    assert parse_method("ties_0_1e-1") == Method("ties", 0.1, 0.0)
-    assert parse_method("avg") == Method("avg")
+    assert parse_method("ta_0.5") == TaskArithmetic(0.5)
+    assert parse_method("ta_-1") == TaskArithmetic(-1.0)
+    assert parse_method("ties_0.8_1.0") == Ties(trim=0.8, lam=1.0)
+    assert parse_method("ties_0_1e-1") == Ties(trim=0.0, lam=0.1)
+    assert parse_method("avg") == Average()
 
 
 @pytest.mark.parametrize(
@@ -59,6 +67,63 @@ def test_method_strings():
 def test_wrong_method_strings_are_refused(text):
     with pytest.raises(ValueError):
         parse_method(text)
+
+
+def test_an_error_shows_the_form_of_the_method():
+    with pytest.raises(ValueError, match=r"'ties_0.8' is not of the form ties_<trim>_<lambda> \(ties_0.8_1.0"):
+        parse_method("ties_0.8")
+    with pytest.raises(ValueError, match=r"'dare_0.5' is none of avg, ta_<lambda> \(ta_0.5\), ties_<trim>_<lambda>"):
+        parse_method("dare_0.5")
+
+
+METHOD_FILE = '''"""The entry of largest magnitude, of all models."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from merge.method import MergeMethod
+
+
+@dataclass(frozen=True)
+class LargestMagnitude(MergeMethod):
+    name: ClassVar = "absmax"
+    form: ClassVar = "absmax_<lambda>"
+
+    lam: float
+
+    def merge_piece(self, terms, weights):
+        high, low = torch.stack(list(terms)).amax(0), torch.stack(list(terms)).amin(0)
+        return torch.where(high >= -low, high, low).double() * self.lam
+'''
+
+
+def test_a_file_in_the_folder_is_a_method(copy_of_the_suite):
+    """One file: its method strings are parsed and named in --help, and it merges models with masks and weights."""
+    (copy_of_the_suite / "merge" / "methods" / "absmax.py").write_text(METHOD_FILE)
+    tiny = copy_of_the_suite / "assets" / "tiny"
+
+    def script(*arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "merge/merge.py", *map(str, arguments), "--threads", "1"]
+        return subprocess.run(command, cwd=copy_of_the_suite, capture_output=True, text=True)
+
+    models = ["--ptm_pth", tiny / "base", "--math_pth", tiny / "math", "--code_pth", tiny / "code"]
+    done = script("--merge_method", "absmax_0.5", *models, "--save_pth", copy_of_the_suite / "out")
+    assert done.returncode == 0, done.stderr
+    assert "absmax_0.5 of code, math" in done.stdout
+    base, math, code, merged = (open_checkpoint(path) for path in (*models[1::2], copy_of_the_suite / "out"))
+    for name in base.names():
+        start = base.tensor(name).float()
+        first, second = math.tensor(name).float() - start, code.tensor(name).float() - start
+        largest = torch.where(first.abs() > second.abs(), first, second)
+        tied = (first == -second) & (first != 0)
+        largest = torch.where(tied, first.abs(), largest)
+        expected = (start + 0.5 * largest).to(base.tensor(name).dtype)
+        assert torch.equal(merged.tensor(name), expected), name
+    wrong = script("--merge_method", "absmax", *models, "--save_pth", copy_of_the_suite / "no")
+    assert wrong.returncode == 2 and "'absmax' is not of the form absmax_<lambda>" in wrong.stderr
+    assert "absmax_<lambda>, avg, ta_<lambda> or ties_<trim>_<lambda>" in " ".join(script("--help").stdout.split())
 
 
 def test_str_gives_a_method_string_back():
@@ -160,7 +225,7 @@ def test_large_tensors_are_merged_in_pieces_that_leave_no_seam():
         entries = slice(start, start + 20)
         thresholds = [sorted(delta.abs().flatten().tolist())[trimmed_count(delta.numel(), 0.3)] for delta in deltas]
         trimmed = [trim_to(delta.flatten()[entries], t) for delta, t in zip(deltas, thresholds, strict=True)]
-        expected = base.flatten()[entries].float() + merged_delta(Method("ties", 0.7, 0.3), trimmed)
+        expected = base.flatten()[entries].float() + Ties(trim=0.3, lam=0.7).merged_delta(trimmed)
         assert torch.equal(whole.flatten()[entries], expected.to(whole.dtype))
 
 
@@ -231,6 +296,14 @@ def test_inputs_are_not_changed():
     task_arithmetic(base, deltas, 0.5)
     average(base, deltas)
     assert all(torch.equal(now, then) for now, then in zip([base, *deltas], before, strict=True))
+
+
+def test_float64_inputs_are_not_changed():
+    base, _, deltas = random_models(2, dtype=torch.float64)
+    deltas = [delta.double() for delta in deltas]
+    before = [delta.clone() for delta in deltas]
+    ties(base, deltas, 0.0, 1.0)
+    assert all(torch.equal(now, then) for now, then in zip(deltas, before, strict=True))
 
 
 def test_a_stacked_tensor_of_task_vectors_works_as_well_as_a_list():

@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from impart.errors import InputError
-from merge.methods import Method
+from merge.methods.avg import Average
+from merge.methods.ta import TaskArithmetic
+from merge.methods.ties_merging import Ties
 from merge.premask import PreMask
 from merge.settings import load_config, model_seed, resolve
 from sparsify.methods.dare import Dare
@@ -21,7 +23,7 @@ def resolved(*overrides, flags=None, models=(), path=None):
 
 def test_the_authors_flags():
     method, entries = resolved(flags={**FLAGS, "math_pth": "M", "code_pth": "C", "chat_pth": None})
-    assert method == Method("ta", 0.5)
+    assert method == TaskArithmetic(0.5)
     assert [(entry.name, entry.path, entry.weight, entry.premask) for entry in entries] == [
         ("code", "C", 1.0, None),
         ("math", "M", 1.0, None),
@@ -66,7 +68,7 @@ def test_yaml_with_models_and_overrides(tmp_path):
         )
     )
     method, entries = resolved("sparsity=0.75", "models.math.C=1", "models.law.weight=0.1", path=file, flags={})
-    assert method == Method("ties", 1.0, 0.2)
+    assert method == Ties(trim=0.2, lam=1.0)
     found = {entry.name: entry for entry in entries}
     assert found["math"].premask == PreMask(
         ImPart(compression_ratio=4.0, preprune_ratio=0.6, C=1.0), model_seed(3, "math")
@@ -82,8 +84,8 @@ def test_yaml_with_models_and_overrides(tmp_path):
 def test_flags_override_the_yaml_and_overrides_the_flags(tmp_path):
     file = tmp_path / "merge.yaml"
     file.write_text("merge_method: ta_0.1\nptm_pth: A\nsave_pth: S\nmath_pth: M\n")
-    assert resolved(path=file)[0] == Method("ta", 0.5)
-    assert resolved("merge_method=avg", path=file)[0] == Method("avg")
+    assert resolved(path=file)[0] == TaskArithmetic(0.5)
+    assert resolved("merge_method=avg", path=file)[0] == Average()
 
 
 def test_every_model_has_masks_of_its_own_and_the_seed_changes_all():
@@ -103,7 +105,7 @@ def test_every_model_has_masks_of_its_own_and_the_seed_changes_all():
         (("merge_method=ties_0_1",), ("math=M:0",), "must be positive"),
         ((), ("math=M:nan",), "finite"),
         ((), ("math",), "name=path"),
-        ((), ("math=M", "math=N:0.5"), "--model gives 'math' twice"),
+        ((), ("math=M", "math=N:0.5"), "'math' is given twice"),
         ((), ("base=M",), "cannot be called 'base'"),
         (("tokenizer=chat",), ("math=M",), "neither base nor one of the models: math"),
         (("mask=dare",), ("math=M",), "needs either sparsity"),
@@ -122,6 +124,64 @@ def test_every_model_has_masks_of_its_own_and_the_seed_changes_all():
 def test_what_cannot_be_meant_is_an_input_error(overrides, models, message):
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         resolved(*overrides, models=models)
+
+
+@pytest.mark.parametrize(
+    ("flags", "models", "overrides"),
+    [
+        ({"math_pth": "B"}, ["math=A"], ()),
+        ({}, ["math=A"], ["math_pth=B"]),
+        ({"math_pth": "A"}, [], ["math_pth=B"]),
+        ({"math_pth": "A"}, [], ["models.math.path=B"]),
+        ({"math_pth": "A"}, [], ["models={math: B}"]),
+        ({}, [], ["math_pth=A", "math_pth=B"]),
+    ],
+)
+def test_a_model_that_would_be_dropped_is_refused(flags, models, overrides):
+    with pytest.raises(InputError, match="math.* given twice"):
+        resolved(*overrides, flags={**FLAGS, **flags}, models=models)
+
+
+def test_a_file_that_gives_a_model_twice_is_refused(tmp_path):
+    file = tmp_path / "merge.yaml"
+    file.write_text("math_pth: A\nmodels: {math: B}\n")
+    with pytest.raises(InputError, match="'math' is given twice in .*merge.yaml, as math_pth: A and as models.math: B"):
+        resolved(path=file)
+
+
+PAIR = """
+name: three skills
+base_model: ~/B
+models: {math: ~/M, code: C, chat: H}
+benchmarks: [gsm8k, humaneval, ifeval]
+eval_dtype: fp16
+template: none
+ta: ta_0.6
+ties: ties_0.6_0.8
+sparsities: {ta_dare: 0.1}
+preprune_ratio: 0.5
+C: 1
+"""
+
+
+def test_a_merging_pairs_file_is_read(tmp_path, monkeypatch):
+    """Its other keys are for the tables; a flag replaces a model of the file; ~ is the home folder."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    file = tmp_path / "pair.yaml"
+    file.write_text(PAIR)
+    config = load_config(
+        [str(file)],
+        {"math_pth": None},
+        ["law=~/L"],
+        ["merge_method=ta_0.6", "save_pth=~/out", "mask=impart", "sparsity=0.5"],
+    )
+    assert (config.ptm_pth, config.save_pth) == ("/home/someone/B", "/home/someone/out")
+    method, entries = resolve(config)
+    paths = {entry.name: entry.path for entry in entries}
+    assert paths == {"math": "/home/someone/M", "code": "C", "chat": "H", "law": "/home/someone/L"}
+    assert all(entry.premask.method == ImPart(compression_ratio=2.0, preprune_ratio=0.5, C=1.0) for entry in entries)
+    overridden = load_config([str(file)], {"math_pth": "N"}, ["code=D"], ["merge_method=ta_0.6", "save_pth=o"])
+    assert {entry.name: entry.path for entry in resolve(overridden)[1]} == {"math": "N", "code": "D", "chat": "H"}
 
 
 def test_negative_weights_are_for_task_arithmetic():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from merge import streaming
-from merge.methods import average, parse_method, task_arithmetic, ties
+from merge.method import parse_method
+from merge.methods import average, task_arithmetic, ties
 from merge.models import Parameter, Scratch
 from merge.streaming import ParameterMerge, Part
 from merge.vocabulary import MISSING

@@ -264,3 +264,15 @@ def test_a_word_that_only_one_tokenizer_knows_becomes_an_added_token(called, tmp
     tokenizer, _ = loads_and_runs(out)
     assert tokenizer("the integral runs").input_ids == [3, 10, 7]
     assert torch.equal(result[EMBEDDING][10], math[EMBEDDING][10])
+
+
+@pytest.mark.parametrize("key", ["text_config", "llm_config"])
+def test_a_multimodal_model_keeps_the_merged_rows_with_its_language_models_settings(called, tmp_path, base, key):
+    llama_with_rows(tmp_path / "math", moved_weights(small_weights(), 1, rows=11), added=("[PAD]",))
+    before = {}
+    for folder in (base, tmp_path / "math"):
+        file = folder / "config.json"
+        before = json.loads(file.read_text())
+        file.write_text(json.dumps({"model_type": "some", "torch_dtype": "bfloat16", key: before}))
+    _, config, _ = merged(called, tmp_path, "--merge_method", "ta_0.5", "--math_pth", tmp_path / "math")
+    assert config[key] == {**before, "vocab_size": 11} and "vocab_size" not in config

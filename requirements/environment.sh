@@ -83,7 +83,9 @@ install_requirements() {  # core|full
 }
 
 refuse_environment() {  # core|full "missing packages"
-    echo "error: the environment $ENVIRONMENT lacks $2; install with: $(installing_command "$1")" >&2
+    local instead=
+    if [ "$ACTIVE" = yes ]; then instead="deactivate it to use one of the suite's own, or "; fi
+    echo "error: the environment $ENVIRONMENT lacks $2; ${instead}install with: $(installing_command "$1")" >&2
     exit 2
 }
 

@@ -5,17 +5,16 @@
 
 Per skill and ratio: ImPart-Qt and Delta-CoMe with both grids, DARE-Qt with its best bits, BitDelta with and without
 trained scales, and sparse ImPart in 16 bit. beta, C and DARE's bits are chosen on the validation items at seed 0; the
-table is of the 200 test items, mean over the seeds (masks and calibration text) +- half a 95 % interval over seeds and
-items. Ratios are nominal, codes alone; the true ones, with every byte of the linear layers, stand beside them, and one
-line has the compact grid with as many bytes as the paper's takes. A second table has the output error of every matrix
-of ImPart-Qt with both grids, from the same sparse deltas. Calibration text is the base model's kind of text, not the
-skill's. What is there already is not made again.
+table is of the 200 test items, mean over the seeds (masks and calibration text) +- half of the 95 % interval that all
+tables have (eval/report/cells.py). Ratios are nominal, codes alone; the true ones, with every byte of the linear
+layers, stand beside them, and one line has the compact grid with as many bytes as the paper's takes. A second table has
+the output error of every matrix of ImPart-Qt with both grids, from the same sparse deltas. Calibration text is the base
+model's kind of text, not the skill's. What is there already is not made again.
 """
 
 import itertools
 import json
 import logging
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,9 +24,12 @@ if not __package__:  # run as `python benchmarks/quantization_accuracy.py`: impo
 
 from assets.tiny.pretraining import documents
 from eval import tiny
+from eval.report.cells import Scored, cell
+from eval.run.results import read_result
 from impart.artifact import is_delta, open_delta
 from impart.config import Parser
 from impart.errors import InputError, run
+from impart.records import read_records
 from impart.report import table
 from quantize import sparse_llama
 from quantize.settings import GRIDS
@@ -73,6 +75,10 @@ class Runs:
 
     def score(self, deltas: Sequence[Path], split: str) -> list[float]:
         """Share of right answers of each delta, in percent."""
+        return [one.score for one in self.scored(deltas, split)]
+
+    def scored(self, deltas: Sequence[Path], split: str) -> list[Scored]:
+        """The result of each delta, with its items."""
         folder = self._folder / "results" / split
         missing = [delta for delta in deltas if not self._result(folder, delta).is_file()]
         if missing:
@@ -90,7 +96,13 @@ class Runs:
                     "fp32",
                 ]
             )
-        return [json.loads(self._result(folder, delta).read_text())["score"] for delta in deltas]
+        return [self._scored(self._result(folder, delta)) for delta in deltas]
+
+    def _scored(self, file: Path) -> Scored:
+        result = read_result(file)
+        correct = tuple(float(item["correct"]) for _, item in read_records(file.parent / result["samples"]))
+        ratio = (result.get("delta") or {}).get("linear_ratio")
+        return Scored(result["benchmark"], result["model"], None, None, (), result["score"], ratio, correct)
 
     def _result(self, folder: Path, delta: Path) -> Path:
         return folder / delta.name / f"tiny_{self._skill}" / "0.json"
@@ -264,13 +276,10 @@ def best(runs: Runs, delta, choices: Sequence[tuple]) -> tuple:
 
 
 def line(runs: Runs, title: str, chosen: str, deltas: Sequence[Path]) -> list[str]:
-    """Mean and half a 95 % interval: the variance between seeds and that between items, whichever is larger."""
-    scores = runs.score(deltas, "test")
-    mean, count = sum(scores) / len(scores), len(scores)
-    between = sum((score - mean) ** 2 for score in scores) / max(count - 1, 1) / count
-    share = (mean / 100 * ITEMS + 2) / (ITEMS + 4)  # Agresti and Coull: no item right of 200 is not certainly none
-    items = 1e4 * share * (1 - share) / (ITEMS + 4)
-    return [title, chosen, f"{mean:.1f}", f"{1.96 * math.sqrt(max(between, items)):.1f}", f"{true_ratio(deltas):.1f}"]
+    """Mean and half of its 95 % interval over seeds and items."""
+    found = cell(runs.scored(deltas, "test"))
+    half = (found.high - found.low) / 2
+    return [title, chosen, f"{found.mean:.1f}", f"{half:.1f}", f"{true_ratio(deltas):.1f}"]
 
 
 def true_ratio(deltas: Sequence[Path]) -> float:

@@ -4,10 +4,10 @@
     python benchmarks/quantization_speed.py --hidden 1024 --sequences 8 --device cuda
 
 `plain` is how the authors of ImPart publish it: for every matrix and bit group, V and then U, the layer runs over all
-sequences again to gather one more Hessian, which is inverted again, and columns are quantized one by one. `here` is
-what quantize/sparse_llama.py does, its files included. Both use grid: paper and the same calibration tokens; the last
-line is grid: compact. Errors are of the outputs, against the sparse delta, mean over the matrices. CPU seconds of one
-thread, so that other work on the machine does not count.
+sequences again to gather one more Hessian, which is inverted again, and quantize/reference.py quantizes the columns one
+by one. `here` is what quantize/sparse_llama.py does, its files included. Both use grid: paper and the same calibration
+tokens; the last line is grid: compact. Errors are of the outputs, against the sparse delta, mean over the matrices. CPU
+seconds of one thread, so that other work on the machine does not count.
 """
 
 import sys
@@ -41,9 +41,9 @@ from impart.report import Report, table
 from impart.sources import ModelSource
 from quantize.activations import Activations
 from quantize.driver import Weights, quantize_layers
-from quantize.grid import minmax_grid
 from quantize.matrix import Rule, relative_error
-from quantize.sparse_gptq import RETURNED_BLOCK, inverse_of, quantize_groups
+from quantize.reference import quantize_columns
+from quantize.sparse_gptq import RETURNED_BLOCK, Inverse, inverse_of, quantize_groups
 from quantize.streamed import StreamedDecoder
 from sparsify.methods.impart import ImPartQt
 
@@ -83,7 +83,7 @@ def inner_loop(device: torch.device, rows: int = 2048, columns: int = 1024) -> l
     W = torch.randn(rows, columns, generator=generator).to(device) * mask
     inverse = inverse_of(H)
     ours, ours_seconds = timed(lambda: quantize_groups(W, mask, inverse, 2, 128).values(), 3)
-    theirs, theirs_seconds = timed(lambda: by_columns(W, mask, inverse.order, inverse.factor, 2, 128), 3)
+    theirs, theirs_seconds = timed(lambda: plain(W, mask, inverse, 2, 128), 3)
     errors = [f"{relative_error(Q - W, W, H):.4f}" for Q in (theirs, ours)]
     return [
         f"inner loop, {rows} x {columns}, per column",
@@ -94,26 +94,10 @@ def inner_loop(device: torch.device, rows: int = 2048, columns: int = 1024) -> l
     ]
 
 
-def by_columns(W: Tensor, mask: Tensor, order: Tensor, R: Tensor, bits: int, groupsize: int) -> Tensor:
-    """Algorithm 2 column by column in blocks of 128, rows of W in rows of memory, as GPTQ's authors wrote it."""
-    W, mask, Q = W[:, order].clone(), mask[:, order].to(W.dtype), torch.zeros_like(W)
-    top = 2**bits - 1
-    for first in range(0, W.shape[1], 128):
-        last = min(first + 128, W.shape[1])
-        block, block_mask, errors = W[:, first:last].clone(), mask[:, first:last], torch.zeros_like(W[:, first:last])
-        R_block = R[first:last, first:last]
-        for j in range(last - first):
-            if (first + j) % groupsize == 0:
-                span = slice(first + j, first + j + groupsize)
-                scale, zero = minmax_grid(W[:, span], mask[:, span], bits)
-            w = block[:, j] * block_mask[:, j]
-            codes = torch.clamp(torch.round(w / scale + zero), 0, top)
-            q = (codes - zero) * scale * block_mask[:, j]
-            Q[:, first + j] = q
-            error = (w - q) / R_block[j, j]
-            block[:, j:] -= error.unsqueeze(1).matmul(R_block[j, j:].unsqueeze(0))
-            errors[:, j] = error
-        W[:, last:] -= errors.matmul(R[first:last, last:])
+def plain(W: Tensor, mask: Tensor, inverse: Inverse, bits: int, groupsize: int) -> Tensor:
+    """Q (rows, n) by the loop over columns of quantize/reference.py, with an order and a factor that are there."""
+    order = inverse.order
+    Q, _ = quantize_columns(W[:, order], mask[:, order], inverse.factor, bits, groupsize)
     return Q[:, torch.argsort(order)]
 
 
@@ -233,10 +217,10 @@ def plain_layer(
         Vq, Uq = torch.zeros_like(V), torch.zeros_like(U)
         for bits, a, b in spans:
             inverse = inverse_of(run_again(decoder, name, inputs, lambda x: x))
-            Vq[:, a:b] = by_columns(V[:, a:b].T, mask_V[a:b], inverse.order, inverse.factor, bits, rule.groupsize).T
+            Vq[:, a:b] = plain(V[:, a:b].T, mask_V[a:b], inverse, bits, rule.groupsize).T
         for bits, a, b in spans:
             inverse = inverse_of(run_again(decoder, name, inputs, lambda x, part=Vq[:, a:b] * s[a:b]: x @ part))
-            Uq[:, a:b] = by_columns(U[:, a:b], mask_U[a:b].T, inverse.order, inverse.factor, bits, rule.groupsize)
+            Uq[:, a:b] = plain(U[:, a:b], mask_U[a:b].T, inverse, bits, rule.groupsize)
         found[name] = (Uq * s) @ Vq.T
         decoder.load(0, {name: base.tensor(name).to(device) + found[name]})
     return found

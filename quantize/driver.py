@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from impart.encodings.encoded import Encoded
 from impart.reconstruct import rebuilt_weight
 from impart.report import progress
 from quantize.activations import Activations
-from quantize.matrix import Rule, named_inverse, quantize_matrix
+from quantize.matrix import Rule, quantize_matrix, safe_inverse
 from quantize.streamed import StreamedDecoder
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def _quantize_layer(
         H = hessians.pop(stage[0], None)
         if H is None:
             H = activations.hessians(layer, stage[:1])[stage[0]]
-        inverse = activations.with_room(partial(named_inverse, H, rule, stage))
+        inverse = activations.with_room(partial(safe_inverse, H, rule, stage))
         if inverse.dead:
             log.warning(
                 "%s: %d of %d inputs are never active on the calibration text; their weights are rounded to nearest",
@@ -117,7 +118,7 @@ def _quantize_layer(
             )
         for name in stage:
             started = time.perf_counter()
-            found[name], errors = activations.with_room(partial(quantize_matrix, name, sparse[name], H, inverse, rule))
+            found[name], facts = activations.with_room(partial(quantize_matrix, name, sparse[name], H, inverse, rule))
             decoder.load(layer, {name: weights.with_delta(name, found[name])})
             seconds = time.perf_counter() - started
             rows.append(
@@ -125,21 +126,25 @@ def _quantize_layer(
                     "name": name,
                     "seconds": round(seconds, 4),
                     "dead_inputs": inverse.dead,
-                    **{key: round(value, 6) for key, value in errors.items()},
+                    **{key: round(value, 6) if _is_error(key) else value for key, value in facts.items()},
                     **found[name].facts,
                 }
             )
-            log.info("layer %d %s: %s", layer, weight_type(name), _told(errors))
+            log.info("layer %d %s: %s", layer, weight_type(name), _told(facts))
     return {name: found[name] for name in sparse}, rows
 
 
-def _told(errors: Mapping[str, float]) -> str:
+def _is_error(key: str) -> bool:
+    return key.startswith("error")
+
+
+def _told(facts: Mapping[str, Any]) -> str:
     """error 0.213 (8 bit 0.004, 3 bit 0.120, 2 bit 0.310)"""
-    if not errors:
-        return "empty"
+    if "error" not in facts:
+        return "no error to measure"
     parts = [
         f"{key.removeprefix('error_').removesuffix('bit')} bit {value:.3f}"
-        for key, value in errors.items()
-        if key != "error"
+        for key, value in facts.items()
+        if _is_error(key) and key != "error"
     ]
-    return f"error {errors['error']:.4f}" + (f" ({', '.join(parts)})" if parts else "")
+    return f"error {facts['error']:.4f}" + (f" ({', '.join(parts)})" if parts else "")

@@ -50,7 +50,7 @@ def test_the_inner_loop_that_is_compared_with_gives_the_same_values():
     X = torch.randn(900, 300, generator=generator) @ torch.randn(300, 300, generator=generator)
     inverse, mask = inverse_of(X.T @ X / 900), torch.rand(40, 300, generator=generator) < 0.5
     W = torch.randn(40, 300, generator=generator) * mask
-    plain = quantization_speed.by_columns(W, mask, inverse.order, inverse.factor, 3, 128)
+    plain = quantization_speed.plain(W, mask, inverse, 3, 128)
     assert torch.allclose(plain, quantize_groups(W, mask, inverse, 3, 128).values(), atol=1e-4)
 
 

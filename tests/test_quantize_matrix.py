@@ -6,10 +6,9 @@ import torch
 
 from impart.encodings import empty, sparse_entries, sparse_svd, svd
 from impart.encodings.masked import factor_masks
-from impart.errors import InputError
 from quantize.grid import fp16_unit
-from quantize.matrix import Rule, factor_errors, named_inverse, quantize_matrix, rank_hessian, relative_error
-from quantize.sparse_gptq import inverse_of, sparse_gptq
+from quantize.matrix import Rule, factor_errors, quantize_matrix, rank_hessian, relative_error, safe_inverse
+from quantize.sparse_gptq import inverse_of, nearest, sparse_gptq
 
 M, N, R = 80, 96, 40
 PLAN = [[8, 2], [3, 10], [2, "rest"]]
@@ -54,7 +53,7 @@ def value(encoded):
 
 def quantize(kind, grid, **changes):
     source, H, how = sources()[kind], hessian(), rule(grid, **changes)
-    encoded, errors = quantize_matrix(NAME, source, H, named_inverse(H, how, [NAME]), how)
+    encoded, errors = quantize_matrix(NAME, source, H, safe_inverse(H, how, [NAME]), how)
     return source, encoded, errors
 
 
@@ -137,7 +136,7 @@ def test_the_error_of_entries_does_not_depend_on_the_size_of_the_delta(grid):
     H, how, errors = hessian(), rule(grid, entry_bits=8), []
     for size in (1.0, 1e-5):
         source = sparse_entries.write(size * (U * s) @ V.T, 0.4, seed=1, name=NAME)
-        encoded, told = quantize_matrix(NAME, source, H, named_inverse(H, how, [NAME]), how)
+        encoded, told = quantize_matrix(NAME, source, H, safe_inverse(H, how, [NAME]), how)
         assert relative_error(value(encoded) - value(source), value(source), H) == pytest.approx(
             told["error"], rel=0.02
         )
@@ -167,6 +166,66 @@ def test_the_plan_goes_by_the_kind_of_matrix():
     assert how.plan("model.layers.0.mlp.up_proj.weight", 20) == [[4, 20]]
 
 
-def test_a_bad_hessian_names_the_matrices_and_the_remedy():
-    with pytest.raises(InputError, match="a, b: the Hessian with damping 0 is not positive definite .* raise damping"):
-        named_inverse(torch.ones(6, 6), rule("compact", damping=0.0), ["a", "b"])
+def with_eigenvalue(value):
+    """The Hessian with its smallest eigenvalue replaced by this share of its mean diagonal."""
+    values, vectors = torch.linalg.eigh(hessian().double())
+    values[0] = value * hessian().diagonal().mean()
+    return (vectors * values @ vectors.T).float()
+
+
+def singular():
+    """Fewer tokens than inputs: of rank 20."""
+    X = inputs(20)
+    return 2 / len(X) * X.T @ X
+
+
+BAD = {  # Hessian, damping that is given, and what comes of it
+    "singular": (singular(), 0.0, {"damping": 0.01}),
+    "tiny negative eigenvalue": (with_eigenvalue(-1e-4), 0.0, {"damping": 0.01}),
+    "negative beyond the damping": (with_eigenvalue(-0.03), 0.01, {"damping": 0.1}),
+    "negative beyond two steps": (with_eigenvalue(-0.3), 0.001, {"damping": 1.0}),
+    "negative beyond all steps": (with_eigenvalue(-5.0), 0.01, {"rounded_to_nearest": True}),
+    "NaN": (hessian().fill_diagonal_(torch.nan), 0.01, {"rounded_to_nearest": True}),
+    "Inf in one place": (hessian().index_put_((torch.tensor(3), torch.tensor(4)), torch.tensor(torch.inf)), 0.01,
+                         {"rounded_to_nearest": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("grid", ["paper", "compact"])
+@pytest.mark.parametrize("kind", ["sparse", "entries"])
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_hessian_gets_more_damping_or_none_of_it_is_used(case, kind, grid, caplog):
+    H, damping, wanted = BAD[case]
+    how, source = rule(grid, damping=damping), sources()[kind]
+    inverse = safe_inverse(H, how, [NAME, "another"])
+    first, *_ = (record.getMessage() for record in caplog.records)
+    assert first.startswith(f"{NAME}, another (Hessian of the inputs): the Hessian ")
+    assert first.endswith("rounded to nearest instead" if inverse.damping is None else "is taken here")
+    encoded, facts = quantize_matrix(NAME, source, H, inverse, how)
+    assert {key: facts[key] for key in ("damping", "rounded_to_nearest") if key in facts} == wanted
+    assert all(np.isfinite(number) for number in facts.values())
+    assert float((value(encoded) - value(source)).norm() / value(source).norm()) < 0.8
+    again, _ = quantize_matrix(NAME, source, H, safe_inverse(H, how, [NAME]), how)
+    assert all(torch.equal(again.tensors[key], tensor) for key, tensor in encoded.tensors.items())
+
+
+def test_a_raised_damping_is_that_damping():
+    """The bytes are those of a run that was given the higher damping, for this matrix alone."""
+    H, source = with_eigenvalue(-0.03), sources()["entries"]
+    helped, _ = quantize_matrix(NAME, source, H, safe_inverse(H, rule("paper"), [NAME]), rule("paper"))
+    given = rule("paper", damping=0.1)
+    asked, facts = quantize_matrix(NAME, source, H, safe_inverse(H, given, [NAME]), given)
+    assert torch.equal(helped.tensors["codes"], asked.tensors["codes"]) and "damping" not in facts
+
+
+def test_a_matrix_rounded_to_nearest_is_that_of_no_error_spread():
+    H, source, how = hessian().fill_diagonal_(torch.nan), sources()["entries"], rule("paper")
+    encoded, facts = quantize_matrix(NAME, source, H, safe_inverse(H, how, [NAME]), how)
+    plain, _ = quantize_matrix(NAME, source, hessian(), nearest(H), how)
+    assert torch.equal(encoded.tensors["codes"], plain.tensors["codes"])
+    assert facts == {"rounded_to_nearest": True}  # no error: it would be measured with the Hessian
+
+
+def test_a_good_hessian_leaves_no_note(caplog):
+    _, _, facts = quantize("sparse", "paper")
+    assert not caplog.records and not {"damping", "rounded_to_nearest"} & set(facts)

@@ -1,4 +1,4 @@
-"""Sparse GPTQ against the paper's steps written out one by one, and what must hold whatever the weights are."""
+"""Sparse GPTQ against the paper's steps (quantize/reference.py), and what must hold whatever the weights are."""
 
 from dataclasses import replace
 
@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from quantize.grid import fitted_grid, fp16_unit, minmax_grid, nearest_codes, top_codes
-from quantize.sparse_gptq import NotPositiveDefinite, inverse_of, quantize_groups, quantize_vectors, sparse_gptq
+from quantize.reference import inverse_factor
+from quantize.reference import sparse_gptq as plain
+from quantize.sparse_gptq import (
+    NotPositiveDefinite,
+    inverse_of,
+    nearest,
+    quantize_groups,
+    quantize_vectors,
+    sparse_gptq,
+)
 
 
 def problem(rows=37, columns=150, share=0.4, seed=0, tokens=600):
@@ -18,28 +27,6 @@ def problem(rows=37, columns=150, share=0.4, seed=0, tokens=600):
     X = torch.randn(tokens, columns, dtype=torch.float64, generator=generator) @ mix
     X = X * torch.randn(columns, dtype=torch.float64, generator=generator).exp()
     return W * mask, mask, 2 * X.T @ X / tokens
-
-
-def plain(W, mask, H, bits, groupsize, damping, act_order):
-    """Algorithm 2 line by line: invert H, and after every column remove it from the inverse. -> Q, codes"""
-    columns = W.shape[1]
-    order = torch.argsort(H.diagonal(), descending=True, stable=True) if act_order else torch.arange(columns)
-    W, mask = W[:, order].clone(), mask[:, order]
-    H = H[order][:, order] + damping * H.diagonal().mean() * torch.eye(columns, dtype=H.dtype)
-    Hinv = torch.linalg.inv(H)
-    size = columns if groupsize <= 0 else groupsize
-    Q, codes = torch.zeros_like(W), torch.zeros_like(W)
-    for j in range(columns):
-        if j % size == 0:
-            scale, zero = minmax_grid(W[:, j : j + size], mask[:, j : j + size], bits)
-        w = W[:, j] * mask[:, j]
-        codes[:, j] = nearest_codes(w, scale, zero, top_codes(bits, W)) * mask[:, j]
-        Q[:, j] = (codes[:, j] - zero) * scale * mask[:, j]
-        error = (w - Q[:, j]) / Hinv[j, j]
-        W[:, j + 1 :] -= error[:, None] * Hinv[j, j + 1 :]
-        Hinv = Hinv - Hinv[:, j : j + 1] * Hinv[j : j + 1] / Hinv[j, j]
-    back = torch.argsort(order)
-    return Q[:, back], codes[:, back]
 
 
 def plain_vectors(W, mask, H, bits, along_rows, damping=0.01):
@@ -77,6 +64,27 @@ def test_same_codes_as_the_plain_loop(bits, groupsize, act_order):
     unit = fp16_unit(W)
     in_units = plain(W / unit, mask, H, bits, groupsize, 0.01, act_order)[0]
     assert torch.equal(sparse_gptq(W, mask, H, bits, groupsize, 0.01, act_order), in_units * unit)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("groupsize", [-1, 20, 128])
+@pytest.mark.parametrize("rows, columns, share", [(1, 7, 1.0), (5, 1, 0.5), (64, 300, 0.05), (96, 257, 0.9)])
+def test_same_codes_for_every_shape_with_bits_per_row(rows, columns, share, groupsize, act_order):
+    W, mask, H = problem(rows, columns, share)
+    bits = torch.tensor([8, 3, 2, 4])[torch.arange(rows) % 4]
+    Q, codes = plain(W, mask, H, bits, groupsize, 0.01, act_order)
+    fast = quantize_groups(W, mask, inverse_of(H, 0.01, act_order), bits, groupsize)
+    assert torch.equal(fast.codes.double(), codes)
+    assert torch.equal(fast.values(), Q)
+
+
+def test_a_row_of_the_reference_factor_is_that_of_the_inverse_without_the_columns_before_it():
+    """What the loop over columns needs at every step: the inverse of the Hessian of the columns that are left."""
+    _, _, H = problem(columns=40)
+    Hinv = inverse_factor(H, 0.0)
+    for q in (0, 1, 17, 39):
+        left = torch.linalg.inv(H[q:, q:])
+        assert torch.allclose(Hinv[q, q:], left[0] / left[0, 0].sqrt(), rtol=1e-6)
 
 
 def test_a_mask_of_ones_is_plain_gptq():
@@ -170,7 +178,23 @@ def test_a_hessian_without_a_factor_is_refused():
         inverse_of(H, damping=0.0)
     with pytest.raises(NotPositiveDefinite, match="NaN"):
         inverse_of(torch.full((4, 4), torch.nan))
+    off_diagonal = torch.eye(4)
+    off_diagonal[1, 2] = torch.inf
+    with pytest.raises(NotPositiveDefinite, match="Inf"):
+        inverse_of(off_diagonal)
     assert torch.isfinite(inverse_of(H, damping=0.01).factor).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_without_a_hessian_every_entry_goes_to_its_nearest_code(bad):
+    W, mask, H = problem()
+    H[3, 3] = bad
+    inverse = nearest(H)
+    assert inverse.damping is None and torch.equal(inverse.order, torch.arange(len(H)))
+    assert torch.equal(
+        quantize_groups(W, mask, inverse, 2, 64).values(),
+        sparse_gptq(W, mask, torch.eye(len(H)).double(), 2, 64, act_order=False),
+    )
 
 
 def test_the_size_of_the_weights_does_not_matter():

@@ -1,14 +1,16 @@
 """Tables and figures from the results that the benchmark scripts wrote; nothing else reads them.
 
     python eval/tables.py results
-    python eval/tables.py runs/quickstart/results --figure runs/quickstart/accuracy.png --csv runs/quickstart/accuracy.csv
+    python eval/tables.py runs/quickstart/results --figure runs/quickstart/accuracy.png \\
+      --csv runs/quickstart/accuracy.csv
     python eval/tables.py runs --leaderboard
     python eval/tables.py --cells runs/tables/paper/table1.cells.tsv --table 1 --out runs/tables/paper
     python eval/tables.py --delta runs/wizardmath_13b/impart_cr32_seed0 --out figures
 
 The first two print one Markdown table per benchmark: a line per method (with the settings in which its runs differ), a
-column per compression ratio; a cell is the mean over seeds with its 95 % interval. --leaderboard ranks every result below
-the folders. --cells, which the scripts of reproduce/ use, prints a table in the paper's form beside the paper's numbers.
+column per compression ratio; a cell is the mean over seeds with its 95 % interval. --leaderboard ranks every result
+below the folders. --cells, which the scripts of reproduce/ use, prints a table in the paper's form beside the paper's
+numbers.
 --delta draws what a delta artifact holds: spectra.png and .svg, sparsity.png and .svg.
 """
 

@@ -1,5 +1,5 @@
-"""Tables in the paper's form: planned cells, filled with our results, beside what the paper prints. Pure functions but for
-reading assets/paper.yaml and a plan.
+"""Tables in the paper's form: planned cells, filled with our results, beside what the paper prints. Pure functions
+but for reading assets/paper.yaml and a plan.
 
 A plan is what the scripts of reproduce/ write: one line per result file with the row, the pair, the benchmark, the
 compression ratio of the column, and the file. A line of the printed table is a column of the paper's, and vice versa.
@@ -154,8 +154,8 @@ def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> lis
 
 
 def best_markdown(plan: Plan, cells: Cells) -> str:
-    """A grid search: a table for each pair and ratio with a line per setting, and the best one, by the average where there
-    are several benchmarks, with those that its interval covers. Rows "group: setting" are a search for each group."""
+    """A grid search: a table for each pair and ratio with a line per setting, and the best one (by the average where
+    there are several benchmarks), with those that its interval covers. Rows "group: setting" are a search for each group."""
     searches: dict[tuple[str, str, str], list[tuple[str, Column]]] = {}
     for row, column in plan:
         searches.setdefault((row.rpartition(": ")[0], column.pair, column.ratio), []).append((row, column))

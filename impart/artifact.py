@@ -4,7 +4,6 @@ It holds what base + delta -> fine-tuned needs and no copy of base weights: the 
 outside of them that changed ("extras"), and the fine-tuned model's small files (config, tokenizer) under `model/`.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +13,15 @@ import torch
 from safetensors import safe_open
 
 from impart.checkpoint import Checkpoint
+from impart.companions import stays_inside
 from impart.dtypes import DTYPES
-from impart.encodings.encoded import Encoded, Triplets, encoding_of
+from impart.encodings.encoded import Encoded, Triplets, encoding_of, refuse_non_finite
 from impart.errors import InputError
 from impart.files import sha256_of
+from impart.manifest import REMEDY, read_manifest
 from impart.outputs import MANIFEST
 from impart.report import progress
 
-FORMAT, VERSION = "impart-delta", 1
 COMPANIONS = "model"
 
 
@@ -54,7 +54,7 @@ class Delta:
 
     def __init__(self, path: Path, manifest: dict):
         self.path, self.manifest = path, manifest
-        self._verified: set[str] = set()
+        self._verified: set[str | Path] = set()
 
     def names(self) -> list[str]:
         """The compressed matrices, in layer order."""
@@ -72,7 +72,9 @@ class Delta:
         self, name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> torch.Tensor:
         """dW (m, n), dense: what has to be added to the base's weight. Computed in fp32, returned in `dtype`."""
-        return self.stored(name, device).dense(name).to(device=device, dtype=dtype)
+        dW = self.stored(name, device).dense(name).to(device=device, dtype=dtype)
+        refuse_non_finite(name, dW)  # in `dtype`, whose range may be smaller
+        return dW
 
     def factors(self, name: str, device: torch.device | str = "cpu") -> Triplets:
         """U (m, r), s (r,), V (n, r) in fp32, masked and rescaled, of a matrix stored as factors."""
@@ -96,23 +98,50 @@ class Delta:
         return DTYPES[self._entry(name)["dtype"]]
 
     def companions(self) -> list[Path]:
-        """The fine-tuned model's config, tokenizer and other small files."""
-        return [self.path / COMPANIONS / file for file in self.manifest["files"]]
+        """The fine-tuned model's config, tokenizer and other small files; InputError unless they are as recorded."""
+        folder, recorded = self.path / COMPANIONS, self.manifest["files"]
+        present = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+        foreign = next((name for name in present if name not in recorded and not name.startswith(".")), None)
+        if foreign is not None:
+            raise InputError(f"{folder} holds {foreign!r}, which {MANIFEST} does not list; remove it, or {REMEDY}")
+        files = [folder / name for name in recorded]
+        for file in files:
+            self._verify_companion(file)
+        return files
+
+    def _verify_companion(self, file: Path) -> None:
+        if file in self._verified:
+            return
+        if (
+            not file.is_file()
+            or not stays_inside(file, self.path)
+            or sha256_of(file) != self.manifest["files"][file.name]
+        ):
+            raise InputError(
+                f"{file} is missing or altered (its sha256 is not the one in {MANIFEST}), or a link out of the delta; "
+                f"{REMEDY}"
+            )
+        self._verified.add(file)
 
     def verify(self) -> None:
         """InputError unless every shard is there and holds the bytes that delta.json recorded."""
         for file in progress(list(self.manifest["shards"]), what="verifying the delta", unit="shard"):
             self._verify(file)
-        for file, digest in self.manifest["files"].items():
-            path = self.path / COMPANIONS / file
-            if not path.is_file() or sha256_of(path) != digest:
-                raise InputError(
-                    f"{path} is missing or altered (its sha256 is not the one in delta.json); "
-                    "fetch or make the delta again"
-                )
+        self.companions()
 
     def check_base(self, base: Checkpoint) -> None:
-        """InputError when `base` is not the model that this delta was taken from."""
+        """InputError when `base` is not the model that this delta was taken from.
+
+        Every matrix has the base's shape: of no other size may a stranger's delta ask for memory.
+        """
+        for name in self.names():
+            shape = base.shape(name) if name in base else None
+            if shape != self.shape(name):
+                raise InputError(
+                    f"{str(self.path)!r} holds a matrix {name} of shape {list(self.shape(name))}, but "
+                    f"{base.source!r} has {'none' if shape is None else list(shape)} of this name; give the base of "
+                    "this delta"
+                )
         expected, found = self.manifest["base"]["fingerprint"], base.fingerprint()
         if expected != found:
             raise InputError(
@@ -197,7 +226,7 @@ def is_delta(path: str | Path) -> bool:
 
 
 def open_delta(path: str | Path) -> Delta:
-    """A finished artifact; InputError when it is not one, unfinished, or of a newer format."""
+    """A finished artifact, its delta.json checked in full; InputError when it is none, unfinished, or not sound."""
     path = Path(path).expanduser()
     if not is_delta(path):
         unfinished = path.with_name(path.name + ".partial")
@@ -207,18 +236,4 @@ def open_delta(path: str | Path) -> Delta:
             else "make it with delta.py --svd or sparsify/sparsify.py"
         )
         raise InputError(f"{str(path)!r} is not a delta artifact (no {MANIFEST}); {remedy}")
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path / MANIFEST} is not valid JSON ({error}); fetch or make the delta again") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise InputError(
-            f"{path / MANIFEST} has format {found!r}, not {FORMAT!r}; name a folder that delta.py or sparsify.py made"
-        )
-    if manifest["version"] > VERSION:
-        raise InputError(
-            f"{str(path)!r} has format version {manifest['version']}, and this software reads up to "
-            f"{VERSION}; update it"
-        )
-    return Delta(path, manifest)
+    return Delta(path, read_manifest(path / MANIFEST))

@@ -6,6 +6,7 @@ last.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from safetensors.torch import save_file
 
 from impart import processes
 from impart.architecture import layer_of
-from impart.artifact import COMPANIONS, FORMAT, MANIFEST, VERSION, Delta, open_delta
+from impart.artifact import COMPANIONS, MANIFEST, Delta, open_delta
 from impart.checkpoint import Checkpoint
 from impart.dtypes import DTYPE_CODES
 from impart.encodings.encoded import Encoded
 from impart.errors import InputError
 from impart.files import free_space, give_default_mode, sha256_of, sync_file, write_atomically
+from impart.manifest import CHECKSUM, FORMAT, VERSION, checksum
 from impart.outputs import Output, refuse_existing
 from impart.report import Report, versions
 
@@ -181,6 +183,7 @@ class DeltaWriter:
             "shards": {shard.file: record["shard"] for shard, record in zip(self.shards, records, strict=True)},
             "files": files,
         }
+        manifest[CHECKSUM] = checksum(manifest)
         report.rows = [row for record in records for row in record["rows"]]
         report.write(self._partial / "report.json")
         write_atomically(self._partial / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
@@ -188,6 +191,11 @@ class DeltaWriter:
         self._output.publish()
 
     def _entry(self, name: str, encoded: Encoded, file: str) -> dict:
+        for key, value in encoded.facts.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(
+                    f"{key} of {name} is {value}, which is no delta; check the two models and the settings"
+                )
         return {
             "encoding": encoded.encoding,
             "shape": list(encoded.shape),

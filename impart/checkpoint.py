@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from impart.architecture import BUFFERS, HEAD, linear_names
+from impart.companions import companions_of
 from impart.dtypes import DTYPE_CODES
 from impart.errors import InputError
 from impart.files import free_space, sync_file
@@ -23,7 +24,6 @@ from impart.hub import fetch_model, is_hub_id
 from impart.outputs import MARKER, Output, refuse_existing
 from impart.weight_files import TensorSpec, file_specs, load_bin, read_json, weight_files
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 PIECE_BYTES = 1 << 23  # of a tensor that is read or looked through
 
 
@@ -110,12 +110,8 @@ class Checkpoint:
         return self.dtype(next(iter(linear_names(self)), self.names()[0]))
 
     def companions(self) -> list[Path]:
-        """Every file of the folder that is not a weight: config, tokenizer, generation config, licence."""
-        return sorted(
-            file
-            for file in self.path.iterdir()
-            if file.is_file() and not file.name.startswith(".") and not file.name.endswith(WEIGHT_SUFFIXES)
-        )
+        """The folder's small files: config, tokenizer, generation config, licence and the like."""
+        return companions_of(self.path)
 
     def fingerprint(self) -> str:
         """sha256 over every tensor's name and shape and 8 evenly spaced rows of its values: another model differs.

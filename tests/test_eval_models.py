@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from manifests import edited, replace_companion
 
 import eval.engine.models as models
 from eval import gsm8k
@@ -65,7 +66,7 @@ def test_what_can_be_wrong_is_said_before_a_delta_is_rebuilt(called, svd_delta, 
     data.write_text(json.dumps({"question": "Seven and seven?", "answer": "#### 14"}) + "\n")
     delta = shutil.copytree(svd_delta, tmp_path / "delta")  # with a tokenizer that works
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(__file__).parents[1] / "assets" / "tiny" / "base" / file, delta / "model" / file)
+        replace_companion(delta, file, (Path(__file__).parents[1] / "assets" / "tiny" / "base" / file).read_bytes())
     ended = called(gsm8k.main, delta, "fp32", "--backend", "hf", "--data", data, "--results_dir", tmp_path, *flags)
     assert ended.code == 2 and message in ended.err, ended.err
     assert not cache.exists()
@@ -74,16 +75,15 @@ def test_what_can_be_wrong_is_said_before_a_delta_is_rebuilt(called, svd_delta, 
 def test_another_delta_is_another_model(svd_delta, tmp_path):
     copy = shutil.copytree(svd_delta, tmp_path / "copy.pt")
     assert ModelSource(str(copy)).identity == ModelSource(str(svd_delta)).identity
-    manifest = json.loads((copy / "delta.json").read_text())
-    (copy / "delta.json").write_text(json.dumps(manifest | {"seed": 12345}))
+    with edited(copy) as manifest:
+        manifest["seed"] = 12345
     assert ModelSource(str(copy)).identity != ModelSource(str(svd_delta)).identity
 
 
 def test_a_base_that_moved(pair, svd_delta, tmp_path):
     copy = shutil.copytree(svd_delta, tmp_path / "copy.pt")
-    manifest = json.loads((copy / "delta.json").read_text())
-    manifest["base"]["source"] = str(tmp_path / "gone")
-    (copy / "delta.json").write_text(json.dumps(manifest))
+    with edited(copy) as manifest:
+        manifest["base"]["source"] = str(tmp_path / "gone")
     with pytest.raises(InputError, match="is a delta over .*gone.*say where its base model is with --base_model"):
         with ModelSource(str(copy)).folder():
             pass

@@ -45,6 +45,7 @@ class ModelSource:
                 "checkpoint_ratio": round(sizes.checkpoint_ratio, 4),
             }
             dtype = self._delta.dtype(self._delta.names()[0]) if self._delta.names() else torch.bfloat16
+            self._delta.companions()  # verifies them: the tokenizer is read from there
             self.tokenizer_folder = self._delta.path / COMPANIONS
         else:
             if base_model:

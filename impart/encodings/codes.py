@@ -37,6 +37,8 @@ def unpacked_factors(packed: Tensor, masks: Sequence[np.ndarray], plan: CutPlan)
             codes, start = next_codes(packed, start, bits, int(mask[first:last].sum()))
             parts.append(codes)
         factors.append(scattered(torch.cat(parts), mask))
+    if start != packed.numel():
+        raise ValueError(f"the codes take {start} bytes, not {packed.numel()}")
     return factors[0], factors[1]
 
 

@@ -3,15 +3,21 @@
 import torch
 from torch import Tensor
 
-from impart.encodings.encoded import Encoded
+from impart.encodings.encoded import Encoded, Facts, Layout, Shape
 
 TENSORS: dict[str, str] = {}
+FACTS = ("rank", "kept", "bits")
 
 
 def write(shape: tuple[int, ...]) -> Encoded:
     """Nothing of a matrix of this shape."""
     m, n = shape
     return Encoded("empty", (m, n), {}, {"rank": 0, "kept": [0, 0], "bits": 16})
+
+
+def layout(shape: Shape, facts: Facts) -> Layout:
+    """No tensor, whatever the shape."""
+    return {}
 
 
 def dense(name: str, encoded: Encoded) -> Tensor:

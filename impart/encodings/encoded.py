@@ -1,7 +1,10 @@
 """One matrix as an artifact stores it."""
 
+import contextlib
+import functools
 import importlib
 import importlib.util
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -9,10 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impart.errors import InputError
+from impart.errors import InputError, reason_of
 
 Tensors = dict[str, Tensor]
 Triplets = tuple[Tensor, Tensor, Tensor]  # U (m, r), s (r,), V (n, r)
+Shape = tuple[int, int]
+Facts = Mapping[str, Any]  # of one matrix in delta.json
+# suffix -> (dtype codes of safetensors, shape); `...` stands for a length that only decoding tells
+Layout = dict[str, tuple[str, tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
@@ -29,14 +36,21 @@ class Encoded:
 
     def dense(self, name: str) -> Tensor:
         """dW (m, n) in fp32, on the device of the tensors."""
-        return encoding_of(self.encoding).dense(name, self)
+        with _refusing_damage(name):
+            dW = encoding_of(self.encoding).dense(name, self)
+        refuse_non_finite(name, dW)
+        return dW
 
     def factors(self, name: str) -> Triplets:
         """U (m, r), s (r,), V (n, r) in fp32, masked and rescaled; ValueError where the encoding has none."""
         module = encoding_of(self.encoding)
         if not hasattr(module, "factors"):
             raise ValueError(f"{name} is stored as {self.encoding}, which has no factors")
-        return module.factors(name, self)
+        with _refusing_damage(name):
+            factors = module.factors(name, self)
+        for factor in factors:
+            refuse_non_finite(name, factor)
+        return factors
 
     def to(self, device: torch.device | str) -> "Encoded":
         """The same with its tensors on the device."""
@@ -49,6 +63,7 @@ class Encoded:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
+@functools.cache
 def encoding_of(name: str) -> ModuleType:
     """The module of an encoding; InputError for a name that this software does not know."""
     known = name.isidentifier() and importlib.util.find_spec(f"impart.encodings.{name}") is not None
@@ -56,6 +71,28 @@ def encoding_of(name: str) -> ModuleType:
     if not hasattr(module, "TENSORS"):
         raise InputError(f"encoding {name!r} is not known here; the delta is damaged, or of a newer version: update")
     return module  # type: ignore[return-value]  # mypy does not see that None has no TENSORS
+
+
+@contextlib.contextmanager
+def _refusing_damage(name: str) -> Iterator[None]:
+    """InputError for stored tensors that contradict each other: codes that are too short, a group that is not there."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise InputError(
+            f"{name} cannot be decoded from what is stored of it ({reason_of(error)}); fetch or make the delta again"
+        ) from error
+
+
+def refuse_non_finite(name: str, decoded: Tensor) -> None:
+    """InputError when a decoded matrix or factor of it holds NaN or Inf."""
+    if not torch.isfinite(decoded.sum()) and not bool(torch.isfinite(decoded).all()):  # a finite sum tells it at once
+        raise InputError(
+            f"{name} decodes to NaN or Inf in {str(decoded.dtype).removeprefix('torch.')}; a model with it computes "
+            "nothing: fetch or make the delta again"
+        )
 
 
 def product(factors: Triplets) -> Tensor:

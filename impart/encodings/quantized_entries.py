@@ -4,13 +4,15 @@ import torch
 from torch import Tensor
 
 from impart.encodings.codes import group_count, group_index, index_bytes, mask_origin, shifted, zero_step
-from impart.encodings.encoded import Encoded
+from impart.encodings.encoded import Encoded, Facts, Layout, Shape
 from impart.encodings.masked import entry_mask
 from impart.masks import scattered
 from impart.packing import pack, packed_bytes, unpack
 
 # Groups are stored only where columns share grids.
 TENSORS = {"codes": "packed codes", "scales": "scales", "zeros": "zeros", "groups": "groups of columns"}
+OPTIONAL = ("groups",)
+FACTS = ("seed", "keep", "kept", "bits", "scale")
 
 
 def write(
@@ -35,6 +37,18 @@ def write(
         tensors["groups"] = group_index(group)
     facts = {"kept": [int(mask.sum())], "bits": bits, "scale": unit}
     return Encoded("quantized_entries", source.shape, tensors, {**mask_origin(source), **facts})
+
+
+def layout(shape: Shape, facts: Facts) -> Layout:
+    """Codes of the kept entries; grids by row, as many as there are groups; each column's group."""
+    m, n = shape
+    codes = packed_bytes(facts["kept"][0], facts["bits"])
+    return {
+        "codes": ("U8", (codes,)),
+        "scales": ("F16", (m, ...)),
+        "zeros": ("U8", (...,)),
+        "groups": ("U8 I16", (n,)),
+    }
 
 
 def dense(name: str, encoded: Encoded) -> Tensor:

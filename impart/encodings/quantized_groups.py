@@ -17,7 +17,7 @@ from impart.encodings.codes import (
     shifted,
     unpacked_factors,
 )
-from impart.encodings.encoded import Encoded, Triplets, product
+from impart.encodings.encoded import Encoded, Facts, Layout, Shape, Triplets, product
 from impart.encodings.masked import THRESHOLD_BYTES, TRIPLET_BYTES, factor_masks
 from impart.packing import pack, packed_bytes
 
@@ -29,6 +29,8 @@ TENSORS = {
     "groups": "groups of columns",
     "keep": "keep thresholds",
 }
+OPTIONAL = ("keep",)
+FACTS = ("rank", "kept", "bits", "plan", "s_1")
 
 
 def write(
@@ -57,6 +59,19 @@ def write(
         "groups": group_index(torch.cat(list(groups))),
     }
     return of_source("quantized_groups", plan, masks, tensors, {"s_1": float(s[0])}, source)
+
+
+def layout(shape: Shape, facts: Facts) -> Layout:
+    """Codes, s (r,), the grids one after the other, groups (r + n,) of U's and V's columns, thresholds (r,)."""
+    n, r = shape[1], facts["rank"]
+    return {
+        "codes": ("U8", (...,)),
+        "s": ("F16", (r,)),
+        "scales": ("F16", (...,)),
+        "zeros": ("U8", (...,)),
+        "groups": ("U8 I16", (r + n,)),
+        "keep": ("U16", (r,)),
+    }
 
 
 def factors(name: str, encoded: Encoded) -> Triplets:

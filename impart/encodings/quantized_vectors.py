@@ -11,10 +11,12 @@ from torch import Tensor
 
 from impart.bit_plan import CutPlan, Plan, plan_bits
 from impart.encodings.codes import of_source, packed_factors, shifted, unpacked_factors, zero_step
-from impart.encodings.encoded import Encoded, Triplets, product
+from impart.encodings.encoded import Encoded, Facts, Layout, Shape, Triplets, product
 from impart.encodings.masked import THRESHOLD_BYTES, TRIPLET_BYTES, factor_masks
 
 TENSORS = {"codes": "packed codes", "s": "singular values", "zeros": "zeros", "keep": "keep thresholds"}
+OPTIONAL = ("keep",)
+FACTS = ("rank", "kept", "bits", "plan", "s_1")
 ZERO_BYTES = 2  # of a triplet: one for u_k, one for v_k
 
 
@@ -29,6 +31,12 @@ def write(
         "zeros": zero_bytes.to(torch.uint8).reshape(-1),
     }
     return of_source("quantized_vectors", plan, masks, tensors, {"s_1": largest}, source)
+
+
+def layout(shape: Shape, facts: Facts) -> Layout:
+    """Codes, s (r,), zeros (2 r,) of u_k and v_k, thresholds (r,)."""
+    r = facts["rank"]
+    return {"codes": ("U8", (...,)), "s": ("F16", (r,)), "zeros": ("U8", (2 * r,)), "keep": ("U16", (r,))}
 
 
 def factors(name: str, encoded: Encoded) -> Triplets:

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from impart.encodings.encoded import Encoded
+from impart.encodings.encoded import Encoded, Facts, Layout, Shape
 from impart.encodings.masked import entry_mask
 from impart.masks import LEVELS, scattered
-from impart.packing import pack, unpack
+from impart.packing import pack, packed_bytes, unpack
 
 TENSORS = {"codes": "packed codes"}
+FACTS = ("seed", "keep", "bits", "mu", "kept")
 
 
 def write(dW: Tensor, mu: float, *, name: str, keep_ratio: float, seed: int) -> Encoded:
@@ -18,6 +19,11 @@ def write(dW: Tensor, mu: float, *, name: str, keep_ratio: float, seed: int) -> 
     mask = torch.from_numpy(entry_mask(name, Encoded("signs", (m, n), {}, facts))).to(dW.device)
     kept = dW[mask] > 0
     return Encoded("signs", (m, n), {"codes": pack(kept, 1)}, {**facts, "kept": [len(kept)]})
+
+
+def layout(shape: Shape, facts: Facts) -> Layout:
+    """A bit for each kept entry."""
+    return {"codes": ("U8", (packed_bytes(facts["kept"][0], 1),))}
 
 
 def dense(name: str, encoded: Encoded) -> Tensor:

@@ -4,11 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from impart.encodings.encoded import Encoded
+from impart.encodings.encoded import Encoded, Facts, Layout, Shape
 from impart.encodings.masked import entry_mask
 from impart.masks import LEVELS, keep_thresholds, kept_values, scattered
 
 TENSORS = {"values": "kept values"}
+FACTS = ("kept", "bits", "seed", "keep", "rescale", "scale")
 
 
 def write(dW: Tensor, keep_ratio: float, *, seed: int, name: str, rescale: bool = True) -> Encoded:
@@ -20,6 +21,11 @@ def write(dW: Tensor, keep_ratio: float, *, seed: int, name: str, rescale: bool 
     )
     facts = {"kept": [len(values)], "bits": 16, "seed": seed, "keep": keep, "rescale": rescale, "scale": scale}
     return Encoded("sparse_entries", (m, n), {"values": values}, facts)
+
+
+def layout(shape: Shape, facts: Facts) -> Layout:
+    """The kept entries."""
+    return {"values": ("F16", (facts["kept"][0],))}
 
 
 def dense(name: str, encoded: Encoded) -> Tensor:

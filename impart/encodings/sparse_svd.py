@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from impart.bit_plan import Plan
-from impart.encodings.encoded import Encoded, Triplets, product
+from impart.encodings.encoded import Encoded, Facts, Layout, Shape, Triplets, product
 from impart.encodings.masked import (
     THRESHOLD_BYTES,
     TRIPLET_BYTES,
@@ -21,6 +21,7 @@ from impart.encodings.masked import (
 from impart.masks import MASKS, keep_thresholds, kept_values, scattered
 
 TENSORS = {"values": "kept values", "s": "singular values", "keep": "keep thresholds"}
+FACTS = ("rank", "kept", "bits", "seed", "mask", "rescale", "s_1")
 
 
 def write(U: Tensor, s: Tensor, V: Tensor, p: np.ndarray, *, seed: int, name: str, mask: str, rescale: bool) -> Encoded:
@@ -34,6 +35,11 @@ def write(U: Tensor, s: Tensor, V: Tensor, p: np.ndarray, *, seed: int, name: st
     tensors = {"values": torch.cat(kept), "s": (s / s[0]).to(torch.float16), "keep": stored_thresholds(t)}
     facts = {"rank": r, "kept": [len(part) for part in kept], "bits": 16, "seed": seed, "mask": mask}
     return Encoded("sparse_svd", (m, n), tensors, {**facts, "rescale": rescale, "s_1": float(s[0])})
+
+
+def layout(shape: Shape, facts: Facts) -> Layout:
+    """The kept values of U and V in one vector, s (r,), thresholds (r,)."""
+    return {"values": ("F16", (sum(facts["kept"]),)), "s": ("F16", (facts["rank"],)), "keep": ("U16", (facts["rank"],))}
 
 
 def factors(name: str, encoded: Encoded) -> Triplets:

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from impart.encodings.encoded import Encoded, Triplets, product
+from impart.encodings.encoded import Encoded, Facts, Layout, Shape, Triplets, product
 
 TENSORS = {"U": "U", "s": "singular values", "V": "V"}
+FACTS = ("rank", "kept", "bits")
 
 
 def write(U: Tensor, s: Tensor, V: Tensor, dtype: torch.dtype) -> Encoded:
@@ -14,6 +15,12 @@ def write(U: Tensor, s: Tensor, V: Tensor, dtype: torch.dtype) -> Encoded:
     # By rows, as they are written: a layer waits in memory until its shard is, and would be copied there all at once.
     tensors = {"U": U.to(dtype).contiguous(), "s": s.float(), "V": V.to(dtype).contiguous()}
     return Encoded("svd", (m, n), tensors, {"rank": r, "kept": [m * r, n * r], "bits": dtype.itemsize * 8})
+
+
+def layout(shape: Shape, facts: Facts) -> Layout:
+    """U (m, r), s (r,), V (n, r)."""
+    (m, n), r = shape, facts["rank"]
+    return {"U": ("F16 BF16 F32", (m, r)), "s": ("F32", (r,)), "V": ("F16 BF16 F32", (n, r))}
 
 
 def factors(name: str, encoded: Encoded) -> Triplets:

@@ -18,7 +18,8 @@ from impart.dtypes import DTYPES
 from impart.encodings.encoded import Encoded, Triplets, encoding_of, refuse_non_finite
 from impart.errors import InputError
 from impart.files import sha256_of
-from impart.manifest import REMEDY, read_manifest
+from impart.json_fields import REMEDY
+from impart.manifest import read_manifest
 from impart.outputs import MANIFEST
 from impart.report import progress
 
@@ -139,8 +140,7 @@ class Delta:
             if shape != self.shape(name):
                 raise InputError(
                     f"{str(self.path)!r} holds a matrix {name} of shape {list(self.shape(name))}, but "
-                    f"{base.source!r} has {'none' if shape is None else list(shape)} of this name; give the base of "
-                    "this delta"
+                    f"{base.source!r} has {'none' if shape is None else list(shape)} of this name; give that base"
                 )
         expected, found = self.manifest["base"]["fingerprint"], base.fingerprint()
         if expected != found:

@@ -9,27 +9,23 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from impart.companions import is_plain_name, is_weight, stays_inside
 from impart.dtypes import DTYPES
 from impart.encodings.encoded import Layout, encoding_of
 from impart.errors import InputError
+from impart.json_fields import REMEDY, Field, parsed, short
 from impart.masks import LEVELS, MASKS
 from impart.shard_header import ShardHeader, read_header
 
 FORMAT, VERSION = "impart-delta", 1
 KINDS = ("svd", "sparse", "quantized")
 CHECKSUM = "sha256"  # the last key; artifacts of older versions lack it
-MAX_BYTES = 1 << 28  # of delta.json; 280 matrices of a 13B model take 0.2 MB
 MAX_LENGTH = 1 << 31  # of one dimension of a tensor
-MAX_FP32 = 3.4e38
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # would reach the terminal
 HEX_64 = re.compile(r"[0-9a-f]{64}")
-REMEDY = "fetch or make the delta again"
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
@@ -37,10 +33,10 @@ def read_manifest(file: Path) -> dict[str, Any]:
 
     InputError, one line that names the file, the field, its value and what was expected.
     """
-    root = _Field(file, "", _parsed(file))
+    root = Field(file, "", parsed(file))
     found = root.value.get("format") if isinstance(root.value, dict) else None
     if found != FORMAT:
-        raise InputError(f"{file} has format {_short(found)}, not {FORMAT!r}; name a folder that delta.py made")
+        raise InputError(f"{file} has format {short(found)}, not {FORMAT!r}; name a folder that delta.py made")
     version = root["version"].integer(1)
     if version > VERSION:
         raise InputError(
@@ -60,104 +56,7 @@ def checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class _Field:
-    """A value of delta.json and the place where it stands, which every refusal names."""
-
-    file: Path
-    place: str
-    value: Any
-
-    def refuse(self, expected: str) -> NoReturn:
-        raise InputError(f"{self.file}: {self.place or 'it'} is {_short(self.value)}, not {expected}; {REMEDY}")
-
-    def __getitem__(self, key: str | int) -> "_Field":
-        if key not in self.value if isinstance(key, str) else key >= len(self.value):
-            raise InputError(f"{self.file}: {self._at(key)} is missing; {REMEDY}")
-        return _Field(self.file, self._at(key), self.value[key])
-
-    def _at(self, key: str | int) -> str:
-        return f"{self.place}.{key}" if self.place else str(key)
-
-    def items(self) -> Iterator[tuple[str, "_Field"]]:
-        for key in self.mapping().value:
-            yield key, self[key]
-
-    def elements(self, count: int | None = None) -> list["_Field"]:
-        """The fields of a list, of this length where one is given."""
-        if not isinstance(self.value, list) or count not in (None, len(self.value)):
-            self.refuse("a list" if count is None else f"a list of {count}")
-        return [self[index] for index in range(len(self.value))]
-
-    def mapping(self) -> "_Field":
-        if not isinstance(self.value, dict):
-            self.refuse("a JSON object")
-        return self
-
-    def text(self) -> str:
-        if not isinstance(self.value, str) or not self.value or CONTROL.search(self.value):
-            self.refuse("a text of printable characters")
-        return self.value
-
-    def matching(self, fits: Callable[[str], Any], expected: str) -> str:
-        if not fits(self.text()):
-            self.refuse(expected)
-        return self.value
-
-    def integer(self, low: int | None = None, high: int | None = None) -> int:
-        whole = isinstance(self.value, int) and not isinstance(self.value, bool)
-        if not whole or (low is not None and self.value < low) or (high is not None and self.value > high):
-            above = "" if low is None else f" of at least {low}"
-            self.refuse(f"a whole number{above}" + ("" if high is None else f" and at most {high}"))
-        return self.value
-
-    def number(self, largest: float = MAX_FP32) -> float:
-        if not isinstance(self.value, int | float) or isinstance(self.value, bool) or not abs(self.value) <= largest:
-            self.refuse("a finite number" if largest == MAX_FP32 else f"a number of at most {largest:g}")
-        return self.value
-
-    def boolean(self) -> bool:
-        if not isinstance(self.value, bool):
-            self.refuse("true or false")
-        return self.value
-
-    def equals(self, expected: Any, reason: str) -> None:
-        if self.value != expected:
-            self.refuse(f"{expected!r}, {reason}")
-
-
-def _parsed(file: Path) -> Any:
-    """JSON of bounded size without duplicate keys, NaN and Infinity, which would mean another thing to each reader."""
-    size = file.stat().st_size
-    if size > MAX_BYTES:
-        raise InputError(f"{file} has {size / 1e6:.0f} MB, more than the {MAX_BYTES / 1e6:.0f} MB that one may have")
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
-        json.dumps(content, ensure_ascii=False).encode()  # lone surrogates can neither be printed nor name a file
-        return content
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors, numbers too long, brackets too deep
-        raise InputError(f"{file} is not valid JSON ({error}); {REMEDY}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {_short(next(key for key in keys if keys.count(key) > 1))} stands twice")
-    return content
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
-    return number
-
-
-def _check_head(root: _Field) -> None:
+def _check_head(root: Field) -> None:
     """All that is said of the delta as a whole."""
     root["kind"].matching(KINDS.__contains__, f"one of {', '.join(KINDS)}")
     root["method"].text()
@@ -180,19 +79,19 @@ def _check_head(root: _Field) -> None:
             name.refuse("the name of a parameter that the fine-tuned model lacks: the delta holds it")
     for file, shard in root["shards"].items():
         if not is_plain_name(file) or not file.endswith(".safetensors"):
-            raise InputError(f"{root.file}: shards names {_short(file)}, which is no plain name of a safetensors file")
+            raise InputError(f"{root.file}: shards names {short(file)}, which is no plain name of a safetensors file")
         shard.mapping()["bytes"].integer(8)
         shard["header_bytes"].integer(8)
         shard["sha256"].matching(HEX_64.fullmatch, "a sha256 in 64 hexadecimal digits")
     for file, digest in root["files"].items():
         if not is_plain_name(file) or is_weight(file):
             raise InputError(
-                f"{root.file}: files names {_short(file)}; a small file has a plain name and holds no weights: {REMEDY}"
+                f"{root.file}: files names {short(file)}; a small file has a plain name and holds no weights: {REMEDY}"
             )
         digest.matching(HEX_64.fullmatch, "a sha256 in 64 hexadecimal digits")
 
 
-def _check_entries(root: _Field) -> None:
+def _check_entries(root: Field) -> None:
     """Every matrix and every extra, and that they fit into the fine-tuned model."""
     total = 0
     for name, entry in root["matrices"].items():
@@ -212,11 +111,11 @@ def _check_entries(root: _Field) -> None:
         stated.refuse(f"the size of a model that holds these matrices and extras, at least {total}")
 
 
-def _check_place(root: _Field, entry: _Field) -> None:
+def _check_place(root: Field, entry: Field) -> None:
     entry["shard"].matching(root.value["shards"].__contains__, "one of the shards that are listed")
 
 
-def _check_matrix(root: _Field, name: str, entry: _Field) -> int:
+def _check_matrix(root: Field, name: str, entry: Field) -> int:
     """One matrix: its shape, its encoding's facts and tensors. Returns its bytes in the fine-tuned model."""
     _check_place(root, entry)
     try:
@@ -244,11 +143,11 @@ def _check_matrix(root: _Field, name: str, entry: _Field) -> int:
     return m * n * dtype.itemsize
 
 
-def _check_rank(field: _Field, entry: _Field, m: int, n: int) -> None:
+def _check_rank(field: Field, entry: Field, m: int, n: int) -> None:
     field.integer(0, 0 if not entry.value["tensors"] else min(m, n))
 
 
-def _check_kept(field: _Field, entry: _Field, m: int, n: int) -> None:
+def _check_kept(field: Field, entry: Field, m: int, n: int) -> None:
     """At most the entries of U and V, or of the matrix itself; all of them where there is no mask."""
     rank = entry.value.get("rank")
     most = [m * n] if rank is None else [m * rank, n * rank]
@@ -259,7 +158,7 @@ def _check_kept(field: _Field, entry: _Field, m: int, n: int) -> None:
             count.equals(high, "all entries, as no keep thresholds are stored")
 
 
-def _check_bits(field: _Field, entry: _Field, m: int, n: int) -> None:
+def _check_bits(field: Field, entry: Field, m: int, n: int) -> None:
     encoding = entry.value["encoding"]
     if encoding == "quantized_entries":
         field.integer(1, 8)
@@ -267,7 +166,7 @@ def _check_bits(field: _Field, entry: _Field, m: int, n: int) -> None:
         field.refuse("a number of bits from 0 to 64")
 
 
-def _check_plan(field: _Field, entry: _Field, m: int, n: int) -> None:
+def _check_plan(field: Field, entry: Field, m: int, n: int) -> None:
     counts = []
     for part in field.elements():
         bits, count = part.elements(2)
@@ -277,12 +176,12 @@ def _check_plan(field: _Field, entry: _Field, m: int, n: int) -> None:
         field.refuse(f"a plan of {entry.value['rank']} triplets, which is the rank")
 
 
-def _check_scale(field: _Field, *_: Any) -> None:
+def _check_scale(field: Field, *_: Any) -> None:
     field.number()
 
 
 # In this order: what counts the triplets' entries relies on the rank.
-_FACTS: dict[str, Callable[[_Field, _Field, int, int], Any]] = {
+_FACTS: dict[str, Callable[[Field, Field, int, int], Any]] = {
     "rank": _check_rank,
     "kept": _check_kept,
     "bits": _check_bits,
@@ -297,7 +196,7 @@ _FACTS: dict[str, Callable[[_Field, _Field, int, int], Any]] = {
 }
 
 
-def _check_shards(root: _Field) -> None:
+def _check_shards(root: Field) -> None:
     """Every shard is a file of the folder, has its size, and by its header the tensors that the entries promise."""
     expected: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {file: {} for file in root.value["shards"]}
     for name, entry in root.value["matrices"].items():
@@ -316,7 +215,7 @@ def _check_shards(root: _Field) -> None:
         entry["bytes"].equals(stored, "the size of its tensors in the shard")
 
 
-def _header_of(folder: Path, file: str, shard: _Field, what: str) -> ShardHeader:
+def _header_of(folder: Path, file: str, shard: Field, what: str) -> ShardHeader:
     path = folder / file
     if not path.exists():
         raise InputError(f"{what} is missing; {REMEDY}")
@@ -337,22 +236,13 @@ def _check_header(header: ShardHeader, expected: Mapping[str, tuple[str, tuple[A
     for name in (*expected, *header.specs):
         if name not in header.specs or name not in expected:
             lacks = "lacks the tensor" if name in expected else "holds a tensor that delta.json does not know:"
-            raise InputError(f"{what} {lacks} {_short(name)}; {REMEDY}")
+            raise InputError(f"{what} {lacks} {short(name)}; {REMEDY}")
     for name, (dtypes, shape) in expected.items():
         dtype, found = header.specs[name]
         fits = len(found) == len(shape) and all(b in (..., a) for a, b in zip(found, shape, strict=True))
         if dtype not in dtypes.split() or not fits:
             wanted = ", ".join("any" if length is ... else str(length) for length in shape)
             raise InputError(
-                f"{what}: {_short(name)} is {dtype} of shape {list(found)}, but delta.json says {dtypes} of "
+                f"{what}: {short(name)} is {dtype} of shape {list(found)}, but delta.json says {dtypes} of "
                 f"[{wanted}]; {REMEDY}"
             )
-
-
-def _short(value: Any) -> str:
-    """A value as it is printed in an error line."""
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of thousands of digits
-        return "a very long number"
-    return text if len(text) <= 80 else text[:77] + "..."

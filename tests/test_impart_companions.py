@@ -9,13 +9,16 @@ from impart import companions
 from impart.companions import companions_of, is_companion, is_plain_name, is_weight
 
 TRAVEL = """config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json
-added_tokens.json vocab.json merges.txt vocab.txt tokenizer.model tokenizer.model.v3 spiece.model sentencepiece.bpe.model
-qwen.tiktoken chat_template.jinja chat_template.json tool_use.jinja preprocessor_config.json modeling_own.py LICENSE LICENSE.txt Notice USE_POLICY.md README.md""".split()
-STAY = """model.safetensors model-00001-of-00002.safetensors model.safetensors.bak model.safetensors.index.json
-pytorch_model.bin pytorch_model.bin.index.json training_args.bin optimizer.pt scheduler.pt rng_state.pth rng_state_0.pth
-scaler.pkl last.ckpt weights.npz rust_model.ot model.nemo model.onnx model.onnx_data tf_model.h5 flax_model.msgpack
-model.gguf consolidated.00.pth license.tar.gz README.md.bak trainer_state.json all_results.json events.out.tfevents.1
-zero_to_fp32.py adapter_config.json adapter_model.bin latest notes id_rsa .env wandb.txt tokenizer.json.tmp""".split()
+added_tokens.json vocab.json merges.txt vocab.txt tokenizer.model tokenizer.model.v3 spiece.model
+sentencepiece.bpe.model qwen.tiktoken chat_template.jinja chat_template.json tool_use.jinja
+preprocessor_config.json modeling_own.py LICENSE LICENSE.txt Notice USE_POLICY.md README.md""".split()
+STAY = """model.safetensors model-00001-of-00002.safetensors model.safetensors.bak
+model.safetensors.index.json pytorch_model.bin pytorch_model.bin.index.json training_args.bin
+optimizer.pt scheduler.pt rng_state.pth rng_state_0.pth scaler.pkl last.ckpt weights.npz
+rust_model.ot model.nemo model.onnx model.onnx_data tf_model.h5 flax_model.msgpack model.gguf
+consolidated.00.pth license.tar.gz README.md.bak trainer_state.json all_results.json
+events.out.tfevents.1 zero_to_fp32.py adapter_config.json adapter_model.bin latest notes id_rsa .env
+wandb.txt tokenizer.json.tmp""".split()
 
 
 def test_what_travels_and_what_stays(tmp_path):

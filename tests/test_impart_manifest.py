@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from manifests import edited, replace_companion, replace_tensors
+from safetensors.torch import load_file, save_file
 from test_impart_artifact import Run, files_of, finished, models, refused  # noqa: F401
 
 from impart.artifact import open_delta
@@ -66,7 +67,7 @@ EDITS = {
     "a path for an encoding": ("is not known here", lambda m: matrix(m).update(encoding="../x")),
     "a tensor twice": ("the tensors of svd", lambda m: matrix(m).update(tensors=["U", "s", "V", "V"])),
     "bytes of a matrix": ("bytes", lambda m: matrix(m).update(bytes=7)),
-    "another shard": ("holds a tensor that delta.json does not know", lambda m: matrix(m).update(shard="rest.safetensors")),
+    "another shard": ("does not know", lambda m: matrix(m).update(shard="rest.safetensors")),
     "no such shard": ("one of the shards", lambda m: matrix(m).update(shard="layer-00009.safetensors")),
     "a plan where there is none": ("absent", lambda m: matrix(m).update(plan=[[8, 2]])),
     "matrix missing": ("does not know: 'model.layers.0.self_attn.q_proj", lambda m: m["matrices"].pop(Q)),
@@ -262,8 +263,6 @@ def test_damage_that_only_decoding_shows(copy):
             encoding="sparse_svd", tensors=["values", "s", "keep"], kept=[5, 5], seed=1, mask="bernoulli", s_1=1.0
         )
         matrix(manifest).update(rescale=True, bytes=5 * 2 * 2 + 2 * 2 + 2 * 2)
-    from safetensors.torch import load_file, save_file
-
     stored = load_file(copy / SHARD)
     for suffix in "UsV":
         del stored[f"{Q}.{suffix}"]

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from checkpoints import llama_pair, write_checkpoint
+from manifests import edited
 from safetensors.torch import load_file, save_file
 from whole_runs import tensors_of
 
@@ -392,9 +393,8 @@ def test_a_fine_tuned_model_that_the_delta_does_not_lead_to(merged, sparsified, 
 
 
 def test_a_base_that_has_moved(merged, copied, called, tmp_path, damaged):
-    manifest = json.loads((damaged / "delta.json").read_text())
-    manifest["base"]["source"] = str(tmp_path / "moved")
-    (damaged / "delta.json").write_text(json.dumps(manifest))
+    with edited(damaged) as manifest:
+        manifest["base"]["source"] = str(tmp_path / "moved")
     merged(damaged, words=(tmp_path / "moved", "--base_model gives another place"))
 
 

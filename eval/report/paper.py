@@ -155,7 +155,8 @@ def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> lis
 
 def best_markdown(plan: Plan, cells: Cells) -> str:
     """A grid search: a table for each pair and ratio with a line per setting, and the best one (by the average where
-    there are several benchmarks), with those that its interval covers. Rows "group: setting" are a search for each group."""
+    there are several benchmarks), with those that its interval covers. Rows "group: setting" are a search per group.
+    """
     searches: dict[tuple[str, str, str], list[tuple[str, Column]]] = {}
     for row, column in plan:
         searches.setdefault((row.rpartition(": ")[0], column.pair, column.ratio), []).append((row, column))

@@ -24,17 +24,21 @@ from pathlib import Path
 if not __package__:  # run as `python eval/tables.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.report.cells import METHOD_NAMES, Cell, Scored, cell, grid
+from eval.report.cells import Cell, Scored, cell, grid
+from eval.report.labels import label_of
 from eval.report.paper import (
     Printed,
     aligned,
     best_markdown,
     columns_of,
+    own_table,
     paper_markdown,
     paper_rows,
     printed_table,
     read_plan,
+    with_rows,
 )
+from eval.run.descriptions import by_result_name
 from eval.run.results import read_result
 from impart.config import Parser
 from impart.errors import InputError, run
@@ -72,6 +76,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--leaderboard", action="store_true", help="rank all results, benchmark by benchmark")
     parser.add_argument("--cells", type=Path, help="plan of a table, written by the scripts of reproduce/")
     parser.add_argument("--table", type=int, help="the paper's table that the plan belongs to")
+    parser.add_argument("--title", help="title of a table that the paper does not have")
     parser.add_argument("--best", action="store_true", help="the plan is a grid search: say which setting is best")
     parser.add_argument("--delta", type=Path, help="draw the matrices of this delta artifact")
     parser.add_argument(
@@ -80,8 +85,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
     flags = parser.parse_intermixed_args(arguments)
     if sum(map(bool, (flags.results, flags.cells, flags.delta))) != 1:
         raise InputError("give one of: folders with results, --cells, --delta")
-    if flags.cells and bool(flags.table) == flags.best:
-        raise InputError("--cells needs either --table N or --best")
+    if flags.cells and sum(map(bool, (flags.table, flags.title, flags.best))) != 1:
+        raise InputError("--cells needs one of --table N, --title TEXT and --best")
     if flags.figure:
         from eval.report.figures import check_figure  # matplotlib takes a second to import
 
@@ -109,7 +114,7 @@ def overview(flags: Namespace) -> None:
 
 def planned_table(flags: Namespace) -> None:
     """A table in the paper's form, or the summary of a grid search, from the cells that were planned."""
-    plan = read_plan(flags.cells)
+    plan, labels = read_plan(flags.cells)
     runs = {
         key: [_scored(file, read_result(file)) for file in map(_found, files) if file] for key, files in plan.items()
     }
@@ -118,7 +123,8 @@ def planned_table(flags: Namespace) -> None:
         text = best_markdown(plan, cells)
         name = flags.cells.name.partition(".")[0]
     else:
-        printed, name = printed_table(flags.table), f"table{flags.table}"
+        printed = with_rows(printed_table(flags.table) if flags.table else own_table(flags.title), labels)
+        name = f"table{flags.table}" if flags.table else flags.cells.name.partition(".")[0]
         columns = columns_of(plan, printed)
         text = paper_markdown(printed, columns, cells)
         write_csv(flags.out / f"{name}.csv", paper_rows(printed, columns, cells))
@@ -184,7 +190,7 @@ def leaderboard(scored: Sequence[Scored]) -> str:
             [
                 str(rank),
                 model,
-                METHOD_NAMES.get(method, method) or "whole",
+                method or "whole",
                 f"{ratio:g}" if ratio else "",
                 f"{found.byte_ratio:.1f}" if found.byte_ratio else "",
                 str(found),
@@ -240,9 +246,10 @@ def write_csv(file: Path, rows: Iterable[Sequence]) -> None:
 
 
 def _found(file: Path) -> Path | None:
-    """The result file of a plan; AlpacaEval's stands under another name where only the plain win rate could be had."""
-    plain = file.parent.with_name("alpacaeval_plain") / file.name
-    return next((one for one in (file, plain if file.parent.name == "alpacaeval" else file) if one.is_file()), None)
+    """The result file of a plan, under any name that its benchmark's results may have."""
+    known = by_result_name().get(file.parent.name)
+    places = [file.parent.with_name(name) / file.name for name in (known.also if known else ())]
+    return next((one for one in (file, *places) if one.is_file()), None)
 
 
 def _scored(file: Path, result: Mapping) -> Scored:
@@ -253,9 +260,7 @@ def _scored(file: Path, result: Mapping) -> Scored:
         sorted((key, str(value)) for key, value in settings.items() if key not in RATIO_KEYS and value is not None)
     )
     correct = tuple(float(sample["correct"]) for _, sample in read_records(file.parent / result["samples"]))
-    method = delta.get("method")
-    if delta.get("kind") == "quantized" and f"{method}_qt" in METHOD_NAMES:
-        method = f"{method}_qt"
+    method = label_of(delta.get("kind"), delta.get("method")) if delta else None
     return Scored(
         result["benchmark"],
         result["model"],

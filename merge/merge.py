@@ -5,7 +5,7 @@ writes the merged checkpoint with tokenizer, config and a report.json to save_pt
 
     python merge/merge.py --merge_method ta_0.5 --ptm_pth BASE --math_pth M --code_pth C --chat_pth H --save_pth OUT
     python merge/merge.py --merge_method ties_0.8_1.0 --ptm_pth BASE --model math=M:0.7 --model law=L --save_pth OUT
-    python merge/merge.py --config configs/tiny/merging/merge.yaml mask=impart sparsity=0.5 save_pth=runs/tiny_impart
+    python merge/merge.py --config configs/tiny/merging/pair.yaml merge_method=ta_0.6 save_pth=OUT
 """
 
 import argparse

@@ -1,8 +1,4 @@
-"""BitDelta: dW is its signs times one scale mu per matrix; above 16x, DARE first drops entries at random.
-
-mu is mean |dW|, the least-squares choice; `distilled_scales` trains all scales together so that the compressed model's
-logits follow the fine-tuned model's on calibration text.
-"""
+"""BitDelta's training: the scales of all matrices together, so that the logits follow the fine-tuned model's."""
 
 import logging
 import math
@@ -14,23 +10,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from impart.checkpoint import Checkpoint
-from impart.encodings import signs
 from impart.encodings.encoded import Encoded
 from impart.report import progress
 
 log = logging.getLogger(__name__)
-LOWEST_RATIO = 16.0  # a bit for each of 16
-
-
-def keep_ratio(cr: float) -> float:
-    """The share of entries whose sign is stored; above the lowest ratio DARE drops some."""
-    return LOWEST_RATIO / cr
-
-
-def bitdelta(dW: Tensor, *, name: str, cr: float, seed: int, mu: float | None = None) -> Encoded:
-    """Signs of dW (m, n) and the scale `mu`, by default mean |dW|."""
-    mu = float(dW.abs().mean(dtype=torch.float64)) if mu is None else mu
-    return signs.write(dW, mu, name=name, keep_ratio=keep_ratio(cr), seed=seed)
 
 
 class ScaledSigns(nn.Module):

@@ -11,6 +11,7 @@ seed draws as many as are wanted.
 import hashlib
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,19 @@ def calibration_sequences(
     if source == "c4":
         return windows_of_documents(documents, tokenize, count=count, length=length, seed=seed, source=source)
     return windows_of_text(documents, tokenize, count=count, length=length, seed=seed, source=source)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Calibration text as a method gets it."""
+
+    config: Config
+    sequences: Tensor  # (nsamples, seqlen)
+
+    def settings(self) -> dict[str, Any]:
+        """What delta.json says of the text."""
+        keys = {key: getattr(self.config, key) for key in ("nsamples", "seqlen", "batch")}
+        return {**keys, "calibration_tokens": digest(self.sequences)}
 
 
 def model_tokens(dataset: str, config: Config, finetuned: Checkpoint) -> Tensor:

@@ -1,12 +1,14 @@
 """The settings of a quantization, under the names of the authors' YAML files where they have one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from impart.bit_plan import BITS, PAPER_PLAN, plan_of_columns
-from impart.config import option
+from impart.config import check_keys, fill, keys_of, option, read_layers
 from impart.errors import InputError
+from impart.pair import Pair, RowNotes, pairs_first
 from quantize.matrix import Rule
+from quantize.one_step import OneStepMethod, load_method, one_step_methods
 
 GRIDS = ("paper", "compact")
 
@@ -27,7 +29,7 @@ class Config:
         choices=GRIDS,
         help="paper: min-max grids for groups of columns; compact: one "
         "fitted grid per singular vector, about as accurate in 55 to 70 % of the bytes "
-        "(benchmarks/README.md); default: what the delta was allocated for, else compact",
+        "(benchmarks/README.md); default: what the delta was allocated for, else paper",
     )
     attn_fp16_col: int | None = _columns("self_attn", 16, "; must be 0")
     attn_int8_col: int | None = _columns("self_attn", 8, "; default: the delta's bit plan, else 2")
@@ -59,18 +61,26 @@ class Config:
     text_field: str = option("text", help="field of a calibration .jsonl or .json that holds the text")
     seed: int = option(0, help="decides the calibration sequences, and BitDelta's mask", low=0)
     method: str | None = option(
-        None,
-        choices=("bitdelta",),
-        help="bitdelta: signs and one scale per matrix, from the two models; default: quantize the sparse delta",
+        None, help="a method that reads the two models and no sparse delta, below; default: quantize the sparse delta"
     )
-    compression_ratio_qt: float | None = option(None, low=1.0, help="of BitDelta: above 16, DARE drops entries first")
-    distill_steps: int = option(
-        0,
-        low=0,
-        help="of BitDelta: training steps of the scales on the calibration text, "
-        "after the fine-tuned model's logits; 0: mean |dW|",
-    )
-    distill_lr: float = option(0.02, low=0.0, help="of BitDelta: learning rate of the scales, relative to mean |dW|")
+
+
+def load_config(paths: Sequence[str] | None, overrides: Sequence[str]) -> tuple[Config, OneStepMethod | None]:
+    """The settings, and the method that reads the two models where one is named; InputError for a key that nobody reads."""
+    layers, known = pairs_first(read_layers(paths, overrides)), one_step_methods()
+    check_keys(layers, [Config, *known.values()], also=[Pair, RowNotes])
+    config = fill(Config, layers)
+    if config.method is not None:
+        return config, load_method(paths, overrides)
+    for layer in layers:
+        for key in layer.values:
+            owners = [name for name, cls in known.items() if key in keys_of(cls)]
+            if owners and key not in keys_of(Config) and not (layer.is_file and key in keys_of(Pair)):
+                raise InputError(
+                    f"{key} in {layer.origin} is a key of method {' and '.join(owners)}; a sparse delta has been given its "
+                    "ratio by sparsify_quant.py: leave the key out, or name the method"
+                )
+    return config, None
 
 
 def resolved_rule(config: Config, manifest: Mapping) -> Rule:

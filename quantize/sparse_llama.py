@@ -39,15 +39,15 @@ from impart.architecture import layers_prefix, linear_names
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import DeltaWriter
 from impart.checkpoint import Checkpoint, check_named, open_checkpoint
-from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe, load
+from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe, keys_of
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.outputs import refuse_existing
 from impart.report import Report, start_logging, table
-from quantize.bitdelta_artifact import write_bitdelta
-from quantize.calibration import digest, model_tokens, text_file
+from quantize.calibration import Text, digest, model_tokens, text_file
 from quantize.driver import Weights, quantize_layers
-from quantize.settings import Config, head_settings, resolved_rule
+from quantize.one_step import one_step_methods, quantize_models
+from quantize.settings import Config, head_settings, load_config, resolved_rule
 from quantize.sparse_gptq import RETURNED_BLOCK
 from quantize.streamed import StreamedDecoder
 
@@ -57,7 +57,8 @@ WORST = 10  # matrices in the table at the end
 
 def main(arguments: Sequence[str]) -> None:
     flags = parse(arguments)
-    config = load(Config, flags.config, flags.overrides)
+    own, handed_on = split_overrides(flags)
+    config, method = load_config(flags.config, own)
     start_logging()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -67,24 +68,44 @@ def main(arguments: Sequence[str]) -> None:
     device = use_device(flags.device, flags.threads, RETURNED_BLOCK)
     report = Report(as_dict(config))
     check_named(flags.model, config.baseModel)
-    if config.method != "bitdelta" or config.distill_steps:
+    if method is None or method.needs_text:
         text_file(flags.dataset)
     finetuned = open_checkpoint(flags.model)
-    if config.method == "bitdelta":
-        sequences = model_tokens(flags.dataset, config, finetuned) if config.distill_steps else None
-        delta = write_bitdelta(
-            flags.save_compressed_delta_dir, config, finetuned, sequences, device, report, flags.overwrite
+    delta: Delta | None
+    if method is not None:
+        delta = quantize_models(
+            flags.save_compressed_delta_dir,
+            method,
+            config.baseModel,
+            finetuned,
+            Text(config, model_tokens(flags.dataset, config, finetuned)) if method.needs_text else None,
+            batch=config.batch,
+            seed=config.seed,
+            device=device,
+            report=report,
+            overwrite=flags.overwrite,
         )
     else:
         if flags.sparsify_config:
-            sparsify_first(flags)
+            sparsify_first(flags, handed_on)
         delta = quantize_sparse(flags, config, finetuned, device, report)
     if delta is not None:
         print(summary(delta, report))
 
 
+def split_overrides(flags: Namespace) -> tuple[list[str], list[str]]:
+    """The key=value overrides that are read here, and those that --sparsify_config hands on to sparsify_quant.py."""
+    if not flags.sparsify_config:
+        return flags.overrides, []
+    mine = keys_of(Config)
+    own = [text for text in flags.overrides if text.partition("=")[0] in mine]
+    return own, [text for text in flags.overrides if text not in own or text.partition("=")[0] in ("grid", "groupsize")]
+
+
 def parse(arguments: Sequence[str]) -> Namespace:
-    parser = Parser(__doc__, epilog=describe(Config))
+    titles = {name: f"keys of method {name} ({cls.label}):" for name, cls in one_step_methods().items()}
+    methods = [describe(cls, titles[name]) for name, cls in one_step_methods().items()]
+    parser = Parser(__doc__, epilog="\n\n".join([describe(Config), *methods]))
     parser.add_argument("model", help="fine-tuned model: folder or hub id")
     parser.add_argument("dataset", help="calibration text: c4, wikitext2, or a .txt, .jsonl or .json file")
     parser.add_argument(
@@ -93,7 +114,11 @@ def parse(arguments: Sequence[str]) -> Namespace:
         dest="saved_delta_path",
         help="sparse delta to quantize, from sparsify/sparsify_quant.py",
     )
-    parser.add_argument("--sparsify_config", help="YAML file of sparsify_quant.py, which is then run first")
+    parser.add_argument(
+        "--sparsify_config",
+        action="append",
+        help="YAML file of sparsify_quant.py, which is then run first, with the overrides that are its keys; may be repeated",
+    )
     parser.add_argument(
         "--save_compressed_delta_dir", required=True, help="folder of the quantized delta that is written"
     )
@@ -105,18 +130,18 @@ def parse(arguments: Sequence[str]) -> Namespace:
     return flags
 
 
-def sparsify_first(flags: Namespace) -> None:
+def sparsify_first(flags: Namespace, overrides: Sequence[str]) -> None:
     """Runs sparsify_quant.py into saved_delta_path, unless a finished delta is there from an earlier run."""
     script = Path(__file__).resolve().parents[1] / "sparsify" / "sparsify_quant.py"
     command = [
         sys.executable,
         str(script),
-        "--config",
-        flags.sparsify_config,
+        *(word for file in flags.sparsify_config for word in ("--config", file)),
         "--device",
         flags.device,
         "--threads",
         str(flags.threads),
+        *overrides,
         f"save_dir={flags.saved_delta_path}",
         *(["--overwrite"] if flags.overwrite else []),
     ]

@@ -8,17 +8,18 @@
 # VALIDATION: a held-out file in the format of the pair's first benchmark (eval/<benchmark>.py --help). SVAMP, the paper's
 # for math, becomes GSM8K's by reproduce/svamp.py. The SVD is computed once; each point is one sparsification and one
 # evaluation on a GPU of its own, points that are done are skipped, and the best is printed with its interval.
-source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
-ONE_BENCHMARK=yes SPLIT=validation SEEDS=${SEEDS:-0}
+SEEDS=${SEEDS:-0}
+source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start grid_search wizardmath_13b "$@"
 for pair in $PAIRS; do
     case $pair in tiny/*) ;; *) [ -f "${VALIDATION:-}" ] || fail "VALIDATION=${VALIDATION:-} is no file: name held-out items" ;; esac
-    for ratio in ${RATIOS:-$(setting "$pair" ratio)}; do
+done
+for pair in $PAIRS; do
+    for ratio in ${RATIOS:-$(of "$pair" compression_ratio)}; do
         for beta in ${BETAS:-0.6 0.7 0.8}; do
             for C in ${CS:-0.5 1}; do
-                sparse "beta $beta C $C" "$pair" impart "$ratio" preprune_ratio=$beta C=$C
+                echo "sparse impart $pair $ratio preprune_ratio=$beta C=$C as 'beta $beta C $C'"
             done
         done
     done
-done
-finish --best
+done | plan --best --first --split validation ${VALIDATION:+--held_out "$VALIDATION"}

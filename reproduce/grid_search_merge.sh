@@ -9,26 +9,27 @@
 # VALIDATION: a folder with one held-out file per benchmark, named as the benchmark's own (gsm8k_test.jsonl, ...: what
 # eval/<benchmark>.py --data reads). Each point is one merge and one evaluation, the merged model is removed again, points
 # that are done are skipped. The paper's grid; its retain ratios 0.8, 0.6, 0.4 are the trim ratios 0.2, 0.4, 0.6.
-source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
-TINY=tiny/merging SPLIT=validation SEEDS=${SEEDS:-0}
+TINY=tiny/merging SEEDS=${SEEDS:-0}
+source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start grid_search_merge merging_13b "$@"
 for pair in $PAIRS; do
     case $pair in tiny/*) ;; *) [ -d "${VALIDATION:-}" ] || fail "VALIDATION=${VALIDATION:-} is no folder: name one with held-out items" ;; esac
+done
+for pair in $PAIRS; do
     for mask in ${MASKS:-none dare impart}; do
         if [ "$mask" = none ]; then
             for lambda in ${LAMBDAS:-0.4 0.6 0.8 1.0 1.2}; do
-                merged "ta: lambda $lambda" "$pair" "ta_$lambda" none
+                echo "merged 'ta: lambda $lambda' $pair ta_$lambda none"
                 for trim in ${TRIMS:-0.2 0.4 0.6}; do
-                    merged "ties: trim $trim, lambda $lambda" "$pair" "ties_${trim}_$lambda" none
+                    echo "merged 'ties: trim $trim, lambda $lambda' $pair ties_${trim}_$lambda none"
                 done
             done
             continue
         fi
         for method in ta ties; do
             for sparsity in ${SPARSITIES:-0.1 0.3 0.5 0.7 0.9}; do
-                merged "${method}_$mask: sparsity $sparsity" "$pair" "$(setting "$pair" $method)" "$mask" "$sparsity"
+                echo "merged '${method}_$mask: sparsity $sparsity' $pair $method $mask $sparsity"
             done
         done
     done
-done
-finish --best
+done | plan --best --split validation ${VALIDATION:+--held_out "$VALIDATION"}

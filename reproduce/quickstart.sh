@@ -29,7 +29,7 @@ sparsify() {  # method ratio seed; two at a time, since most of it is the start 
     deltas+=("$folder")
     if [ -f "$folder/delta.json" ]; then return; fi
     if [ "$(jobs -rp | wc -l)" -ge 2 ]; then wait -n; fi
-    "$PYTHON" sparsify/sparsify.py --config "configs/tiny/$skill.yaml" --threads 1 svd_dir="$out/svd" save_dir="$folder" \
+    "$PYTHON" sparsify/sparsify.py --config configs/rows/impart.yaml --config "configs/tiny/$skill/pair.yaml" --threads 1 svd_dir="$out/svd" save_dir="$folder" \
         log_dir="$out/logs" method="$1" compression_ratio="$2" seed="$3" &
 }
 for ratio in $ratios; do

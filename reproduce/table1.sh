@@ -4,14 +4,12 @@
 #   bash reproduce/table1.sh                              every pair of the table; --dry-run says what that costs
 #   PAIR=tiny bash reproduce/table1.sh                    the tiny pair's three models, in minutes on a CPU
 #   bash reproduce/table1.sh --pairs "wizardmath_13b" --seeds "0"
-source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start table1 "wizardmath_13b wizardcoder_13b llama2_chat_13b llama2_chat_7b llama3_instruct_8b" "$@"
 for pair in $PAIRS; do
-    ratio=$(setting "$pair" ratio)
-    whole backbone "$pair" "$ratio" base_model
-    whole fine_tuned "$pair" "$ratio" ftm_dir
+    echo "base $pair"
+    echo "finetuned $pair"
     for row in dare lowrank impart; do
-        sparse $row "$pair" $row "$ratio"
+        echo "sparse $row $pair"
     done
-done
-finish --table 1
+done | plan --table 1

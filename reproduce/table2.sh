@@ -3,11 +3,11 @@
 #
 #   bash reproduce/table2.sh
 #   PAIR=tiny bash reproduce/table2.sh
-source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
-start table2 "wizardmath_13b wizardcoder_13b llama2_chat_13b llama2_chat_7b llama3_instruct_8b" "$@" --dry-run
+source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
+start table2 "wizardmath_13b wizardcoder_13b llama2_chat_13b llama2_chat_7b llama3_instruct_8b" --dry-run "$@"
 echo "| pair | base model | fine-tuned model | benchmarks | dtype | beta | C |"
 echo "|---|---|---|---|---|---|---|"
 for pair in $PAIRS; do
-    echo "| $(setting "$pair" name) | $(setting "$pair" base_model) | $(setting "$pair" ftm_dir) | $(setting "$pair" benchmarks)" \
-        "| $(setting "$pair" dtype) | $(setting "$pair" preprune_ratio) | $(setting "$pair" C) |"
+    echo "| $(of "$pair" name) | $(of "$pair" base_model) | $(of "$pair" ftm_dir) | $(of "$pair" benchmarks)" \
+        "| $(of "$pair" eval_dtype) | $(of "$pair" preprune_ratio) | $(of "$pair" C) |"
 done

@@ -4,14 +4,12 @@
 #   bash reproduce/table4.sh                              every pair of the table; --dry-run says what that costs
 #   PAIR=tiny bash reproduce/table4.sh                    the tiny pair's three models, in minutes on a CPU
 #   bash reproduce/table4.sh --pairs "wizardmath_13b" --seeds "0"
-source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
-ONE_BENCHMARK=yes
+source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start table4 "wizardmath_13b wizardcoder_13b llama2_chat_13b" "$@"
 for pair in $PAIRS; do
     for C in 0.5 1; do
         for beta in 0.6 0.7 0.8; do
-            sparse C${C}_beta$beta "$pair" impart "$(setting "$pair" ratio)" preprune_ratio=$beta C=$C
+            echo "sparse impart $pair preprune_ratio=$beta C=$C as C${C}_beta$beta"
         done
     done
-done
-finish --table 4
+done | plan --table 4 --first

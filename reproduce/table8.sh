@@ -3,21 +3,16 @@
 #
 #   bash reproduce/table8.sh                        the 13B models; configs/llamacoder_13b trains the code model
 #   PAIR=tiny bash reproduce/table8.sh              the tiny pair's three models
-# Models, lambda, trim ratio and sparsities: configs/merging_13b/ and configs/tiny/merging/.
-source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
+# Models, lambda, trim ratio and sparsities: configs/merging_13b/pair.yaml and configs/tiny/merging/pair.yaml.
 TINY=tiny/merging
+source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start table8 merging_13b "$@"
 for pair in $PAIRS; do
-    read -r math code chat <<< "$(setting "$pair" benchmarks)"
-    models=configs/$pair/merge.yaml
-    cell single "$pair" "" "$(value_of "$models" math_pth)" "$math"
-    cell single "$pair" "" "$(value_of "$models" code_pth)" "$code"
-    cell single "$pair" "" "$(value_of "$models" chat_pth)" "$chat"
+    echo "single $pair"
     for method in ta ties; do
-        merged $method "$pair" "$(setting "$pair" $method)" none
+        echo "merged $method $pair $method none"
         for mask in dare impart; do
-            merged ${method}_$mask "$pair" "$(setting "$pair" $method)" $mask "$(setting "$pair" ${method}_${mask}_sparsity)"
+            echo "merged ${method}_$mask $pair $method $mask"
         done
     done
-done
-finish --table 8
+done | plan --table 8

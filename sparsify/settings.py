@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 from impart.config import Layer, check_keys, describe, fill, keys_of, option, read_layers
 from impart.errors import InputError
 from impart.method import Method
-from impart.pair import Pair
+from impart.pair import Pair, RowNotes, pairs_first
 from impart.sources import Origin
 from impart.units import units
 from sparsify.faces import QuantizedMethod, SparseMethod
@@ -33,13 +33,6 @@ class RunConfig(Origin):
     seed: int = option(0, help="decides every mask", low=0)
     save_model: bool = option(False, help="also write base + sparse delta as a dense checkpoint")
     model_dir: str | None = option(None, help="folder of that checkpoint (default: save_dir with _model added)")
-
-
-@dataclass(frozen=True)
-class RowNotes:
-    """What a row's file says beside the keys of its method."""
-
-    label: str | None = option(None, help="what the row is called in tables")
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def load_settings(
     face: str, paths: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()
 ) -> Settings:
     """The settings from YAML files and overrides, later ones winning; InputError for wrong, missing or unread keys."""
-    layers = _spelled_out(face, read_layers(paths, overrides))
+    layers = _spelled_out(face, pairs_first(read_layers(paths, overrides)))
     known = methods(face)
     # A file may serve both scripts, as the authors' does, and say what else there is to say of a pair or a row.
     other_ratios = [cls for cls in FACES.values() if cls is not FACES[face]]

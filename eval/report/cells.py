@@ -7,17 +7,6 @@ from dataclasses import dataclass
 
 from eval.run.results import wilson_interval
 
-METHOD_NAMES = {
-    "impart": "ImPart",
-    "dare": "DARE",
-    "lowrank": "LowRank",
-    "svd": "SVD",
-    "deltacome": "Delta-CoMe",
-    "bitdelta": "BitDelta",
-    "impart_qt": "ImPart-Qt",
-    "dare_qt": "DARE-Qt",
-}
-
 
 @dataclass(frozen=True)
 class Scored:
@@ -25,7 +14,7 @@ class Scored:
 
     benchmark: str
     model: str
-    method: str | None  # None: a whole checkpoint
+    method: str | None  # as tables call it; None: a whole checkpoint
     ratio: float | None  # nominal
     settings: tuple[tuple[str, str], ...]
     score: float
@@ -91,8 +80,7 @@ def average(cells: Sequence[Cell]) -> Cell:
 def _label(method: str, settings: tuple[tuple[str, str], ...], variants: set) -> str:
     differing = {key for variant in variants for key, value in set(variant) ^ set(settings)}
     named = ", ".join(f"{key}={value}" for key, value in settings if key in differing)
-    name = METHOD_NAMES.get(method, method)
-    return f"{name} ({named})" if named else name
+    return f"{method} ({named})" if named else method
 
 
 def _variance(values: Sequence[float]) -> float:

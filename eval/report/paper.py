@@ -12,18 +12,17 @@ from pathlib import Path
 import yaml
 
 from eval.report.cells import Cell, average
+from eval.run.descriptions import by_result_name
 from impart.errors import InputError
 
 PAPER = Path(__file__).resolve().parents[2] / "assets" / "paper.yaml"
-BENCHMARK_NAMES = {
-    "gsm8k": "GSM8K",
-    "math": "MATH",
-    "humaneval": "HumanEval",
-    "mbpp": "MBPP",
-    "ifeval": "IFEval",
-    "alpacaeval": "AlpacaEval",
-}
 NOT_RUN = "not run"
+
+
+def title_of(benchmark: str) -> str:
+    """What a benchmark calls itself; its name, where no script of eval/ has it any more."""
+    known = by_result_name()
+    return known[benchmark].title if benchmark in known else benchmark
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Column:
     ratio: str
 
     def __str__(self) -> str:
-        name = BENCHMARK_NAMES.get(self.benchmark, self.benchmark)
+        name = title_of(self.benchmark)
         return f"{name}, {self.pair}" + (f", CR {self.ratio}" if self.ratio else "")
 
 
@@ -81,18 +80,31 @@ def printed_table(number: int, file: Path = PAPER) -> Printed:
     )
 
 
-def read_plan(file: Path) -> dict[tuple[str, Column], list[Path]]:
-    """The cells that a script of reproduce/ planned, in its order."""
+def own_table(title: str) -> Printed:
+    """A table that the paper does not have: every row and column is a planned one."""
+    return Printed(title, (), {}, {})
+
+
+def with_rows(printed: Printed, labels: Mapping[str, str]) -> Printed:
+    """The table with the planned rows that it lacks after its own."""
+    more = {row: label for row, label in labels.items() if row not in printed.labels}
+    return replace(printed, labels={**printed.labels, **more})
+
+
+def read_plan(file: Path) -> tuple[dict[tuple[str, Column], list[Path]], dict[str, str]]:
+    """The cells that a script of reproduce/ planned, in its order, and what it calls their rows."""
     plan: dict[tuple[str, Column], list[Path]] = {}
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    labels: dict[str, str] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         parts = line.split("\t")
-        if len(parts) != 5:
+        if len(parts) != 6:
             raise InputError(
-                f"{file}, line {number}: {len(parts)} fields, but a cell has 5: row, pair, benchmark, ratio, file"
+                f"{file}, line {number}: {len(parts)} fields, but a cell has 6: row, pair, benchmark, ratio, file, label"
             )
-        row, pair, benchmark, ratio, result = parts
+        row, pair, benchmark, ratio, result, label = parts
         plan.setdefault((row, Column(pair, benchmark, ratio)), []).append(Path(result))
-    return plan
+        labels.setdefault(row, label)
+    return plan, labels
 
 
 def columns_of(plan: Plan, printed: Printed) -> list[Column]:
@@ -115,11 +127,10 @@ def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) ->
         lines.append(["average", *(_average(printed, row, columns, cells) for row in printed.labels)])
     seeds = sorted({one.seeds for one in cells.values()})
     notes = [f"Means over {' or '.join(map(str, seeds))} seeds." if seeds else "Nothing of this table was run."]
-    notes += (
-        list(printed.notes)
-        if with_paper
-        else ["These are numbers of other models than the paper's; none of the paper's belongs beside them."]
-    )
+    if with_paper:
+        notes += printed.notes
+    elif printed.scores:
+        notes.append("These are numbers of other models than the paper's; none of the paper's belongs beside them.")
     return "\n".join([f"## {printed.title}", "", *aligned(lines), "", *(f"- {note}" for note in notes)]) + "\n"
 
 
@@ -165,7 +176,7 @@ def best_markdown(plan: Plan, cells: Cells) -> str:
 
 def _search_markdown(group: str, planned: Sequence[tuple[str, Column]], cells: Cells) -> str:
     columns = list(dict.fromkeys(column for _, column in planned))
-    names = [BENCHMARK_NAMES.get(column.benchmark, column.benchmark) for column in columns]
+    names = [title_of(column.benchmark) for column in columns]
     title = "## " + (f"{group}, " if group else "") + str(replace(columns[0], benchmark=" + ".join(names)))
     found = {
         row.rpartition(": ")[2]: [cells[row, column] for column in columns]

@@ -1,0 +1,100 @@
+"""Quantizations that go from the two models to codes in one step, matrix by matrix: BitDelta and whatever is put beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from impart.artifact import Delta
+from impart.checkpoint import Checkpoint, open_checkpoint
+from impart.compress import compress
+from impart.config import fill, read_layers
+from impart.errors import InputError
+from impart.method import Method
+from impart.report import Report
+from impart.sources import Origin, Source, open_source
+from impart.units import units
+
+
+class Calibration(Protocol):
+    """What a method may ask of the calibration text."""
+
+    @property
+    def sequences(self) -> Tensor:
+        """Token ids (nsamples, seqlen)."""
+
+    def settings(self) -> dict[str, Any]:
+        """What delta.json says of the text."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a method that is trained finds its models and text."""
+
+    base: Checkpoint
+    finetuned: Checkpoint
+    source: Source
+    calibration: Calibration
+    batch: int
+    seed: int
+    device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneStepMethod(Method):
+    """A method whose `encode` gives a quantized matrix."""
+
+    needs_svd = False
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether calibration text is read; else the data set on the command line is not looked at."""
+        return False
+
+    def trained(self, setting: Setting) -> Method:
+        """The method after it has seen the text; only asked for where `needs_text`."""
+        raise NotImplementedError
+
+
+def one_step_methods() -> dict[str, type[OneStepMethod]]:
+    """The methods of quantize/methods/, by name."""
+    return units("quantize.methods", OneStepMethod)
+
+
+def load_method(paths: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()) -> OneStepMethod:
+    """The method that files and overrides name, with its own keys; other keys are left to their readers."""
+    layers = read_layers(paths, overrides)
+    name = next((layer.values["method"] for layer in reversed(layers) if "method" in layer.values), None)
+    known = one_step_methods()
+    if name not in known:
+        raise InputError(f"method: {name} is not one of {', '.join(known)}, which read the two models themselves")
+    return fill(known[str(name)], layers, needed_by=f"method {name}").resolved()
+
+
+def quantize_models(
+    path: str | Path,
+    method: OneStepMethod,
+    base_model: str | None,
+    finetuned: Checkpoint,
+    calibration: Calibration | None,
+    *,
+    batch: int,
+    seed: int,
+    device: torch.device,
+    report: Report,
+    overwrite: bool,
+) -> Delta:
+    """Both models, checked -> every matrix by the method -> artifact."""
+    if base_model is None:
+        raise InputError(f"baseModel is missing: {method.label} takes the delta between it and the fine-tuned model")
+    source = open_source(Origin(base_model=base_model, ftm_dir=finetuned.source), method, device)
+    used: Method = method
+    if calibration is not None:
+        setting = Setting(open_checkpoint(base_model), finetuned, source, calibration, batch, seed, device)
+        used = method.trained(setting)
+    delta = compress(source, used, path, kind="quantized", seed=seed, overwrite=overwrite, report=report)
+    assert delta is not None  # one process
+    return delta

@@ -1,0 +1,147 @@
+"""Runs the steps of a plan: stage by stage, some at a time, each in a process of its own, on a GPU or through a launcher.
+
+A pair's folder is locked from the first step to the last; the steps inherit the lock, so that those which outlive a killed
+plan keep the next one out until they have ended.
+"""
+
+import contextlib
+import fcntl
+import os
+import queue
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from impart.errors import InputError
+from reproduce.steps import STAGES, Step
+
+LAST_LINES = 15  # of a failed step's output
+PATIENCE = 5.0  # seconds that the steps of a killed plan are given to end
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class StepFailed(Exception):
+    """A step ended with an error; its message says which, and what it printed last."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How steps run here."""
+
+    jobs: int
+    gpus: int = 0
+    threads: int = 0  # of each step's arithmetic; 0: all
+    launch: tuple[str, ...] = ()  # prefix of every command: srun --gpus=1 -n1
+    keep: bool = False  # rebuilt models stay in the pair's cache
+
+
+@contextlib.contextmanager
+def held(runs: Path, pairs: Sequence[str]) -> Iterator[list[int]]:
+    """Locks the folders of the pairs; gives the descriptors that steps inherit. InputError where another plan is at work."""
+    with contextlib.ExitStack() as stack:
+        descriptors = []
+        for pair in pairs:
+            folder = runs / pair
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / ".lock").open("a"))
+            if not _locked_in_time(lock.fileno()):
+                raise InputError(f"another script is at work in {folder}; wait for it, or set RUNS to another folder")
+            descriptors.append(lock.fileno())
+            for left in (folder / "cache").glob("step-*"):  # models that killed steps left
+                shutil.rmtree(left, ignore_errors=True)
+        yield descriptors
+
+
+def run_steps(steps: Sequence[Step], runs: Path, machine: Machine, locks: Sequence[int] = ()) -> None:
+    """All steps, stage by stage; StepFailed after the first one that fails, once those beside it have ended."""
+    for stage in STAGES:
+        own = [step for step in steps if step.stage == stage]
+        if own:
+            print(f"== {stage}: {len(own)} steps, {machine.jobs} at a time", file=sys.stderr, flush=True)
+            _run_stage(own, runs, machine, locks)
+
+
+def _run_stage(steps: Sequence[Step], runs: Path, machine: Machine, locks: Sequence[int]) -> None:
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(machine.jobs):
+        slots.put(slot)
+    failed = threading.Event()
+
+    def work(step: Step) -> None:
+        if failed.is_set():
+            return
+        slot = slots.get()
+        try:
+            _run_step(step, runs, machine, slot, locks)
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            slots.put(slot)
+
+    with ThreadPoolExecutor(machine.jobs) as pool:
+        for future in as_completed([pool.submit(work, step) for step in steps]):
+            future.result()
+
+
+def _run_step(step: Step, runs: Path, machine: Machine, slot: int, locks: Sequence[int]) -> None:
+    """The commands of one step, with its own cache of rebuilt models; what it prints is shown only if it fails."""
+    name = f"step-{os.getpid()}-{threading.get_ident()}"
+    log, cache = runs / "logs" / f"{name}.log", runs / step.pair / "cache" / ("kept" if machine.keep else name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    started, environment = time.monotonic(), _environment(machine, slot, cache)
+    with log.open("wb") as output:
+        for command in step.commands:
+            full = [*machine.launch, *command]
+            done = subprocess.run(
+                full, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, pass_fds=list(locks)
+            )
+            if done.returncode:
+                output.flush()
+                raise StepFailed(_told(full, done.returncode, log))
+    if not machine.keep:
+        shutil.rmtree(cache, ignore_errors=True)
+    for folder in step.removes:
+        shutil.rmtree(folder, ignore_errors=True)
+    log.unlink()
+    spent = time.monotonic() - started
+    print(f"{step.stage} {step.pair} ({step.detail}): {spent:.0f} s", file=sys.stderr, flush=True)
+
+
+def _environment(machine: Machine, slot: int, cache: Path) -> dict[str, str]:
+    """The step's variables. A launcher gives its own GPU; here, the slot's."""
+    variables = {**os.environ, "IMPART_CACHE": str(cache.resolve())}
+    if machine.gpus and not machine.launch:
+        variables["CUDA_VISIBLE_DEVICES"] = str(slot % machine.gpus)
+    if machine.threads == 1:
+        variables["OMP_NUM_THREADS"] = "1"
+    return variables
+
+
+def _told(command: Sequence[str], code: int, log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+    ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
+    return "\n".join(
+        [f"error: this step {ended}; its last lines, of {log}:", *lines, f"command: {shlex.join(command)}"]
+    )
+
+
+def _locked_in_time(descriptor: int) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)

@@ -1,0 +1,30 @@
+"""Prints one key of a pair's file, the parts of a list with spaces between them, for the loops of this folder's scripts.
+
+python reproduce/setting.py tiny/code ratios        -> 8 16 32
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as `python reproduce/setting.py`: import from the repository root, not from reproduce/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from impart.config import Parser
+from impart.errors import InputError, run
+from impart.pair import Pair, load_pair, pair_file, value_text
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("pair", help="folder of configs/")
+    parser.add_argument("key", choices=[*Pair.__dataclass_fields__], metavar="key", help="of its pair.yaml")
+    flags = parser.parse_args(arguments)
+    value = getattr(load_pair(flags.pair), flags.key)
+    if value is None or value == []:
+        raise InputError(f"{pair_file(flags.pair)} says nothing of {flags.key}")
+    print(" ".join(map(value_text, value)) if isinstance(value, list) else value_text(value))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,53 @@
+"""The steps of a plan: commands as argument lists, what each makes, and in which order they come."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+STAGES = ("svd", "sparsify", "quantize", "evaluate", "merge")  # a merged model is evaluated in the step that makes it
+
+Command = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Commands that run one after another, in a process of their own."""
+
+    stage: str
+    pair: str
+    detail: str  # what progress lines say of it: a ratio, or benchmarks
+    commands: tuple[Command, ...]
+    targets: tuple[Path, ...]  # what is there when it is done
+    removes: tuple[Path, ...] = ()  # folders that are not needed afterwards
+    ratio: float | None = None  # of the delta that it makes
+    benchmarks: tuple[str, ...] = ()  # that it asks
+    models: int = 1  # that it asks them of
+    masked: bool = False  # a merge whose mask needs an SVD of every matrix
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One result of the table: which row and column it belongs to, and the file with the score."""
+
+    row: str
+    label: str
+    pair: str
+    benchmark: str
+    ratio: str
+    result: Path
+
+    def line(self) -> str:
+        """As eval/tables.py reads it."""
+        return "\t".join((self.row, self.pair, self.benchmark, self.ratio, str(self.result), self.label))
+
+
+def in_order(steps: Sequence[Step]) -> list[Step]:
+    """Stage by stage."""
+    return [step for stage in STAGES for step in steps if step.stage == stage]
+
+
+def pasteable(step: Step, launch: Sequence[str] = ()) -> list[str]:
+    """The step as lines for a shell: quoted, in the order in which they run."""
+    lines = [shlex.join((*launch, *command)) for command in step.commands]
+    return [*lines, *(shlex.join(("rm", "-rf", str(folder))) for folder in step.removes)]

@@ -1,0 +1,402 @@
+"""The lines of a table's script -> the cells of the table, and the steps that are missing to fill them.
+
+A line names one thing to have, its words as a shell would split them:
+
+    base PAIR [RATIO]                                   the base model as it is
+    finetuned PAIR [RATIO]                              the fine-tuned model as it is
+    sparse ROW PAIR [RATIO] [key=value ...] [as NAME]   a sparse delta per seed, by configs/rows/ROW.yaml
+    quantized ROW PAIR [RATIO] [...] [as NAME]          a quantized delta per seed
+    single PAIR                                         each model of a merging set on its own benchmark
+    merged ROW PAIR METHOD MASK [SPARSITY]              a merged model per seed, removed after its evaluation
+
+Without RATIO the pair's compression_ratio (compression_ratio_qt) is taken; METHOD is a name in the pair's merge_methods or a
+method string like ta_0.5; MASK is none or a method. `as` names the row of the table, which is ROW otherwise.
+"""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.run.descriptions import Description, command, described
+from impart.config import keys_of
+from impart.errors import InputError
+from impart.method import Method
+from impart.pair import Pair, as_overrides, load_pair, pair_file, value_text
+from quantize.one_step import load_method, one_step_methods
+from reproduce.steps import Cell, Command, Step
+from sparsify.settings import load_settings, methods
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+WHOLE = {"base": ("backbone", "Backbone"), "finetuned": ("fine_tuned", "Fine-tuned")}  # kind -> row and its label
+RATIO_KEYS = {"sparse": "compression_ratio", "quantized": "compression_ratio_qt"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What holds for a whole table."""
+
+    runs: Path
+    seeds: tuple[int, ...]
+    split: str = "test"
+    held_out: str | None = None  # file or folder of held-out items, for the split `validation`
+    only_first: bool = False  # of a pair's benchmarks
+    threads: int = 0
+    keep: bool = False
+    groups: int = 1  # processes over which the models of one cheap evaluation are spread
+
+
+class Plan:
+    """Cells and missing steps, filled by `add`."""
+
+    def __init__(self, wanted: Wanted):
+        self.wanted = wanted
+        self.cells: list[Cell] = []
+        self.made_by: dict[tuple[str, str], dict[str, Any]] = {}  # (pair, name below RUNS/pair) -> what decides it
+        self._steps: dict[Path, Step] = {}  # by their first target
+        self._asked: dict[tuple[str, str], list[str]] = {}  # (pair, model) -> benchmarks whose result is missing
+        self._merges: dict[tuple[str, str], tuple[Command, bool]] = {}  # how a model that is removed again is made
+
+    def add(self, words: Sequence[str]) -> None:
+        """Plans what one line names; InputError for a line that names nothing."""
+        kind, *rest = words
+        adders = {
+            "base": self._whole,
+            "finetuned": self._whole,
+            "sparse": self._delta,
+            "quantized": self._delta,
+            "single": self._single,
+            "merged": self._merged,
+        }
+        if kind not in adders:
+            raise InputError(f"{' '.join(words)!r}: {kind!r} is no kind of thing; known: {', '.join(adders)}")
+        try:
+            adders[kind](kind, rest)
+        except (ValueError, IndexError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{' '.join(words)!r} is no line of a plan ({error}); see reproduce/things.py") from error
+
+    def steps(self) -> list[Step]:
+        """Every missing step, evaluations included."""
+        return [*self._steps.values(), *self._evaluations()]
+
+    def pairs(self) -> list[str]:
+        """The pairs that are planned."""
+        return list(dict.fromkeys(cell.pair for cell in self.cells))
+
+    # Things
+
+    def _whole(self, kind: str, words: Sequence[str]) -> None:
+        name, ratio = words[0], words[1] if len(words) > 1 else ""
+        pair = load_pair(name)
+        model = pair.base_model if kind == "base" else pair.ftm_dir
+        if model is None:
+            raise InputError(f"{pair_file(name)} has no ftm_dir")
+        ratio = ratio or value_text(pair.compression_ratio or "")
+        self.made_by[name, Path(model).name] = {"model": model}
+        self._ask(WHOLE[kind], name, pair, ratio, model, self._benchmarks(pair))
+
+    def _single(self, kind: str, words: Sequence[str]) -> None:
+        (name,) = words
+        pair = load_pair(name)
+        for model, benchmark in zip(pair.models.values(), pair.benchmarks, strict=True):
+            self.made_by[name, Path(model).name] = {"model": model}
+            self._ask(("single", "the single models"), name, pair, "", model, [benchmark])
+
+    def _delta(self, kind: str, words: Sequence[str]) -> None:
+        row_name, words = (words[-1], words[:-2]) if "as" in words[-2:-1] else (words[0], words)
+        row, name, *more = words
+        pair = load_pair(name)
+        given = dict(word.split("=", 1) for word in more if "=" in word)
+        ratios = [word for word in more if "=" not in word]
+        ratio = ratios[0] if ratios else value_text(getattr(pair, RATIO_KEYS[kind]) or "")
+        if not ratio:
+            raise InputError(f"{pair_file(name)} has no {RATIO_KEYS[kind]}, and the line names no ratio")
+        settings = {**self._row_keys(pair, row), **{key: yaml.safe_load(text) for key, text in given.items()}}
+        label = given_label(row) if row_name == row else row_name
+        plan_delta = self._sparse if kind == "sparse" else self._quantized
+        for seed, folder in plan_delta(name, pair, row, float(ratio), settings):
+            self._ask((row_name, label), name, pair, ratio, str(folder), self._benchmarks(pair))
+            log.debug("%s: seed %d", folder, seed)
+
+    def _sparse(
+        self, name: str, pair: Pair, row: str, ratio: float, settings: Mapping[str, Any]
+    ) -> list[tuple[int, Path]]:
+        planned = []
+        overrides = [*as_overrides(settings), f"compression_ratio={value_text(ratio)}", "save_dir=x"]
+        method = load_settings("sparse", row_files(name, row), overrides).method
+        named = self._named(pair, row, method, settings)
+        for seed in self._seeds(method):
+            folder = self.wanted.runs / name / f"{row}_cr{value_text(ratio)}{named}_seed{seed}"
+            svd = self._svd(name, pair) if method.needs_svd else None
+            step = (
+                *python("sparsify/sparsify.py", *configs(name, row), *as_overrides(settings)),
+                *([f"svd_dir={svd}"] if svd else []),
+                f"compression_ratio={value_text(ratio)}",
+                f"seed={seed}",
+                f"save_dir={folder}",
+                f"log_dir={self.wanted.runs / name / 'logs'}",
+                *self._threads(),
+            )
+            self.made_by[name, folder.name] = facts(pair, method, seed)
+            self._add(Step("sparsify", name, value_text(ratio), (step,), (folder / "delta.json",), ratio=ratio))
+            planned.append((seed, folder))
+        return planned
+
+    def _quantized(
+        self, name: str, pair: Pair, row: str, ratio: float, settings: Mapping[str, Any]
+    ) -> list[tuple[int, Path]]:
+        if pair.calibration is None or pair.ftm_dir is None:
+            raise InputError(f"{pair_file(name)} needs ftm_dir and calibration for {row}")
+        one_step = row_content(row).get("method") in one_step_methods()
+        ratio_text, planned = f"compression_ratio_qt={value_text(ratio)}", []
+        calibrated = pair.distillation_settings if one_step else pair.calibration_settings
+        if one_step:
+            overrides = [*as_overrides(settings), *as_overrides(calibrated), ratio_text]
+            method = load_method([str(ROOT / row_file(row))], overrides)
+        else:
+            overrides = [*as_overrides(settings), ratio_text, "save_dir=x"]
+            method = load_settings("quantized", row_files(name, row), overrides).method
+        named = self._named(pair, row, method, settings)
+        for seed in self._seeds(method):
+            folder = self.wanted.runs / name / f"{row}_qt{value_text(ratio)}{named}_seed{seed}"
+            quantize = [
+                *python("quantize/sparse_llama.py", pair.ftm_dir, pair.calibration),
+                *("--save_compressed_delta_dir", str(folder), *self._threads()),
+            ]
+            removes: tuple[Path, ...] = ()
+            if one_step:
+                models = [f"baseModel={pair.base_model}", ratio_text, f"seed={seed}"]
+                quantize += ["--config", str(row_file(row)), *models, *as_overrides({**settings, **calibrated})]
+            else:
+                sparse = folder.with_name(f"{folder.name}.sparse")
+                self._allocation(name, pair, row, method, sparse, settings, ratio, seed, needed=not is_there(folder))
+                quantize += ["--saved_delta_path", str(sparse), *as_overrides(calibrated)]
+                removes = (sparse,)
+            text = {"calibration": pair.calibration, **calibrated}
+            self.made_by[name, folder.name] = facts(pair, method, seed) | text
+            step = Step(
+                "quantize", name, value_text(ratio), (tuple(quantize),), (folder / "delta.json",), removes, ratio
+            )
+            self._add(step)
+            planned.append((seed, folder))
+        return planned
+
+    def _allocation(
+        self,
+        name: str,
+        pair: Pair,
+        row: str,
+        method: Method,
+        folder: Path,
+        settings: Mapping[str, Any],
+        ratio: float,
+        seed: int,
+        needed: bool,
+    ) -> None:
+        """The sparse delta that a quantized one is made of, where that is missing."""
+        svd = self._svd(name, pair, needed) if method.needs_svd else None
+        if not needed:
+            return
+        step = (
+            *python("sparsify/sparsify_quant.py", *configs(name, row), *as_overrides(settings)),
+            *([f"svd_dir={svd}"] if svd else []),
+            f"compression_ratio_qt={value_text(ratio)}",
+            f"seed={seed}",
+            f"save_dir={folder}",
+            *self._threads(),
+        )
+        # Its values are in 16 bit until they are quantized.
+        self._add(Step("sparsify", name, value_text(ratio), (step,), (folder / "delta.json",), ratio=ratio / 8))
+
+    def _merged(self, kind: str, words: Sequence[str]) -> None:
+        row, name, method, mask, *more = words
+        pair = load_pair(name)
+        text = pair.merge_methods.get(method, method)
+        sparsity = (
+            more[0] if more else value_text(pair.sparsities.get(f"{method}_{mask}", "")) if mask != "none" else ""
+        )
+        if mask != "none" and not sparsity:
+            raise InputError(f"{pair_file(name)} has no sparsities.{method}_{mask}, and the line names none")
+        seeds = self.wanted.seeds[:1] if mask == "none" else self.wanted.seeds
+        for seed in seeds:
+            folder = self.wanted.runs / name / f"{text}_{mask}{f'_{sparsity}' if sparsity else ''}_seed{seed}"
+            words = [f"merge_method={text}", f"mask={mask}", *([f"sparsity={sparsity}"] if sparsity else [])]
+            merge = python("merge/merge.py", "--config", str(relative(pair_file(name))), *words)
+            merge += (f"seed={seed}", f"save_pth={folder}", *self._threads())
+            masked = mask != "none" and methods("sparse")[mask].needs_svd
+            self._merges[name, str(folder)] = (merge, masked)
+            keys = {"preprune_ratio": pair.preprune_ratio, "C": pair.C} if mask != "none" else {}
+            models = {"base_model": pair.base_model, "models": pair.models}
+            made = {"merge_method": text, "mask": mask, "sparsity": sparsity, "seed": seed, **keys, **models}
+            self.made_by[name, folder.name] = made
+            self._ask((row, given_label(row)), name, pair, "", str(folder), pair.benchmarks)
+
+    def _svd(self, name: str, pair: Pair, needed: bool = True) -> Path:
+        """The SVD of a pair's delta, once for all rows."""
+        folder = self.wanted.runs / name / "svd"
+        models = ("--base_model", pair.base_model, "--finetuned_model", str(pair.ftm_dir))
+        step = (*python("delta.py", "--svd", *models, "--save_path", str(folder)), *self._threads())
+        self.made_by[name, folder.name] = {"base_model": pair.base_model, "ftm_dir": pair.ftm_dir}
+        if needed:
+            self._add(Step("svd", name, "svd", (step,), (folder / "delta.json",)))
+        return folder
+
+    # What all things have in common
+
+    def _ask(
+        self, row: tuple[str, str], name: str, pair: Pair, ratio: str, model: str, benchmarks: Sequence[str]
+    ) -> None:
+        """Cells of the table, and the questions whose answers are missing."""
+        results = self.wanted.runs / name / f"results_{self.wanted.split}"
+        how = {"dtype": pair.eval_dtype, "template": pair.template, "items": self.wanted.held_out}
+        self.made_by[name, results.name] = how
+        for benchmark in benchmarks:
+            result = results / Path(model).name / benchmark / "0.json"
+            self.cells.append(Cell(*row, name, benchmark, ratio, result))
+            known = description(benchmark)
+            if not any(result.parents[1].joinpath(other, result.name).is_file() for other in (benchmark, *known.also)):
+                missing = self._asked.setdefault((name, model), [])
+                missing += [benchmark] if benchmark not in missing else []
+
+    def _evaluations(self) -> list[Step]:
+        """A step per model; models of a benchmark that takes several share a few processes, which start slowly."""
+        found: list[Step] = []
+        groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # (pair, benchmarks) -> models
+        for (name, model), benchmarks in self._asked.items():
+            shared = all(description(one).several_models for one in benchmarks)
+            if shared and (name, model) not in self._merges:
+                groups.setdefault((name, tuple(benchmarks)), []).append(model)
+            else:
+                found.append(self._evaluation(name, [model], benchmarks))
+        for (name, asked), models in groups.items():
+            count = min(self.wanted.groups, len(models))
+            found += [self._evaluation(name, models[part::count], asked) for part in range(count)]
+        return found
+
+    def _evaluation(self, name: str, models: Sequence[str], benchmarks: Sequence[str]) -> Step:
+        pair = load_pair(name)
+        results = self.wanted.runs / name / f"results_{self.wanted.split}"
+        held_out = (self.wanted.held_out or "") if self.wanted.split == "validation" else None
+        groups = together([description(one) for one in benchmarks])
+        how = {"dtype": pair.eval_dtype, "template": pair.template, "results_dir": results, "held_out": held_out}
+        asks = tuple(python(*command(group, models, **how)) for group in groups)
+        merge, masked = self._merges.get((name, models[0]), (None, False))
+        targets = tuple(results / Path(model).name / one / "0.json" for model in models for one in benchmarks)
+        detail, asked = " ".join(benchmarks), tuple(benchmarks)
+        if merge is None:
+            return Step("evaluate", name, detail, asks, targets, benchmarks=asked, models=len(models))
+        made = () if Path(models[0]).is_dir() else (merge,)
+        removes = () if self.wanted.keep else (Path(models[0]),)
+        return Step("merge", name, detail, (*made, *asks), targets, removes, benchmarks=asked, masked=masked)
+
+    def _benchmarks(self, pair: Pair) -> list[str]:
+        return pair.benchmarks[:1] if self.wanted.only_first else pair.benchmarks
+
+    def _seeds(self, method: Method) -> tuple[int, ...]:
+        return self.wanted.seeds if method.seeded else self.wanted.seeds[:1]
+
+    def _threads(self) -> tuple[str, str]:
+        return "--threads", str(self.wanted.threads)
+
+    def _row_keys(self, pair: Pair, row: str) -> dict[str, Any]:
+        """What the pair says of this row alone."""
+        return dict(pair.rows.get(row, {}))
+
+    def _named(self, pair: Pair, row: str, method: Method, settings: Mapping[str, Any]) -> str:
+        """The part of a delta's name that tells settings apart: _beta0.8_C0.5. What the row fixes is in its name."""
+        fixed, keys = row_content(row), keys_of(type(method))
+        of_pair = {
+            field.name: getattr(pair, field.name)
+            for field in dataclasses.fields(Pair)
+            if field.name in keys and field.name not in RATIO_KEYS.values() and field.name not in fixed
+        }
+        chosen = {**of_pair, **settings}
+        return "".join(f"_{short(keys, key)}{value_text(value)}" for key, value in chosen.items())
+
+    def _add(self, step: Step) -> None:
+        if not step.targets[0].exists():
+            self._steps.setdefault(step.targets[0], step)
+
+
+def python(*arguments: str) -> Command:
+    """A script of the suite in this interpreter."""
+    return (sys.executable, *arguments)
+
+
+def row_file(row: str) -> Path:
+    """configs/rows/<row>.yaml, relative to the repository, from which every step runs."""
+    file = Path("configs") / "rows" / f"{row}.yaml"
+    if not (ROOT / file).is_file():
+        raise InputError(f"there is no {file}; a row of a table is a YAML file there, with a method and a label")
+    return file
+
+
+def row_content(row: str) -> dict[str, Any]:
+    """What a row's file says."""
+    return yaml.safe_load((ROOT / row_file(row)).read_text(encoding="utf-8")) or {}
+
+
+def given_label(row: str) -> str:
+    """What a row is called in tables; its name, said in the log, where its file does not tell."""
+    file = ROOT / "configs" / "rows" / f"{row}.yaml"
+    label = row_content(row).get("label") if file.is_file() else None
+    if file.is_file() and label is None:
+        log.warning("note: configs/rows/%s.yaml has no label; the table calls the row %r", row, row)
+    return str(label or row)
+
+
+def row_files(pair: str, row: str) -> list[str]:
+    """The YAML files of a row for a pair, as absolute paths."""
+    return [str(ROOT / row_file(row)), str(ROOT / pair_file(pair))]
+
+
+def configs(pair: str, row: str) -> tuple[str, ...]:
+    """The same as flags."""
+    return "--config", str(row_file(row)), "--config", str(relative(pair_file(pair)))
+
+
+def relative(file: Path) -> Path:
+    """A file of the repository by its path below it."""
+    return file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
+
+
+def description(benchmark: str) -> Description:
+    """What a benchmark says of itself."""
+    known = described()
+    if benchmark not in known:
+        raise InputError(f"benchmark {benchmark!r} is not one of {', '.join(known)}, the scripts of eval/")
+    return known[benchmark]
+
+
+def together(benchmarks: Sequence[Description]) -> list[list[Description]]:
+    """The benchmarks as one command each takes them: those of one script that has several, and each other by itself."""
+    groups: dict[tuple[Path, str], list[Description]] = {}
+    for one in benchmarks:
+        groups.setdefault((one.script, "" if one.several_models else one.name), []).append(one)
+    return list(groups.values())
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a delta is finished."""
+    return (folder / "delta.json").exists()
+
+
+def short(keys: Mapping[str, dataclasses.Field], key: str) -> str:
+    """A key's own short name where it has one: beta of preprune_ratio."""
+    aliases = keys[key].metadata["aliases"] if key in keys else ()
+    return aliases[0] if aliases else key
+
+
+def facts(pair: Pair, method: Method, seed: int) -> dict[str, Any]:
+    """What decides the bytes of a delta: models, method, its settings, and the seed where there is chance."""
+    models = {"base_model": pair.base_model, "ftm_dir": pair.ftm_dir}
+    return {**models, "method": method.name, **method.settings(), **({"seed": seed} if method.seeded else {})}

@@ -28,7 +28,7 @@ from reproduce import costs
 from reproduce.provenance import check_made_by
 from reproduce.running import Machine, StepFailed, held, run_steps
 from reproduce.steps import in_order, pasteable
-from reproduce.things import Command, Plan, Wanted, python
+from reproduce.things import Plan, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         except StepFailed as failed:
             print(f"{failed}\nstopped; the same command continues", file=sys.stderr)
             sys.exit(1)
-    os.execv(sys.executable, tables_command(flags))
+    os.execv(flags.python, tables_command(flags))
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
@@ -80,6 +80,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--title", help="title of a table of one's own")
     parser.add_argument("--best", action="store_true", help="a grid search: say which setting is best")
     parser.add_argument("--figure", action="store_true", help="also draw the table as <name>.png and .svg")
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the steps (default: this one)")
     flags = parser.parse_args(arguments)
     try:
         flags.seeds = tuple(int(seed) for seed in flags.seeds)
@@ -97,7 +98,7 @@ def this_machine(flags: Namespace, pairs: Sequence[Pair]) -> Machine:
     small, gpus = all(pair.is_small for pair in pairs), gpu_count()
     jobs = flags.jobs or gpus or (len(os.sched_getaffinity(0)) if small else 1)
     launch = tuple(shlex.split(os.environ.get("LAUNCH", "")))
-    return Machine(jobs, gpus, 1 if small else 0, launch, flags.keep)
+    return Machine(jobs, gpus, 1 if small else 0, launch, flags.keep, flags.python)
 
 
 def gpu_count() -> int:
@@ -138,7 +139,7 @@ def show(flags: Namespace, plan: Plan, machine: Machine) -> None:
     check_made_by(flags.runs, plan.made_by, write=False)
     steps, pairs = in_order(plan.steps()), plan_pairs(plan)
     for step in steps:
-        print("\n".join(pasteable(step, machine.launch)))
+        print("\n".join(pasteable(step, machine.prefix)))
     print(shlex.join(tables_command(flags)))
     print(costs.summary(steps, pairs, machine.jobs, machine.gpus), flush=True)
     missing = costs.problems(steps, pairs, machine.jobs, flags.runs)
@@ -162,12 +163,12 @@ def cells_file(flags: Namespace) -> Path:
 def tables_command(flags: Namespace) -> list[str]:
     """What prints the table."""
     if flags.best:
-        form: Command = ("--best",)
+        form: tuple[str, ...] = ("--best",)
     else:
         form = ("--table", str(flags.table)) if flags.table else ("--title", flags.title or flags.name)
     figures = [word for end in ("png", "svg") for word in ("--figure", str(flags.out / f"{flags.name}.{end}"))]
     cells = ("--cells", str(cells_file(flags)), "--out", str(flags.out))
-    return list(python("eval/tables.py", *cells, *form, *(figures if flags.figure else [])))
+    return [flags.python, "eval/tables.py", *cells, *form, *(figures if flags.figure else [])]
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ start() {  # name "default pairs" arguments...
         [ -f "configs/$pair/pair.yaml" ] || fail "there is no configs/$pair/pair.yaml; configs/new_pair.sh makes one"
     done
     if [ "$dry" = yes ]; then find_environment core; else use_environment "$(environment_kind)"; fi
+    FLAGS+=(--python "$PYTHON")
 }
 
 environment_kind() {  # the tiny pair does without vLLM and the harnesses

@@ -41,6 +41,12 @@ class Machine:
     threads: int = 0  # of each step's arithmetic; 0: all
     launch: tuple[str, ...] = ()  # prefix of every command: srun --gpus=1 -n1
     keep: bool = False  # rebuilt models stay in the pair's cache
+    python: str = sys.executable
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What comes before every script."""
+        return (*self.launch, self.python)
 
 
 @contextlib.contextmanager
@@ -101,7 +107,7 @@ def _run_step(step: Step, runs: Path, machine: Machine, slot: int, locks: Sequen
     started, environment = time.monotonic(), _environment(machine, slot, cache)
     with log.open("wb") as output:
         for command in step.commands:
-            full = [*machine.launch, *command]
+            full = [*machine.prefix, *command]
             done = subprocess.run(
                 full, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, pass_fds=list(locks)
             )

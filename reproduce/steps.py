@@ -7,7 +7,9 @@ from pathlib import Path
 
 STAGES = ("svd", "sparsify", "quantize", "evaluate", "merge")  # a merged model is evaluated in the step that makes it
 
-Command = tuple[str, ...]
+DRAWN = ""  # label of what is only drawn, as a line of the figure
+
+Command = tuple[str, ...]  # a script of the suite and its arguments
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Cell:
     """One result of the table: which row and column it belongs to, and the file with the score."""
 
     row: str
-    label: str
+    label: str  # what the table calls the row, or DRAWN
     pair: str
     benchmark: str
     ratio: str
@@ -47,7 +49,7 @@ def in_order(steps: Sequence[Step]) -> list[Step]:
     return [step for stage in STAGES for step in steps if step.stage == stage]
 
 
-def pasteable(step: Step, launch: Sequence[str] = ()) -> list[str]:
-    """The step as lines for a shell: quoted, in the order in which they run."""
-    lines = [shlex.join((*launch, *command)) for command in step.commands]
+def pasteable(step: Step, prefix: Sequence[str]) -> list[str]:
+    """The step as lines for a shell: quoted, in the order in which they run. `prefix`: launcher and interpreter."""
+    lines = [shlex.join((*prefix, *command)) for command in step.commands]
     return [*lines, *(shlex.join(("rm", "-rf", str(folder))) for folder in step.removes)]

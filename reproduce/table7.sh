@@ -9,8 +9,8 @@ start "${FIGURE:-table7}" "wizardmath_13b wizardcoder_13b llama2_chat_13b" "$@"
 for pair in $PAIRS; do
     for ratio in $(of "$pair" ratios_qt); do
         if [ -n "${FIGURE:-}" ]; then  # its horizontal lines
-            echo "base $pair $ratio"
-            echo "finetuned $pair $ratio"
+            echo "base $pair $ratio drawn"
+            echo "finetuned $pair $ratio drawn"
         fi
         for row in bitdelta dare_qt deltacome impart_qt; do
             echo "quantized $row $pair $ratio"

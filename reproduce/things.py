@@ -2,8 +2,8 @@
 
 A line names one thing to have, its words as a shell would split them:
 
-    base PAIR [RATIO]                                   the base model as it is
-    finetuned PAIR [RATIO]                              the fine-tuned model as it is
+    base PAIR [RATIO] [drawn]                           the base model as it is; drawn: a line of the figure, no row
+    finetuned PAIR [RATIO] [drawn]                      the fine-tuned model as it is
     sparse ROW PAIR [RATIO] [key=value ...] [as NAME]   a sparse delta per seed, by configs/rows/ROW.yaml
     quantized ROW PAIR [RATIO] [...] [as NAME]          a quantized delta per seed
     single PAIR                                         each model of a merging set on its own benchmark
@@ -15,7 +15,6 @@ method string like ta_0.5; MASK is none or a method. `as` names the row of the t
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from impart.errors import InputError
 from impart.method import Method
 from impart.pair import Pair, as_overrides, load_pair, pair_file, value_text
 from quantize.one_step import load_method, one_step_methods
-from reproduce.steps import Cell, Command, Step
+from reproduce.steps import DRAWN, Cell, Command, Step
 from sparsify.settings import load_settings, methods
 
 log = logging.getLogger(__name__)
@@ -95,14 +94,17 @@ class Plan:
     # Things
 
     def _whole(self, kind: str, words: Sequence[str]) -> None:
-        name, ratio = words[0], words[1] if len(words) > 1 else ""
+        row, label = WHOLE[kind]
+        if words[-1] == "drawn":
+            label, words = DRAWN, words[:-1]
+        name, *ratios = words
         pair = load_pair(name)
         model = pair.base_model if kind == "base" else pair.ftm_dir
         if model is None:
             raise InputError(f"{pair_file(name)} has no ftm_dir")
-        ratio = ratio or value_text(pair.compression_ratio or "")
+        ratio = ratios[0] if ratios else value_text(pair.compression_ratio or "")
         self.made_by[name, Path(model).name] = {"model": model}
-        self._ask(WHOLE[kind], name, pair, ratio, model, self._benchmarks(pair))
+        self._ask((row, label), name, pair, ratio, model, self._benchmarks(pair))
 
     def _single(self, kind: str, words: Sequence[str]) -> None:
         (name,) = words
@@ -138,7 +140,7 @@ class Plan:
             folder = self.wanted.runs / name / f"{row}_cr{value_text(ratio)}{named}_seed{seed}"
             svd = self._svd(name, pair) if method.needs_svd else None
             step = (
-                *python("sparsify/sparsify.py", *configs(name, row), *as_overrides(settings)),
+                *script("sparsify/sparsify.py", *configs(name, row), *as_overrides(settings)),
                 *([f"svd_dir={svd}"] if svd else []),
                 f"compression_ratio={value_text(ratio)}",
                 f"seed={seed}",
@@ -169,7 +171,7 @@ class Plan:
         for seed in self._seeds(method):
             folder = self.wanted.runs / name / f"{row}_qt{value_text(ratio)}{named}_seed{seed}"
             quantize = [
-                *python("quantize/sparse_llama.py", pair.ftm_dir, pair.calibration),
+                *script("quantize/sparse_llama.py", pair.ftm_dir, pair.calibration),
                 *("--save_compressed_delta_dir", str(folder), *self._threads()),
             ]
             removes: tuple[Path, ...] = ()
@@ -207,7 +209,7 @@ class Plan:
         if not needed:
             return
         step = (
-            *python("sparsify/sparsify_quant.py", *configs(name, row), *as_overrides(settings)),
+            *script("sparsify/sparsify_quant.py", *configs(name, row), *as_overrides(settings)),
             *([f"svd_dir={svd}"] if svd else []),
             f"compression_ratio_qt={value_text(ratio)}",
             f"seed={seed}",
@@ -230,7 +232,7 @@ class Plan:
         for seed in seeds:
             folder = self.wanted.runs / name / f"{text}_{mask}{f'_{sparsity}' if sparsity else ''}_seed{seed}"
             words = [f"merge_method={text}", f"mask={mask}", *([f"sparsity={sparsity}"] if sparsity else [])]
-            merge = python("merge/merge.py", "--config", str(relative(pair_file(name))), *words)
+            merge = script("merge/merge.py", "--config", str(relative(pair_file(name))), *words)
             merge += (f"seed={seed}", f"save_pth={folder}", *self._threads())
             masked = mask != "none" and methods("sparse")[mask].needs_svd
             self._merges[name, str(folder)] = (merge, masked)
@@ -244,7 +246,7 @@ class Plan:
         """The SVD of a pair's delta, once for all rows."""
         folder = self.wanted.runs / name / "svd"
         models = ("--base_model", pair.base_model, "--finetuned_model", str(pair.ftm_dir))
-        step = (*python("delta.py", "--svd", *models, "--save_path", str(folder)), *self._threads())
+        step = (*script("delta.py", "--svd", *models, "--save_path", str(folder)), *self._threads())
         self.made_by[name, folder.name] = {"base_model": pair.base_model, "ftm_dir": pair.ftm_dir}
         if needed:
             self._add(Step("svd", name, "svd", (step,), (folder / "delta.json",)))
@@ -288,7 +290,7 @@ class Plan:
         held_out = (self.wanted.held_out or "") if self.wanted.split == "validation" else None
         groups = together([description(one) for one in benchmarks])
         how = {"dtype": pair.eval_dtype, "template": pair.template, "results_dir": results, "held_out": held_out}
-        asks = tuple(python(*command(group, models, **how)) for group in groups)
+        asks = tuple(script(*command(group, models, **how)) for group in groups)
         merge, masked = self._merges.get((name, models[0]), (None, False))
         targets = tuple(results / Path(model).name / one / "0.json" for model in models for one in benchmarks)
         detail, asked = " ".join(benchmarks), tuple(benchmarks)
@@ -327,9 +329,9 @@ class Plan:
             self._steps.setdefault(step.targets[0], step)
 
 
-def python(*arguments: str) -> Command:
-    """A script of the suite in this interpreter."""
-    return (sys.executable, *arguments)
+def script(*arguments: str) -> Command:
+    """A script of the suite with its arguments; the interpreter is the machine's."""
+    return arguments
 
 
 def row_file(row: str) -> Path:

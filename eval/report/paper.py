@@ -86,8 +86,8 @@ def own_table(title: str) -> Printed:
 
 
 def with_rows(printed: Printed, labels: Mapping[str, str]) -> Printed:
-    """The table with the planned rows that it lacks after its own."""
-    more = {row: label for row, label in labels.items() if row not in printed.labels}
+    """The table with the planned rows that it lacks after its own; a row without a label is only drawn."""
+    more = {row: label for row, label in labels.items() if label and row not in printed.labels}
     return replace(printed, labels={**printed.labels, **more})
 
 

@@ -25,11 +25,10 @@ if not __package__:  # run as `python benchmarks/quantization_accuracy.py`: impo
 from assets.tiny.pretraining import documents
 from eval import tiny
 from eval.report.cells import Scored, cell
-from eval.run.results import read_result
+from eval.report.scored import read_scored
 from impart.artifact import is_delta, open_delta
 from impart.config import Parser
 from impart.errors import InputError, run
-from impart.records import read_records
 from impart.report import table
 from quantize import sparse_llama
 from quantize.settings import GRIDS
@@ -78,7 +77,7 @@ class Runs:
         return [one.score for one in self.scored(deltas, split)]
 
     def scored(self, deltas: Sequence[Path], split: str) -> list[Scored]:
-        """The result of each delta, with its items."""
+        """The results of each delta, asked for where they are missing."""
         folder = self._folder / "results" / split
         missing = [delta for delta in deltas if not self._result(folder, delta).is_file()]
         if missing:
@@ -96,13 +95,7 @@ class Runs:
                     "fp32",
                 ]
             )
-        return [self._scored(self._result(folder, delta)) for delta in deltas]
-
-    def _scored(self, file: Path) -> Scored:
-        result = read_result(file)
-        correct = tuple(float(item["correct"]) for _, item in read_records(file.parent / result["samples"]))
-        ratio = (result.get("delta") or {}).get("linear_ratio")
-        return Scored(result["benchmark"], result["model"], None, None, (), result["score"], ratio, correct)
+        return [read_scored(self._result(folder, delta)) for delta in deltas]
 
     def _result(self, folder: Path, delta: Path) -> Path:
         return folder / delta.name / f"tiny_{self._skill}" / "0.json"
@@ -276,10 +269,9 @@ def best(runs: Runs, delta, choices: Sequence[tuple]) -> tuple:
 
 
 def line(runs: Runs, title: str, chosen: str, deltas: Sequence[Path]) -> list[str]:
-    """Mean and half of its 95 % interval over seeds and items."""
+    """Mean and half of its 95 % interval, by the formula of the tables."""
     found = cell(runs.scored(deltas, "test"))
-    half = (found.high - found.low) / 2
-    return [title, chosen, f"{found.mean:.1f}", f"{half:.1f}", f"{true_ratio(deltas):.1f}"]
+    return [title, chosen, f"{found.mean:.1f}", f"{(found.high - found.low) / 2:.1f}", f"{true_ratio(deltas):.1f}"]
 
 
 def true_ratio(deltas: Sequence[Path]) -> float:

@@ -25,7 +25,6 @@ if not __package__:  # run as `python eval/tables.py`: import from the repositor
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.report.cells import Cell, Scored, cell, grid
-from eval.report.labels import label_of
 from eval.report.paper import (
     Printed,
     aligned,
@@ -38,14 +37,11 @@ from eval.report.paper import (
     read_plan,
     with_rows,
 )
+from eval.report.scored import read_scored
 from eval.run.descriptions import by_result_name
-from eval.run.results import read_result
 from impart.config import Parser
 from impart.errors import InputError, run
 from impart.files import write_atomically
-from impart.records import read_records
-
-RATIO_KEYS = ("compression_ratio_qt", "compression_ratio")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -115,9 +111,7 @@ def overview(flags: Namespace) -> None:
 def planned_table(flags: Namespace) -> None:
     """A table in the paper's form, or the summary of a grid search, from the cells that were planned."""
     plan, labels = read_plan(flags.cells)
-    runs = {
-        key: [_scored(file, read_result(file)) for file in map(_found, files) if file] for key, files in plan.items()
-    }
+    runs = {key: [read_scored(file) for file in map(_found, files) if file] for key, files in plan.items()}
     cells = {key: cell(found) for key, found in runs.items() if found}
     if flags.best:
         text = best_markdown(plan, cells)
@@ -171,7 +165,7 @@ def read_results(*folders: Path) -> list[Scored]:
             f"no results in {', '.join(map(repr, map(str, folders)))}; the benchmark scripts write them as "
             "<model>/<benchmark>/<seed>.json"
         )
-    return [_scored(file, read_result(file)) for file in files]
+    return [read_scored(file) for file in files]
 
 
 def leaderboard(scored: Sequence[Scored]) -> str:
@@ -250,27 +244,6 @@ def _found(file: Path) -> Path | None:
     known = by_result_name().get(file.parent.name)
     places = [file.parent.with_name(name) / file.name for name in (known.also if known else ())]
     return next((one for one in (file, *places) if one.is_file()), None)
-
-
-def _scored(file: Path, result: Mapping) -> Scored:
-    delta = result.get("delta") or {}
-    settings = delta.get("settings", {})
-    ratio = next((settings[key] for key in RATIO_KEYS if settings.get(key) is not None), None)
-    rest = tuple(
-        sorted((key, str(value)) for key, value in settings.items() if key not in RATIO_KEYS and value is not None)
-    )
-    correct = tuple(float(sample["correct"]) for _, sample in read_records(file.parent / result["samples"]))
-    method = label_of(delta.get("kind"), delta.get("method")) if delta else None
-    return Scored(
-        result["benchmark"],
-        result["model"],
-        method,
-        ratio if delta else None,
-        rest,
-        result["score"],
-        delta.get("linear_ratio"),
-        correct,
-    )
 
 
 if __name__ == "__main__":

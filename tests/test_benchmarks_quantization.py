@@ -9,6 +9,8 @@ import torch
 from test_benchmarks import rows_of
 
 from benchmarks import quantization_accuracy, quantization_bytes, quantization_speed, side_by_side
+from eval.report.cells import cell
+from eval.report.scored import read_scored
 
 
 def test_bytes(called):
@@ -89,6 +91,10 @@ def test_a_line_of_the_accuracy_table_and_the_output_errors(tmp_path, monkeypatc
         "impart_qt_16_0.6_1.0_compact_seed0",
     ]
     title, chosen, accuracy, half, ratio = quantization_accuracy.line(runs, "both", "", deltas)
+    in_tables = cell(
+        [read_scored(tmp_path / "code/results/test" / delta.name / "tiny_code/0.json") for delta in deltas]
+    )
+    assert (accuracy, half) == (f"{in_tables.mean:.1f}", f"{(in_tables.high - in_tables.low) / 2:.1f}")
     assert 60 < float(accuracy) <= 100 and 0 < float(half) < 20
     assert float(ratio) == pytest.approx(quantization_accuracy.true_ratio(deltas), abs=0.05) and float(ratio) < 16
     errors = {name: list(map(float, cells)) for name, *cells in quantization_accuracy.output_errors(runs, 16, [0])}

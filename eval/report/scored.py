@@ -1,0 +1,29 @@
+"""Result files as tables take them: what was compressed how, at which ratio, and which items were right."""
+
+from pathlib import Path
+
+from eval.report.cells import Scored
+from eval.report.labels import label_of
+from eval.run.results import read_result
+from impart.records import read_records
+
+RATIO_KEYS = ("compression_ratio_qt", "compression_ratio")
+
+
+def read_scored(file: Path) -> Scored:
+    """One result with its samples; InputError for a file that is none."""
+    result = read_result(file)
+    delta = result.get("delta") or {}
+    settings = delta.get("settings", {})
+    ratio = next((settings[key] for key in RATIO_KEYS if settings.get(key) is not None), None)
+    others = sorted((key, str(value)) for key, value in settings.items() if key not in RATIO_KEYS and value is not None)
+    return Scored(
+        benchmark=result["benchmark"],
+        model=result["model"],
+        method=label_of(delta.get("kind"), delta.get("method")) if delta else None,
+        ratio=ratio if delta else None,
+        settings=tuple(others),
+        score=result["score"],
+        byte_ratio=delta.get("linear_ratio"),
+        correct=tuple(float(sample["correct"]) for _, sample in read_records(file.parent / result["samples"])),
+    )

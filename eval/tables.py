@@ -9,8 +9,8 @@
 
 The first two print one Markdown table per benchmark: a line per method (with the settings in which its runs differ), a
 column per compression ratio; a cell is the mean over seeds with its 95 % interval. --leaderboard ranks every result
-below the folders. --cells, which the scripts of reproduce/ use, prints a table in the paper's form beside the paper's
-numbers.
+below the folders. --cells, which the scripts of reproduce/ use, prints a planned table: in the paper's form beside the
+paper's numbers (--table N), or one that the paper does not have (--title TEXT).
 --delta draws what a delta artifact holds: spectra.png and .svg, sparsity.png and .svg.
 """
 

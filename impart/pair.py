@@ -61,7 +61,7 @@ class RowNotes:
 
 
 def pairs_first(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers with files of pairs before all others: what a row fixes wins over its pair, in whichever order they are given."""
+    """The layers, files of pairs before all others: what a row fixes wins over its pair, whatever their order."""
     return sorted(layers, key=lambda layer: not (layer.is_file and "benchmarks" in layer.values))
 
 
@@ -114,7 +114,8 @@ def _problems(pair: Pair) -> list[str]:
         found.append("ftm_dir is missing; a set of models to merge has `models` instead")
     if pair.models and len(pair.models) != len(pair.benchmarks):
         found.append(
-            f"{len(pair.models)} models and {len(pair.benchmarks)} benchmarks: each model is asked the benchmark of its position"
+            f"{len(pair.models)} models and {len(pair.benchmarks)} benchmarks: each model has the benchmark of its "
+            "position; list as many"
         )
     found += [
         f"rows: {row} is {value_text(keys)}, but a mapping of keys to values is wanted, like dare_qt: {{bits: 2}}"

@@ -66,7 +66,7 @@ class Config:
 
 
 def load_config(paths: Sequence[str] | None, overrides: Sequence[str]) -> tuple[Config, OneStepMethod | None]:
-    """The settings, and the method that reads the two models where one is named; InputError for a key that nobody reads."""
+    """The settings, and the method if one is named that reads the two models; InputError for keys that nobody reads."""
     layers, known = pairs_first(read_layers(paths, overrides)), one_step_methods()
     check_keys(layers, [Config, *known.values()], also=[Pair, RowNotes])
     config = fill(Config, layers)
@@ -77,8 +77,8 @@ def load_config(paths: Sequence[str] | None, overrides: Sequence[str]) -> tuple[
             owners = [name for name, cls in known.items() if key in keys_of(cls)]
             if owners and key not in keys_of(Config) and not (layer.is_file and key in keys_of(Pair)):
                 raise InputError(
-                    f"{key} in {layer.origin} is a key of method {' and '.join(owners)}; a sparse delta has been given its "
-                    "ratio by sparsify_quant.py: leave the key out, or name the method"
+                    f"{key} in {layer.origin} is a key of method {' and '.join(owners)}; a sparse delta has been "
+                    "given its ratio by sparsify_quant.py: leave the key out, or name the method"
                 )
     return config, None
 

@@ -117,7 +117,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--sparsify_config",
         action="append",
-        help="YAML file of sparsify_quant.py, which is then run first, with the overrides that are its keys; may be repeated",
+        help="YAML file of sparsify_quant.py, which is then run first, with its overrides; may be repeated",
     )
     parser.add_argument(
         "--save_compressed_delta_dir", required=True, help="folder of the quantized delta that is written"

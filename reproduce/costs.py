@@ -1,8 +1,8 @@
 """What a plan will cost in disk, GPU memory and hours, and whether its models, data and keys are there.
 
-CPU seconds are fitted to measurements on one thread of an x86-64 core with AVX2: SVDs of 1024 to 5120 wide deltas, masks of
-5120 x 2048, one calibrated layer of width 512, and processor time of sparsify, quantize and evaluate on the tiny pair. GPU
-seconds are estimates from flops and bytes.
+CPU seconds are fitted to measurements on one thread of an x86-64 core with AVX2: SVDs of 1024 to 5120 wide deltas,
+masks of 5120 x 2048, one calibrated layer of width 512, and processor time of sparsify, quantize and evaluate on the
+tiny pair. GPU seconds are estimates from flops and bytes.
 """
 
 import os
@@ -131,8 +131,8 @@ def summary(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int, gpus: i
     if any(size_of(pair) is None for pair in pairs.values()):
         lines.append("# not counted: pairs whose pair.yaml lacks parameters, hidden_size or layers")
     lines.append(
-        f"# in all: {len(steps)} steps missing, {duration(total)} on one device, {duration(total / jobs)} with {jobs} at a "
-        f"time; {disk(steps, pairs, jobs) / 1e9:.2f} GB of disk"
+        f"# in all: {len(steps)} steps missing, {duration(total)} on one device, {duration(total / jobs)} with {jobs} "
+        f"at a time; {disk(steps, pairs, jobs) / 1e9:.2f} GB of disk"
     )
     return "\n".join(lines)
 

@@ -3,8 +3,8 @@
     bash configs/new_pair.sh BASE FINETUNED NAME [benchmarks]
     bash configs/new_pair.sh mistralai/Mistral-7B-v0.1 meta-math/MetaMath-Mistral-7B metamath_7b "gsm8k math"
 
-BASE and FINETUNED are folders or hub ids. The sizes, which only --dry-run needs, are read from BASE's config.json where it is
-at hand or the hub gives it.
+BASE and FINETUNED are folders or hub ids. The sizes, which only --dry-run needs, are read from BASE's config.json where
+it is at hand or the hub gives it.
 """
 
 import os

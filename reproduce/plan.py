@@ -4,8 +4,8 @@ The scripts of this folder pipe their lines in here, one thing to have a line (r
 
     printf 'sparse impart tiny/code 16\nsparse dare tiny/code 16\n' | python reproduce/plan.py --name mine --dry-run
 
-What is there is not made again; what other settings made is refused; a killed plan continues with the same command. Every
-step is a process of its own, on the GPU of its slot, or behind the launcher that LAUNCH names (srun --gpus=1 -n1).
+What is there is not made again; what other settings made is refused; a killed plan continues with the same command.
+Every step is a process of its own, on the GPU of its slot, or behind the launcher of LAUNCH (srun --gpus=1 -n1).
 """
 
 import logging

@@ -1,7 +1,7 @@
-"""Runs the steps of a plan: stage by stage, some at a time, each in a process of its own, on a GPU or through a launcher.
+"""Runs the steps of a plan: stage by stage, some at a time, each in processes of its own, on a GPU or by a launcher.
 
-A pair's folder is locked from the first step to the last; the steps inherit the lock, so that those which outlive a killed
-plan keep the next one out until they have ended.
+A pair's folder is locked from the first step to the last. The steps inherit the lock, so that those which outlive a
+killed plan keep the next one out until they have ended.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class Machine:
 
 @contextlib.contextmanager
 def held(runs: Path, pairs: Sequence[str]) -> Iterator[list[int]]:
-    """Locks the folders of the pairs; gives the descriptors that steps inherit. InputError where another plan is at work."""
+    """Locks the folders of the pairs; gives the descriptors that steps inherit. InputError where another plan works."""
     with contextlib.ExitStack() as stack:
         descriptors = []
         for pair in pairs:

@@ -1,4 +1,4 @@
-"""Prints one key of a pair's file, the parts of a list with spaces between them, for the loops of this folder's scripts.
+"""Prints one key of a pair's file, the parts of a list with spaces between them, for the loops of the scripts here.
 
 python reproduce/setting.py tiny/code ratios        -> 8 16 32
 """

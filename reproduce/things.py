@@ -9,8 +9,8 @@ A line names one thing to have, its words as a shell would split them:
     single PAIR                                         each model of a merging set on its own benchmark
     merged ROW PAIR METHOD MASK [SPARSITY]              a merged model per seed, removed after its evaluation
 
-Without RATIO the pair's compression_ratio (compression_ratio_qt) is taken; METHOD is a name in the pair's merge_methods or a
-method string like ta_0.5; MASK is none or a method. `as` names the row of the table, which is ROW otherwise.
+Without RATIO the pair's compression_ratio (compression_ratio_qt) is taken; METHOD is a name in the pair's merge_methods
+or a method string like ta_0.5; MASK is none or a method. `as` names the row of the table, which is ROW otherwise.
 """
 
 import dataclasses
@@ -163,7 +163,7 @@ class Plan:
         calibrated = pair.distillation_settings if one_step else pair.calibration_settings
         if one_step:
             overrides = [*as_overrides(settings), *as_overrides(calibrated), ratio_text]
-            method = load_method([str(ROOT / row_file(row))], overrides)
+            method: Method = load_method([str(ROOT / row_file(row))], overrides)
         else:
             overrides = [*as_overrides(settings), ratio_text, "save_dir=x"]
             method = load_settings("quantized", row_files(name, row), overrides).method
@@ -289,8 +289,19 @@ class Plan:
         results = self.wanted.runs / name / f"results_{self.wanted.split}"
         held_out = (self.wanted.held_out or "") if self.wanted.split == "validation" else None
         groups = together([description(one) for one in benchmarks])
-        how = {"dtype": pair.eval_dtype, "template": pair.template, "results_dir": results, "held_out": held_out}
-        asks = tuple(script(*command(group, models, **how)) for group in groups)
+        asks = tuple(
+            script(
+                *command(
+                    group,
+                    models,
+                    dtype=pair.eval_dtype,
+                    template=pair.template,
+                    results_dir=results,
+                    held_out=held_out,
+                )
+            )
+            for group in groups
+        )
         merge, masked = self._merges.get((name, models[0]), (None, False))
         targets = tuple(results / Path(model).name / one / "0.json" for model in models for one in benchmarks)
         detail, asked = " ".join(benchmarks), tuple(benchmarks)

@@ -7,7 +7,7 @@ SVD = "SVD"
 
 
 def label_of(kind: str | None, method: str | None) -> str:
-    """The label of a delta of this kind (svd, sparse, quantized) and method; its name where no file defines it any more."""
+    """The label of a delta of this kind (svd, sparse, quantized) and method; its name where no file defines it."""
     if kind == "svd":
         return SVD
     quantized, sparse = {**methods("quantized"), **one_step_methods()}, methods("sparse")

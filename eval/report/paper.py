@@ -1,5 +1,6 @@
-"""Tables in the paper's form: planned cells, filled with our results, beside what the paper prints. Pure functions
-but for reading assets/paper.yaml and a plan.
+"""Tables in the paper's form: planned cells, filled with our results, beside what the paper prints.
+
+Pure functions but for reading assets/paper.yaml and a plan.
 
 A plan is what the scripts of reproduce/ write: one line per result file with the row, the pair, the benchmark, the
 compression ratio of the column, and the file. A line of the printed table is a column of the paper's, and vice versa.
@@ -99,7 +100,8 @@ def read_plan(file: Path) -> tuple[dict[tuple[str, Column], list[Path]], dict[st
         parts = line.split("\t")
         if len(parts) != 6:
             raise InputError(
-                f"{file}, line {number}: {len(parts)} fields, but a cell has 6: row, pair, benchmark, ratio, file, label"
+                f"{file}, line {number}: {len(parts)} fields, but a cell has 6: "
+                "row, pair, benchmark, ratio, file, label"
             )
         row, pair, benchmark, ratio, result, label = parts
         plan.setdefault((row, Column(pair, benchmark, ratio)), []).append(Path(result))
@@ -165,8 +167,10 @@ def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> lis
 
 
 def best_markdown(plan: Plan, cells: Cells) -> str:
-    """A grid search: a table for each pair and ratio with a line per setting, and the best one (by the average where
-    there are several benchmarks), with those that its interval covers. Rows "group: setting" are a search per group.
+    """A grid search: for each pair and ratio a table with a line per setting, and the best one.
+
+    It is decided by the average where there are several benchmarks; the settings that its interval covers are counted.
+    Rows "group: setting" are a search for each group.
     """
     searches: dict[tuple[str, str, str], list[tuple[str, Column]]] = {}
     for row, column in plan:

@@ -1,7 +1,8 @@
 """BitDelta: dW is its signs times one scale mu per matrix; above 16x, DARE first drops entries at random.
 
 mu is mean |dW|, the least-squares choice (Liu et al. 2024, arXiv 2402.10193); with distill_steps all scales are trained
-together, so that the compressed model's logits follow the fine-tuned model's on calibration text (quantize/bitdelta.py).
+together, so that the compressed model's logits follow the fine-tuned model's on calibration text
+(quantize/bitdelta.py).
 """
 
 import functools
@@ -39,8 +40,8 @@ class BitDelta(OneStepMethod):
     def resolved(self) -> Self:
         if self.compression_ratio_qt < LOWEST_RATIO:
             raise InputError(
-                f"compression_ratio_qt={self.compression_ratio_qt:g}: BitDelta takes one bit of 16 per entry, which is a "
-                f"ratio of {LOWEST_RATIO:g}; take that or more"
+                f"compression_ratio_qt={self.compression_ratio_qt:g}: BitDelta takes one bit of 16 per entry, which is "
+                f"a ratio of {LOWEST_RATIO:g}; take that or more"
             )
         return self
 

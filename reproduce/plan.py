@@ -48,9 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         plan = planned(flags, lines, machine)
         check_made_by(flags.runs, plan.made_by, write=False)
         steps = in_order(plan.steps())
-        missing = costs.problems(steps, plan_pairs(plan), machine.jobs, flags.runs)
-        if missing:
-            raise InputError("; ".join(missing))
+        refuse_missing(costs.problems(steps, plan_pairs(plan), machine.jobs, flags.runs))
         check_made_by(flags.runs, plan.made_by, write=True)
         write_cells(flags, plan)
         try:
@@ -142,11 +140,17 @@ def show(flags: Namespace, plan: Plan, machine: Machine) -> None:
         print("\n".join(pasteable(step, machine.prefix)))
     print(shlex.join(tables_command(flags)))
     print(costs.summary(steps, pairs, machine.jobs, machine.gpus), flush=True)
-    missing = costs.problems(steps, pairs, machine.jobs, flags.runs)
-    for problem in missing:
-        print(f"missing: {problem}", file=sys.stderr)
-    if missing:
-        raise InputError(f"{len(missing)} things are missing, listed above; the first is {missing[0]}")
+    refuse_missing(costs.problems(steps, pairs, machine.jobs, flags.runs))
+
+
+def refuse_missing(problems: Sequence[str]) -> None:
+    """InputError for whatever the plan needs and is not there; one line each where there are several."""
+    if len(problems) > 1:
+        for problem in problems:
+            print(f"missing: {problem}", file=sys.stderr)
+        raise InputError(f"{len(problems)} things are missing, listed above; the first is {problems[0]}")
+    if problems:
+        raise InputError(problems[0])
 
 
 def write_cells(flags: Namespace, plan: Plan) -> None:

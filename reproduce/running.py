@@ -124,10 +124,11 @@ def _run_step(step: Step, runs: Path, machine: Machine, slot: int, locks: Sequen
 
 
 def _environment(machine: Machine, slot: int, cache: Path) -> dict[str, str]:
-    """The step's variables. A launcher gives its own GPU; here, the slot's."""
+    """The step's variables. A launcher gives its own GPU; here, the slot's, of those that the user left visible."""
     variables = {**os.environ, "IMPART_CACHE": str(cache.resolve())}
     if machine.gpus and not machine.launch:
-        variables["CUDA_VISIBLE_DEVICES"] = str(slot % machine.gpus)
+        visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+        variables["CUDA_VISIBLE_DEVICES"] = (visible or list(map(str, range(machine.gpus))))[slot % machine.gpus]
     if machine.threads == 1:
         variables["OMP_NUM_THREADS"] = "1"
     return variables

@@ -120,8 +120,8 @@ class Plan:
         given = dict(word.split("=", 1) for word in more if "=" in word)
         ratios = [word for word in more if "=" not in word]
         ratio = ratios[0] if ratios else value_text(getattr(pair, RATIO_KEYS[kind]) or "")
-        if not ratio:
-            raise InputError(f"{pair_file(name)} has no {RATIO_KEYS[kind]}, and the line names no ratio")
+        if ratio in ("", "none"):
+            raise InputError(f"{pair_file(name)} has no {RATIO_KEYS[kind]} or list of ratios, and the line names none")
         settings = {**self._row_keys(pair, row), **{key: yaml.safe_load(text) for key, text in given.items()}}
         label = given_label(row) if row_name == row else row_name
         plan_delta = self._sparse if kind == "sparse" else self._quantized

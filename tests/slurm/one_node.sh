@@ -60,7 +60,7 @@ JobCompLoc=$folder/log/jobs
 MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
-NodeName=$host CPUs=$(nproc) Sockets=1 CoresPerSocket=$(nproc) ThreadsPerCore=1 State=UNKNOWN
+NodeName=$host CPUs=$(nproc --all) Sockets=1 CoresPerSocket=$(nproc --all) ThreadsPerCore=1 State=UNKNOWN
 PartitionName=all Nodes=$host Default=YES State=UP MaxTime=INFINITE
 CONF
 touch "$folder/log/jobs"

@@ -1,4 +1,4 @@
-"""Every shipped YAML file loads, resolves, is feasible and names its command; new pairs and LlamaCoder's recipe run."""
+"""Every shipped YAML file loads, resolves, is feasible, says its own command; new pairs and LlamaCoder's recipe run."""
 
 import json
 import os
@@ -8,25 +8,27 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sparsify.settings_quant import QuantConfig, resolved_quant
 
+from eval.run.descriptions import described
 from impart.architecture import linear_names
 from impart.checkpoint import open_checkpoint
-from impart.config import load
+from impart.config import keys_of, load
+from impart.errors import InputError
+from impart.pair import Pair, load_pair
 from merge import merge
 from merge.settings import load_config, resolve
 from quantize.settings import Config as QuantizeConfig
+from quantize.settings import load_config as load_quantization
 from sparsify.allocation import check_feasible
-from sparsify.settings import Config, resolved
+from sparsify.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 ROWS = sorted((CONFIGS / "rows").glob("*.yaml"))
 PAIRS = sorted(CONFIGS.glob("**/pair.yaml"))
-MERGES = sorted(CONFIGS.glob("**/merge.yaml"))
+MERGING = [file for file in PAIRS if load_pair(str(file)).models]
+SINGLE = [file for file in PAIRS if file not in MERGING]
 TRAINING = [CONFIGS / "llamacoder_13b" / name for name in ("train.yaml", "fsdp.yaml")]
-SPARSIFY = [file for file in sorted(CONFIGS.glob("**/*.yaml")) if file not in (*ROWS, *PAIRS, *MERGES, *TRAINING)]
-MODELS = ["base_model=b", "ftm_dir=f", "save_dir=s"]
 PAPER_PAIRS = {"wizardmath_13b", "wizardcoder_13b", "llama2_chat_13b", "llama2_chat_7b", "llama3_instruct_8b"}
 
 
@@ -34,119 +36,77 @@ def named(file: Path) -> str:
     return str(file.relative_to(CONFIGS))
 
 
-def test_every_pair_of_table_2_and_the_tiny_one_has_a_folder():
-    assert {file.parent.name for file in SPARSIFY} >= {*PAPER_PAIRS, "tiny"}
-    assert {named(file.parent) for file in PAIRS} >= {
-        *PAPER_PAIRS,
-        "tiny/math",
-        "tiny/code",
-        "tiny/chat",
-        "merging_13b",
-    }
+def test_every_yaml_is_a_row_a_pair_or_a_training_recipe():
+    assert sorted(CONFIGS.glob("**/*.yaml")) == sorted([*ROWS, *PAIRS, *TRAINING])
 
 
-@pytest.mark.parametrize("file", SPARSIFY, ids=named)
-def test_a_config_loads_is_feasible_and_names_its_command(file):
-    config = resolved(load(Config, file))
-    assert f"--config configs/{file.parent.name}/{file.name}" in file.read_text()
-    if config.method == "impart":
-        check_feasible(file.stem, 5120, 13824, config.compression_ratio, config.preprune_ratio)
-    assert config.save_dir.startswith(f"runs/{file.parent.name}/")
+def test_every_pair_of_table_2_and_the_tiny_ones_have_a_folder():
+    assert {named(file.parent) for file in SINGLE} == {*PAPER_PAIRS, "tiny/math", "tiny/code", "tiny/chat"}
+    assert {named(file.parent) for file in MERGING} == {"merging_13b", "tiny/merging"}
 
 
-@pytest.mark.parametrize("file", [file for file in SPARSIFY if file.parent.name in PAPER_PAIRS], ids=named)
-def test_a_pairs_row_is_the_general_row_with_the_pairs_settings(file):
-    pair = yaml.safe_load((file.parent / "pair.yaml").read_text())
-    expected = {key: pair[key] for key in ("base_model", "ftm_dir")} | {"compression_ratio": pair["ratio"]}
-    row = yaml.safe_load((CONFIGS / "rows" / file.name).read_text())
-    if row["method"] == "impart":
-        expected |= {"preprune_ratio": pair["preprune_ratio"], "C": pair["C"]}
-    given = yaml.safe_load(file.read_text())
-    assert {**expected, **row} == {
-        key: value for key, value in given.items() if key not in ("save_dir", "log_dir", "seed")
-    }
+@pytest.mark.parametrize("row", ROWS, ids=named)
+def test_a_row_has_a_label_runs_with_every_pair_and_names_its_commands(row):
+    text, label = row.read_text(), yaml.safe_load(row.read_text()).get("label")
+    assert label and f"--config configs/rows/{row.name}" in text
+    for pair in SINGLE:
+        files = [str(row), str(pair)]
+        if "sparsify/sparsify.py" in text:
+            settings = load_settings("sparse", files, ["save_dir=s"])
+            assert settings.method.settings()["compression_ratio"] == load_pair(str(pair)).compression_ratio
+        elif "sparsify/sparsify_quant.py" in text:
+            settings = load_settings("quantized", files, ["save_dir=s"])
+            assert settings.method.settings()["compression_ratio_qt"] == load_pair(str(pair)).compression_ratio_qt
+            assert settings.method.settings()["accounting"] == "paper"
+        else:
+            config, method = load_quantization(files, [])
+            assert method is not None and method.name == "bitdelta" and config.seqlen == 128
 
 
-@pytest.mark.parametrize("file", ROWS, ids=named)
-def test_a_row_loads_with_any_pairs_models(file):
-    text = file.read_text()
-    if "sparsify/sparsify.py" in text:
-        resolved(load(Config, file, [*MODELS, "compression_ratio=32", *missing(file, "preprune_ratio=0.6", "C=1")]))
-    elif "sparsify/sparsify_quant.py" in text:
-        more = missing(file, "preprune_ratio=0.6", "C=1")
-        assert (
-            resolved_quant(load(QuantConfig, file, [*MODELS, "compression_ratio_qt=32", *more])).accounting == "paper"
-        )
-    else:
-        assert load(QuantizeConfig, file).method == "bitdelta"
-    assert f"--config configs/rows/{file.name}" in text
+@pytest.mark.parametrize("row", ROWS, ids=named)
+def test_a_row_says_nothing_of_models_or_what_a_pair_chooses(row):
+    """Two homes of a fact disagree one day: rows hold what makes the method, pairs what makes the pair."""
+    given = yaml.safe_load(row.read_text())
+    assert not {"base_model", "ftm_dir", "svd_dir", "save_dir", "C", "compression_ratio"} & set(given)
+    assert given.get("preprune_ratio", 0) == 0  # the ablation without pre-pruning; beta is the pair's
 
 
-def missing(file: Path, *overrides: str) -> list[str]:
-    given = yaml.safe_load(file.read_text())
-    return [one for one in overrides if one.partition("=")[0] not in given and given["method"] == "impart"]
+def test_what_a_row_fixes_wins_over_its_pair_in_either_order():
+    row, pair = CONFIGS / "rows" / "no_preprune.yaml", CONFIGS / "wizardmath_13b" / "pair.yaml"
+    for files in ([row, pair], [pair, row]):
+        method = load_settings("sparse", files, ["save_dir=s"]).method
+        assert (method.settings()["preprune_ratio"], method.settings()["C"]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("file", PAIRS, ids=named)
-def test_a_pair_has_what_the_scripts_read_on_plain_lines(file):
-    pair = yaml.safe_load(file.read_text())
-    needed = {"name", "base_model", "dtype", "template", "benchmarks"}
-    if (file.parent / "merge.yaml").is_file():
-        needed |= {
-            "ta",
-            "ties",
-            *(f"{method}_{mask}_sparsity" for method in ("ta", "ties") for mask in ("dare", "impart")),
-        }
-    else:
-        needed |= {
-            "ftm_dir",
-            "preprune_ratio",
-            "C",
-            "ratio",
-            "ratios",
-            "ratio_qt",
-            "ratios_qt",
-            "dare_bits",
-            "calibration",
-            "calibration_settings",
-            "distillation_settings",
-        }
-    assert needed <= set(pair)
-    for benchmark in pair["benchmarks"].split():
-        assert benchmark.startswith("tiny_") or (ROOT / "eval" / "scripts" / f"{benchmark}.sh").is_file()
-    shell = subprocess.run(
-        ["sed", "-n", "s/^[A-Za-z_]*: *//p", file], capture_output=True, text=True, check=True
-    ).stdout
-    as_bash_reads = [line.partition("#")[0].strip() for line in shell.splitlines()]
-    assert [yaml.safe_load(value) for value in as_bash_reads] == list(pair.values())
+def test_a_pairs_benchmarks_are_scripts_of_eval(file):
+    assert set(load_pair(str(file)).benchmarks) <= set(described())
 
 
-@pytest.mark.parametrize("file", [file for file in PAIRS if not (file.parent / "merge.yaml").is_file()], ids=named)
+@pytest.mark.parametrize("file", SINGLE, ids=named)
 def test_every_ratio_of_a_pair_is_feasible_in_every_table(file):
-    pair = yaml.safe_load(file.read_text())
+    pair = load_pair(str(file))
     shapes = [(5120, 5120), (13824, 5120), (4096, 1024)]
-    if pair["base_model"].startswith("assets/"):
-        base = open_checkpoint(ROOT / pair["base_model"])
+    if pair.base_model.startswith("assets/"):
+        base = open_checkpoint(ROOT / pair.base_model)
         shapes = [base.shape(name) for name in linear_names(base)]
-    for ratio in map(int, pair["ratios"].split()):
+    for ratio in pair.ratios:
         for m, n in shapes:
-            check_feasible("w", m, n, ratio, pair["preprune_ratio"])
-            if ratio == pair["ratio"]:
+            check_feasible("w", m, n, ratio, pair.preprune_ratio)
+            if ratio == pair.compression_ratio:
                 check_feasible("w", m, n, ratio, 0.8)  # the highest beta of Table 4
-    assert str(pair["ratio"]) in pair["ratios"].split() and str(pair["ratio_qt"]) in pair["ratios_qt"].split()
-    for text in (pair["calibration_settings"], pair["distillation_settings"]):
-        load(QuantizeConfig, None, text.split())
+    assert pair.compression_ratio in pair.ratios and pair.compression_ratio_qt in pair.ratios_qt
+    assert set(pair.calibration_settings) <= set(keys_of(QuantizeConfig))
 
 
-@pytest.mark.parametrize("file", MERGES, ids=named)
+@pytest.mark.parametrize("file", MERGING, ids=named)
 def test_a_merge_loads_with_every_method_and_mask_of_table_8(file):
-    pair = yaml.safe_load((file.parent / "pair.yaml").read_text())
+    pair = load_pair(str(file))
     for method in ("ta", "ties"):
         for mask in ("none", "dare", "impart"):
-            sparsity = [] if mask == "none" else [f"sparsity={pair[f'{method}_{mask}_sparsity']}"]
-            _, entries = resolve(
-                load_config(str(file), {}, [], [f"merge_method={pair[method]}", f"mask={mask}", *sparsity])
-            )
+            sparsity = [] if mask == "none" else [f"sparsity={pair.sparsities[f'{method}_{mask}']}"]
+            settings = [f"merge_method={pair.merge_methods[method]}", f"mask={mask}", "save_pth=s", *sparsity]
+            _, entries = resolve(load_config([str(file)], {}, [], settings))
             assert [entry.name for entry in entries] == ["chat", "code", "math"]
 
 
@@ -154,57 +114,66 @@ def test_the_six_lines_of_table_8_run_and_are_those_of_its_script(called, tmp_pa
     lines = [
         line.split()[1:] for line in (CONFIGS / "README.md").read_text().splitlines() if line.startswith("    $merge ")
     ]
-    pair = yaml.safe_load((CONFIGS / "tiny" / "merging" / "pair.yaml").read_text())
+    pair = load_pair("tiny/merging")
     masked = {
-        (method, mask): [f"mask={mask}", f"sparsity={pair[f'{method}_{mask}_sparsity']}"]
+        (method, mask): [f"mask={mask}", f"sparsity={pair.sparsities[f'{method}_{mask}']}"]
         for method in ("ta", "ties")
         for mask in ("dare", "impart")
     }
     assert [line[:-1] for line in lines] == [
-        [f"merge_method={pair[method]}", *masked.get((method, mask), [])]
+        [f"merge_method={pair.merge_methods[method]}", *masked.get((method, mask), [])]
         for method in ("ta", "ties")
         for mask in ("none", "dare", "impart")
     ]
     digests = set()
     for *settings, target in lines:
         out = tmp_path / Path(target.removeprefix("save_pth=")).name
-        ended = called(
-            merge.main,
-            "--config",
-            CONFIGS / "tiny" / "merging" / "merge.yaml",
-            *settings,
-            f"save_pth={out}",
-            "--threads",
-            1,
-        )
+        file = CONFIGS / "tiny" / "merging" / "pair.yaml"
+        ended = called(merge.main, "--config", file, *settings, f"save_pth={out}", "--threads", 1)
         assert ended.code == 0, ended.err
         digests.add((out / "model.safetensors").read_bytes())
     assert len(digests) == 6
 
 
-def test_save_folders_are_distinct():
-    folders = [yaml.safe_load(file.read_text())["save_dir"] for file in SPARSIFY]
-    assert len(set(folders)) == len(folders)
-
-
 @pytest.mark.parametrize("skill", ["math", "code", "chat"])
 def test_the_tiny_models_of_the_configs_are_there(skill):
-    config = load(Config, CONFIGS / "tiny" / f"{skill}.yaml")
-    assert (ROOT / config.ftm_dir / "model.safetensors").is_file()
-    assert (ROOT / config.base_model / "config.json").is_file()
+    pair = load_pair(f"tiny/{skill}")
+    assert (ROOT / str(pair.ftm_dir) / "model.safetensors").is_file()
+    assert (ROOT / pair.base_model / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"ratios": "8 16"}, None),  # words are read as a list
+        ({"ratios": [8, "many"]}, "ratios: "),
+        ({"benchmarks": []}, "benchmarks is empty"),
+        ({"ftm_dir": None}, "ftm_dir is missing"),
+        ({"rows": {"dare_qt": 4}}, "a mapping of keys to values is wanted"),
+        ({"models": {"math": "m"}, "benchmarks": ["gsm8k", "math"]}, "1 models and 2 benchmarks"),
+        ({"rato": 8}, "unknown key 'rato'"),
+    ],
+)
+def test_a_pair_is_typed(tmp_path, changes, said):
+    file = tmp_path / "pair.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load((CONFIGS / "tiny/code/pair.yaml").read_text()), **changes}))
+    if said is None:
+        assert load_pair(str(file)).ratios == [8.0, 16.0]
+        return
+    with pytest.raises(InputError, match=said):
+        load_pair(str(file))
 
 
 def test_the_authors_example_loads_unchanged():
-    config = resolved(load(Config, ROOT / "sparsify" / "config_example.yaml"))
-    assert (config.layer_num, config.compression_ratio, config.preprune_ratio, config.C) == (40, 32, 0.8, 0.5)
-    assert len(config.weight_types) == 7
+    settings = load_settings("sparse", ROOT / "sparsify" / "config_example.yaml")
+    found = settings.method.settings()
+    assert (found["compression_ratio"], found["preprune_ratio"], found["C"]) == (32, 0.8, 0.5)
+    assert settings.config.layer_num == 40 and len(settings.config.weight_types) == 7
 
 
 def test_the_authors_only_lowrank_loads_unchanged():
-    config = resolved(
-        load(Config, ROOT / "sparsify" / "config_example.yaml", ["C=only_lowrank", "preprune_ratio=null"])
-    )
-    assert config.method == "lowrank"
+    overrides = ["C=only_lowrank", "preprune_ratio=null"]
+    assert load_settings("sparse", ROOT / "sparsify" / "config_example.yaml", overrides).method.name == "lowrank"
 
 
 def test_new_pair_makes_one_yaml_that_the_scripts_take(tmp_path):
@@ -217,16 +186,20 @@ def test_new_pair_makes_one_yaml_that_the_scripts_take(tmp_path):
     assert (made["ftm_dir"], made["hidden_size"], made["layers"]) == ("assets/tiny/code", 192, 3)
     assert made["parameters"] == pytest.approx(0.00149, rel=0.05)
     assert set(yaml.safe_load((CONFIGS / "wizardmath_13b" / "pair.yaml").read_text())) == set(made)
+    assert load_pair(str(tmp_path / "mine" / "pair.yaml")) == load(Pair, tmp_path / "mine" / "pair.yaml")
     again = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert again.returncode == 2 and again.stderr.startswith("error:")
 
 
-@pytest.mark.parametrize("arguments", [["a", "b"], ["a", "b", "x/y"], ["a", "b", "c", "gsm9k"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["a/a", "b/b"], ["a/a", "b/b", "x/y"], ["a/a", "b/b", "c", "gsm9k"], ["a", "b/b", "c"], ["a/a", "a/a", "c"]],
+)
 def test_new_pair_refuses_with_one_line(arguments, tmp_path):
     done = subprocess.run(
         ["bash", "configs/new_pair.sh", *arguments],
         cwd=ROOT,
-        env=os.environ | {"CONFIGS": str(tmp_path)},
+        env=os.environ | {"VIRTUAL_ENV": sys.prefix, "CONFIGS": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
@@ -238,7 +211,7 @@ def test_the_training_recipe_is_the_papers():
 
     recipe = load(Training, CONFIGS / "llamacoder_13b" / "train.yaml")
     assert (recipe.epochs, recipe.batch, recipe.learning_rate, recipe.length) == (3, 8, 2e-5, 4096)
-    assert yaml.safe_load((CONFIGS / "merging_13b" / "merge.yaml").read_text())["code_pth"] == recipe.save_dir
+    assert load_pair("merging_13b").models["code"] == recipe.save_dir
 
 
 def test_the_loss_is_on_the_answer_alone_and_long_instructions_are_left_out():

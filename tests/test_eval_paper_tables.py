@@ -150,9 +150,12 @@ def test_csv_rows_hold_every_cell_of_the_table():
 def test_a_plan_is_read_cell_by_cell_and_a_torn_one_is_an_input_error(tmp_path):
     file = tmp_path / "plan.tsv"
     file.write_text(
-        "impart\tp\tgsm8k\t32\tr/a/gsm8k/0.json\nimpart\tp\tgsm8k\t32\tr/b/gsm8k/0.json\nta\tm\tmath\t\tr/c/math/0.json\n"
+        "impart\tp\tgsm8k\t32\tr/a/gsm8k/0.json\tImPart\n"
+        "impart\tp\tgsm8k\t32\tr/b/gsm8k/0.json\tImPart\n"
+        "ta\tm\tmath\t\tr/c/math/0.json\tTA\n"
     )
-    plan = read_plan(file)
+    plan, labels = read_plan(file)
+    assert labels == {"impart": "ImPart", "ta": "TA"}
     assert [len(files) for files in plan.values()] == [2, 1] and list(plan)[1] == ("ta", Column("m", "math", ""))
     file.write_text("impart\tp\n")
     with pytest.raises(InputError, match="line 1"):

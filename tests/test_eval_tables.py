@@ -63,10 +63,10 @@ def test_all_right_still_has_an_interval():
 
 def test_labels_name_only_the_settings_that_differ():
     runs = [
-        scored([1, 0], settings=(("C", "1.0"), ("preprune_ratio", beta), ("mask", "bernoulli")))
+        scored([1, 0], method="ImPart", settings=(("C", "1.0"), ("preprune_ratio", beta), ("mask", "bernoulli")))
         for beta in ("0.6", "0.8")
     ]
-    _, rows = grid([*runs, scored([1, 1], method="dare")])
+    _, rows = grid([*runs, scored([1, 1], method="DARE")])
     assert set(rows) == {"ImPart (preprune_ratio=0.6)", "ImPart (preprune_ratio=0.8)", "DARE"}
 
 
@@ -154,7 +154,7 @@ def planned(tmp_path, *, ratio="32", pair="wizardmath_13b", benchmark="gsm8k"):
     cells = tmp_path / "t.cells.tsv"
     cells.write_text(
         "".join(
-            f"impart\t{pair}\t{benchmark}\t{ratio}\t{tmp_path}/results/impart_{seed}/{benchmark}/0.json\n"
+            f"impart\t{pair}\t{benchmark}\t{ratio}\t{tmp_path}/results/impart_{seed}/{benchmark}/0.json\tImPart\n"
             for seed in range(3)
         )
     )  # the third was not run

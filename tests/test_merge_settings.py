@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from impart.errors import InputError
+from impart.pair import load_pair
 from merge.methods.avg import Average
 from merge.methods.ta import TaskArithmetic
 from merge.methods.ties_merging import Ties
@@ -189,10 +190,12 @@ def test_negative_weights_are_for_task_arithmetic():
 
 
 def test_shipped_configs_leave_room_for_every_sparsity_of_the_papers_search():
-    files = sorted((Path(__file__).parents[1] / "configs").glob("**/merge.yaml"))
+    files = sorted((Path(__file__).parents[1] / "configs").glob("**/pair.yaml"))
+    files = [file for file in files if load_pair(str(file)).models]
     assert files
+    how = ["merge_method=ta_0.5", "save_pth=s"]
     for file in files:
-        method, entries = resolve(load_config(str(file), {}, (), ()))
+        method, entries = resolve(load_config(str(file), {}, (), how))
         assert [entry.name for entry in entries] == ["chat", "code", "math"], file
         for sparsity in (0.1, 0.3, 0.5, 0.7, 0.9):
-            resolve(load_config(str(file), {}, (), ["mask=impart", f"sparsity={sparsity}"]))
+            resolve(load_config(str(file), {}, (), [*how, "mask=impart", f"sparsity={sparsity}"]))

@@ -1,62 +1,72 @@
 """The cost model and the early checks: orders of magnitude that were measured, and one line for all that is missing."""
 
-import io
-import sys
+from pathlib import Path
 
 import pytest
 
 from impart.errors import InputError
-from reproduce.costs import CPU, GPU, Size, Step, disk, evaluation_seconds, main, model_problem, seconds, size_of
+from impart.pair import load_pair
+from reproduce.costs import CPU, GPU, Size, disk, duration, evaluation_seconds, problems, seconds, size_of, summary
+from reproduce.steps import Step
 
-TINY, LARGE = Size(1.5e6, 192, 3), Size(13e9, 5120, 40)
-SPARSIFY = Step("sparsify", "tiny/code", "16", "python sparsify/sparsify.py save_dir=a")
+TINY, LARGE = load_pair("tiny/code"), load_pair("wizardmath_13b")
+PAIRS = {"tiny/code": TINY, "wizardmath_13b": LARGE}
+
+
+def step(stage: str, pair: str = "tiny/code", *, ratio: float | None = None, **more) -> Step:
+    return Step(stage, pair, "", (("python", "x"),), (Path("x"),), ratio=ratio, **more)
 
 
 def test_the_tiny_pairs_measured_seconds_are_met_within_half():
     # Processor seconds on one core: sparsify 2.9; quantize 10.5; two models in one process of eval/tiny.py 16.7.
-    assert seconds(SPARSIFY, TINY, CPU) == pytest.approx(2.9, rel=0.5)
-    quantize = Step("quantize", "tiny/code", "32", "python quantize/sparse_llama.py m assets/tiny/data/c.jsonl")
-    assert seconds(quantize, TINY, CPU) == pytest.approx(10.5, rel=0.5)
-    evaluate = Step("evaluate", "tiny/code", "tiny_code", "python eval/tiny.py a b --tasks code --backend hf")
-    assert evaluation_seconds(evaluate, TINY, CPU) == pytest.approx(16.7, rel=0.5)
+    assert seconds(step("sparsify", ratio=16), TINY, CPU) == pytest.approx(2.9, rel=0.5)
+    assert seconds(step("quantize", ratio=32), TINY, CPU) == pytest.approx(10.5, rel=0.5)
+    evaluate = step("evaluate", benchmarks=("tiny_code",), models=2)
+    size = size_of(TINY)
+    assert size is not None and evaluation_seconds(evaluate, size, CPU) == pytest.approx(16.7, rel=0.5)
 
 
 def test_a_13b_svd_takes_hours_on_a_core_and_minutes_on_a_gpu():
-    step = Step("svd", "wizardmath_13b", "svd", "python delta.py --svd")
-    assert 2 < seconds(step, LARGE, CPU) / 3600 < 12 and 1 < seconds(step, LARGE, GPU) / 60 < 15
+    svd = step("svd", "wizardmath_13b")
+    assert 2 < seconds(svd, LARGE, CPU) / 3600 < 12 and 1 < seconds(svd, LARGE, GPU) / 60 < 15
 
 
 def test_dense_models_count_once_per_job_and_deltas_always():
-    evaluations = [Step("evaluate", "p", "gsm8k", "x")] * 10
-    sizes = {"p": LARGE}
-    assert (
-        disk(evaluations, sizes, jobs=2) == 2 * disk(evaluations, sizes, jobs=1) == disk(evaluations[:2], sizes, jobs=8)
-    )
-    assert disk([Step("sparsify", "p", "32", "x")] * 3, sizes, 1) == 3 * disk(
-        [Step("sparsify", "p", "32", "x")], sizes, 1
-    )
-    assert disk(evaluations, {"p": None}, 1) == 0
+    evaluations = [step("evaluate", "wizardmath_13b", benchmarks=("gsm8k",))] * 10
+    assert disk(evaluations, PAIRS, 2) == 2 * disk(evaluations, PAIRS, 1) == disk(evaluations[:2], PAIRS, 8)
+    sparse = step("sparsify", "wizardmath_13b", ratio=32)
+    assert disk([sparse] * 3, PAIRS, 1) == 3 * disk([sparse], PAIRS, 1) > 0
 
 
 def test_sizes_come_from_the_pairs_file():
-    assert size_of("wizardmath_13b") == LARGE and size_of("tiny/code") == TINY
+    assert size_of(LARGE) == Size(13e9, 5120, 40) and size_of(TINY) == Size(1.5e6, 192, 3)
 
 
-def test_what_is_missing_is_one_error(monkeypatch):
+def test_every_benchmark_of_eval_has_a_cost():
+    """A new benchmark is a script: nothing here has to know it."""
+    from eval.run.descriptions import described
+
+    for name in described():
+        assert seconds(step("evaluate", "wizardmath_13b", benchmarks=(name,)), LARGE, GPU) > 60
+    assert "2 steps missing" in summary([step("evaluate", benchmarks=tuple(described()))] * 2, PAIRS, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "spent, said", [(5, "5 s"), (200, "3.3 min"), (9000, "2.5 h"), (57040.37 * 3600, "2,377 days")]
+)
+def test_times_are_said_in_their_unit(spent, said):
+    assert duration(spent) == said
+
+
+def test_everything_that_is_missing_is_a_sentence_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "IMPART_DATA"):
         monkeypatch.delenv(name, raising=False)
-    assert model_problem("assets/tiny/base") is None and "no folder" in model_problem("runs/llamacoder_13b/model")
-    plan = "evaluate\ttiny/code\talpacaeval\tbash eval/scripts/alpacaeval.sh m\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(plan))
-    with pytest.raises(InputError, match="OPENAI_API_KEY"):
-        main(["--quiet"])
-
-
-def test_an_empty_plan_needs_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
-    main([])
-    assert "0 steps missing" in capsys.readouterr().out
+    assert problems([step("evaluate", benchmarks=("tiny_code",))], PAIRS, 1, tmp_path) == []
+    found = problems([step("evaluate", "wizardmath_13b", benchmarks=("alpacaeval", "gsm8k"))], PAIRS, 1, tmp_path)
+    words = ("Llama-2-13b-hf", "WizardMath-13B-V1.0", "data of alpacaeval", "data of gsm8k", "key: alpacaeval needs")
+    assert all(any(word in problem for problem in found) for word in words), found
 
 
 def test_svamp_becomes_gsm8ks_format(tmp_path, capsys):

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
+
+from impart.pair import load_pair
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ["table1", "table3", "table4", "table5", "table6", "table7", "table8", "figure1", "figure4"]
@@ -41,7 +42,11 @@ def planned(name: str, runs: Path, *arguments: str, **more: str) -> subprocess.C
 
 
 def commands(done: subprocess.CompletedProcess) -> list[str]:
-    return [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
+    return [line for line in done.stdout.splitlines() if line and not line.startswith(("#", "rm -rf"))]
+
+
+def removals(done: subprocess.CompletedProcess) -> list[str]:
+    return [line for line in done.stdout.splitlines() if line.startswith("rm -rf")]
 
 
 def targets(done: subprocess.CompletedProcess, script: str) -> list[str]:
@@ -70,10 +75,11 @@ def test_every_script_plans_the_tiny_pair(name, tmp_path):
 def test_every_script_plans_the_papers_pairs_and_says_what_is_missing(name, tmp_path):
     done = planned(name, tmp_path, "--dry-run")
     assert done.returncode == 2 and "steps missing" in done.stdout
-    error = done.stderr.splitlines()[-1]
-    assert error.startswith("error: ") and "meta-llama/Llama-2-13b-hf" in error
-    assert ("OPENAI_API_KEY" in error) == (name in ("table1", "table6"))
-    assert ("llamacoder" in error) == (name == "table8")
+    *missing, error = done.stderr.splitlines()
+    assert error.startswith(f"error: {len(missing)} things are missing") and "meta-llama/Llama-2-13b-hf" in error
+    assert all(line.startswith("missing: ") for line in missing)
+    assert any("OPENAI_API_KEY" in line for line in missing) == (name in ("table1", "table6"))
+    assert any("llamacoder" in line for line in missing) == (name == "table8")
 
 
 def test_a_real_run_fails_early_too(tmp_path):
@@ -86,7 +92,7 @@ def test_table_1_makes_each_row_by_its_yaml_and_the_svd_once(tmp_path):
     assert sum("delta.py --svd" in line for line in lines) == 1
     sparsify = [line for line in lines if "sparsify/sparsify.py" in line]
     assert [re.search(r"--config (\S+)", line).group(1) for line in sparsify] == [
-        f"configs/wizardmath_13b/{row}.yaml" for row in ("dare", "dare", "lowrank", "impart", "impart")
+        f"configs/rows/{row}.yaml" for row in ("dare", "dare", "lowrank", "impart", "impart")
     ]
     assert all("svd_dir" in line for line in sparsify if "dare" not in line)
     evaluated = [line for line in lines if "eval/scripts/gsm8k.sh" in line]
@@ -124,7 +130,9 @@ def test_merged_models_are_removed_after_their_evaluation_unless_kept(tmp_path):
         line for line in commands(planned("table8", tmp_path, "--dry-run", "--keep", PAIR="tiny")) if "merge.py" in line
     ]
     assert len(removed) == len(kept) == 2 * (1 + 3 + 3)
-    assert all("&& rm -rf" in line for line in removed) and not any("rm -rf" in line for line in kept)
+    gone = removals(planned("table8", tmp_path, "--dry-run", PAIR="tiny"))
+    assert [line.split()[-1] for line in gone] == [re.search(r"save_pth=(\S+)", line).group(1) for line in removed]
+    assert not removals(planned("table8", tmp_path, "--dry-run", "--keep", PAIR="tiny"))
 
 
 def test_the_grid_search_is_the_loop_it_says(tmp_path):
@@ -141,18 +149,21 @@ def test_the_grid_search_is_the_loop_it_says(tmp_path):
 def test_the_grid_search_of_a_merge_has_the_papers_grid_and_masks_the_chosen_method(tmp_path):
     first = planned("grid_search_merge", tmp_path, "--dry-run", PAIR="tiny", MASKS="none")
     assert first.returncode == 0, first.stderr
-    methods = [re.search(r"merge_method=(\S+) mask=none ", line).group(1) for line in commands(first)[:-1]]
+    merges = [line for line in commands(first) if "merge.py" in line]
+    methods = [re.search(r"merge_method=(\S+) mask=none ", line).group(1) for line in merges]
     lambdas = ("0.4", "0.6", "0.8", "1.0", "1.2")
     assert sorted(methods) == sorted(
         [f"ta_{lam}" for lam in lambdas] + [f"ties_{trim}_{lam}" for trim in ("0.2", "0.4", "0.6") for lam in lambdas]
     )
     whole = planned("grid_search_merge", tmp_path, "--dry-run", PAIR="tiny")
-    lines = commands(whole)[:-1]
-    assert len(lines) == len(set(targets(whole, "merge.py"))) == len(methods) + 2 * 2 * 5
-    assert all("--split validation" in line and "seed=0" in line and "&& rm -rf" in line for line in lines)
-    chosen = yaml.safe_load((ROOT / "configs" / "tiny" / "merging" / "pair.yaml").read_text())
-    masked = [line for line in lines if "mask=none" not in line]
-    assert all(f"merge_method={chosen['ta']} " in line or f"merge_method={chosen['ties']} " in line for line in masked)
+    merges = [line for line in commands(whole) if "merge.py" in line]
+    assert len(merges) == len(set(targets(whole, "merge.py"))) == len(methods) + 2 * 2 * 5 == len(removals(whole))
+    asked = [line for line in commands(whole) if "eval/tiny.py" in line]
+    assert len(asked) == len(merges) and all("--split validation" in line for line in asked)
+    chosen = load_pair("tiny/merging").merge_methods
+    masked = [line for line in merges if "mask=none" not in line]
+    assert all("seed=0" in line for line in merges)
+    assert all(any(f"merge_method={text} " in line for text in chosen.values()) for line in masked)
     assert "--best" in commands(whole)[-1]
     refused = planned("grid_search_merge", tmp_path, "--dry-run")
     assert refused.returncode == 2 and refused.stderr.startswith("error: VALIDATION")
@@ -183,16 +194,13 @@ def test_what_other_settings_made_is_not_taken_for_this_tables(tmp_path):
     arguments = ("table1", tmp_path, "--dry-run", "--pairs", "tiny/code", "--seeds", "0")
     pair = tmp_path / "tiny" / "code"
     (pair / ".made_by").mkdir(parents=True)
-    (pair / ".made_by" / "dare_cr16_seed0").write_text(
-        "python sparsify/sparsify.py base_model=another ftm_dir=assets/tiny/code\n"
-    )
+    (pair / ".made_by" / "dare_cr16_seed0").write_text('{"base_model": "another", "method": "dare"}')
     assert planned(*arguments).returncode == 0  # nothing of that name is there
     (pair / "results_test" / "dare_cr16_seed0").mkdir(parents=True)
     done = planned(*arguments)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == ""
-    assert (
-        done.stderr.startswith(f"error: {pair}/dare_cr16_seed0 and its results") and "base_model=another" in done.stderr
-    )
+    assert done.stderr.startswith(f"error: {pair}/dare_cr16_seed0 and its results")
+    assert "base_model was 'another', is 'assets/tiny/base'" in done.stderr
 
 
 def test_help_is_the_head_of_the_script(tmp_path):

@@ -157,8 +157,7 @@ models: {math: ~/M, code: C, chat: H}
 benchmarks: [gsm8k, humaneval, ifeval]
 eval_dtype: fp16
 template: none
-ta: ta_0.6
-ties: ties_0.6_0.8
+merge_methods: {ta: ta_0.6, ties: ties_0.6_0.8}
 sparsities: {ta_dare: 0.1}
 preprune_ratio: 0.5
 C: 1

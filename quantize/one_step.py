@@ -1,4 +1,4 @@
-"""Quantizations that go from the two models to codes in one step, matrix by matrix: BitDelta and those beside it."""
+"""Quantizations that go from the two models to codes in one step, matrix by matrix, such as BitDelta."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

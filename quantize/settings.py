@@ -1,16 +1,23 @@
 """The settings of a quantization, under the names of the authors' YAML files where they have one."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from impart.bit_plan import BITS, PAPER_PLAN, plan_of_columns
-from impart.config import check_keys, fill, keys_of, option, read_layers
+from impart.config import Layer, check_keys, fill, keys_of, option, read_layers
 from impart.errors import InputError
+from impart.method import Method
 from impart.pair import Pair, RowNotes, pairs_first
 from quantize.matrix import Rule
-from quantize.one_step import OneStepMethod, load_method, one_step_methods
+from quantize.one_step import OneStepMethod, one_step_methods
+from sparsify.settings import methods
 
+log = logging.getLogger(__name__)
 GRIDS = ("paper", "compact")
+
+
+OF_SPARSE_GPTQ = ("grid", "bits", "wbits", "true_sequential", "act_order", "groupsize", "damping")
 
 
 def _columns(kind: str, bits: int, default: str):
@@ -41,7 +48,10 @@ class Config:
     mlp_int4_col: int | None = _columns("mlp", 4, "; as for self_attn")
     mlp_int3_col: int | None = _columns("mlp", 3, "; as for self_attn")
     mlp_int2_col: int | None = _columns("mlp", 2, "; as for self_attn")
-    bits: list[int] | None = option(None, help="the bits that the keys above use, checked against them")
+    bits: list[int] | int | None = option(
+        None,
+        help="the bits that the keys above use, checked against them; one number: that of DARE's entries, as wbits",
+    )
     wbits: int | None = option(
         None,
         help="bits of a DARE delta's entries; default: those that it was made for; no effect on singular vectors",
@@ -59,28 +69,63 @@ class Config:
     seqlen: int = option(2048, help="length of a calibration sequence", unit="tokens", low=1)
     batch: int = option(1, help="sequences that pass a layer together", low=1)
     text_field: str = option("text", help="field of a calibration .jsonl or .json that holds the text")
-    seed: int = option(0, help="decides the calibration sequences, and BitDelta's mask", low=0)
+    seed: int = option(0, help="decides the calibration sequences, and the mask of a method below", low=0)
     method: str | None = option(
-        None, help="a method that reads the two models and no sparse delta, below; default: quantize the sparse delta"
+        None,
+        help="a method that reads the two models and no sparse delta, below; or that of the sparse delta, which is "
+        "checked; default: the delta's",
     )
 
 
+def sparse_methods() -> list[type[Method]]:
+    """The methods of sparsify.py and of sparsify_quant.py: a sparse delta is of one of them."""
+    return [cls for face in ("sparse", "quantized") for cls in methods(face).values()]
+
+
 def load_config(paths: Sequence[str] | None, overrides: Sequence[str]) -> tuple[Config, OneStepMethod | None]:
-    """The settings, and the method if one is named that reads the two models; InputError for keys that nobody reads."""
-    layers, known = pairs_first(read_layers(paths, overrides)), one_step_methods()
-    check_keys(layers, [Config, *known.values()], also=[Pair, RowNotes])
+    """The settings, and the method where one is named that reads the two models; InputError for a key nobody reads.
+
+    Files may be those of pairs and rows: what they say of a sparsification is left to sparsify_quant.py.
+    """
+    layers = pairs_first(read_layers(paths, overrides))
+    known, sparse = one_step_methods(), sparse_methods()
+    check_keys(layers, [Config, *known.values()], also=[Pair, RowNotes, *sparse])
     config = fill(Config, layers)
-    if config.method is not None:
-        return config, load_method(paths, overrides)
+    if config.method in known:
+        _say_unread(layers, known, config.method)
+        return config, fill(known[config.method], layers, needed_by=f"method {config.method}").resolved()
+    names = sorted({cls.name for cls in sparse})
+    if config.method is not None and config.method not in names:
+        raise InputError(
+            f"method: {config.method} is neither one of {', '.join(known)}, which read the two models, nor one of "
+            f"{', '.join(names)}, of which a sparse delta may be"
+        )
+    # A file may hold these for another script; on the command line nobody else reads them.
+    others = {*keys_of(Pair), *(key for cls in sparse for key in keys_of(cls))}
     for layer in layers:
         for key in layer.values:
             owners = [name for name, cls in known.items() if key in keys_of(cls)]
-            if owners and key not in keys_of(Config) and not (layer.is_file and key in keys_of(Pair)):
+            if owners and key not in keys_of(Config) and not (layer.is_file and key in others):
                 raise InputError(
-                    f"{key} in {layer.origin} is a key of method {' and '.join(owners)}; a sparse delta has been "
-                    "given its ratio by sparsify_quant.py: leave the key out, or name the method"
+                    f"{key} in {layer.origin} is a key of method {' and '.join(owners)}; a sparse delta has been given "
+                    "its ratio by sparsify_quant.py: leave the key out, or name the method"
                 )
     return config, None
+
+
+def _say_unread(layers: Sequence[Layer], known: Mapping[str, type[OneStepMethod]], method: str) -> None:
+    """A note for every key that was given together with this method, or after it, although it does not read it."""
+    read = {*keys_of(known[method]), *keys_of(Config)} - {key for key in keys_of(Config) if _of_sparse_delta(key)}
+    chosen = max(number for number, layer in enumerate(layers) if "method" in layer.values)
+    for layer in layers[chosen:]:
+        for key in layer.values:
+            if key not in read and not (layer.is_file and key in {*keys_of(Pair), *keys_of(RowNotes)}):
+                log.warning("note: method %s does not read %s", method, key)
+
+
+def _of_sparse_delta(key: str) -> bool:
+    """Whether a key of Config is about sparse GPTQ, and not about the models and the text."""
+    return keys_of(Config)[key].name in OF_SPARSE_GPTQ or key.endswith("_col")
 
 
 def resolved_rule(config: Config, manifest: Mapping) -> Rule:
@@ -96,7 +141,7 @@ def resolved_rule(config: Config, manifest: Mapping) -> Rule:
         raise InputError("groupsize=0 means nothing; take -1 for one group of all columns")
     plans = {kind: _plan(config, kind, allocated.get("bit_plan")) for kind in ("attn", "mlp")}
     _check_bits(config, plans)
-    entry_bits = config.wbits or allocated.get("bits")
+    entry_bits = config.wbits or (config.bits if isinstance(config.bits, int) else None) or allocated.get("bits")
     if manifest["method"] == "dare":
         if entry_bits is None:
             raise InputError("wbits is missing: the bits of a DARE delta's entries (2, 3, 4 or 8)")
@@ -134,7 +179,7 @@ def _agree(given: list, allocated: list) -> bool:
 
 def _check_bits(config: Config, plans: Mapping[str, list]) -> None:
     used = {bits for plan in plans.values() for bits, _ in plan}
-    if config.bits is not None and set(config.bits) != used:
+    if isinstance(config.bits, list) and set(config.bits) != used:
         raise InputError(
             f"bits: {config.bits} does not agree with the number of triplets per bits, which use "
             f"{sorted(used, reverse=True)}; the keys are attn_int8_col ... mlp_int2_col"

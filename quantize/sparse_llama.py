@@ -21,8 +21,6 @@ BitDelta needs no sparse delta, and calibration text only for distill_steps:
       method=bitdelta baseModel="meta-llama/Llama-2-13b-hf" compression_ratio_qt=16 distill_steps=200 seqlen=128
 """
 
-import logging
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -39,7 +37,7 @@ from impart.architecture import layers_prefix, linear_names
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import DeltaWriter
 from impart.checkpoint import Checkpoint, check_named, open_checkpoint
-from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe, keys_of
+from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.outputs import refuse_existing
@@ -49,16 +47,18 @@ from quantize.driver import Weights, quantize_layers
 from quantize.one_step import one_step_methods, quantize_models
 from quantize.settings import Config, head_settings, load_config, resolved_rule
 from quantize.sparse_gptq import RETURNED_BLOCK
+from quantize.sparsified import check_method, refuse_sparse_delta, sparsify_first, split_overrides
 from quantize.streamed import StreamedDecoder
 
-log = logging.getLogger(__name__)
 WORST = 10  # matrices in the table at the end
 
 
 def main(arguments: Sequence[str]) -> None:
     flags = parse(arguments)
-    own, handed_on = split_overrides(flags)
+    own, handed_on = split_overrides(flags.overrides) if flags.sparsify_config else (flags.overrides, [])
     config, method = load_config(flags.config, own)
+    if method is not None:
+        refuse_sparse_delta(flags, method.name)
     start_logging()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -87,19 +87,11 @@ def main(arguments: Sequence[str]) -> None:
         )
     else:
         if flags.sparsify_config:
+            flags.saved_delta_path = flags.saved_delta_path or f"{flags.save_compressed_delta_dir.rstrip('/')}.sparse"
             sparsify_first(flags, handed_on)
         delta = quantize_sparse(flags, config, finetuned, device, report)
     if delta is not None:
         print(summary(delta, report))
-
-
-def split_overrides(flags: Namespace) -> tuple[list[str], list[str]]:
-    """The key=value overrides that are read here, and those that --sparsify_config hands on to sparsify_quant.py."""
-    if not flags.sparsify_config:
-        return flags.overrides, []
-    mine = keys_of(Config)
-    own = [text for text in flags.overrides if text.partition("=")[0] in mine]
-    return own, [text for text in flags.overrides if text not in own or text.partition("=")[0] in ("grid", "groupsize")]
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
@@ -117,40 +109,15 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--sparsify_config",
         action="append",
-        help="YAML file of sparsify_quant.py, which is then run first, with its overrides; may be repeated",
+        help="YAML file of sparsify_quant.py, which is then run first, with those key=value that it reads; may be "
+        "given several times",
     )
     parser.add_argument(
         "--save_compressed_delta_dir", required=True, help="folder of the quantized delta that is written"
     )
     add_run_flags(parser)
     add_config_flags(parser)
-    flags = parser.parse_intermixed_args(arguments)
-    if flags.sparsify_config and flags.saved_delta_path is None:
-        flags.saved_delta_path = f"{flags.save_compressed_delta_dir.rstrip('/')}.sparse"
-    return flags
-
-
-def sparsify_first(flags: Namespace, overrides: Sequence[str]) -> None:
-    """Runs sparsify_quant.py into saved_delta_path, unless a finished delta is there from an earlier run."""
-    script = Path(__file__).resolve().parents[1] / "sparsify" / "sparsify_quant.py"
-    command = [
-        sys.executable,
-        str(script),
-        *(word for file in flags.sparsify_config for word in ("--config", file)),
-        "--device",
-        flags.device,
-        "--threads",
-        str(flags.threads),
-        *overrides,
-        f"save_dir={flags.saved_delta_path}",
-        *(["--overwrite"] if flags.overwrite else []),
-    ]
-    if Path(flags.saved_delta_path).exists() and not flags.overwrite:
-        log.info("%s is there and is used as it is; --overwrite makes it anew", flags.saved_delta_path)
-        return
-    code = subprocess.run(command).returncode
-    if code:
-        sys.exit(code)  # it has said why
+    return parser.parse_intermixed_args(arguments)
 
 
 def quantize_sparse(
@@ -165,6 +132,7 @@ def quantize_sparse(
     delta = open_delta(flags.saved_delta_path)
     if delta.manifest["kind"] == "quantized":
         raise InputError(f"{flags.saved_delta_path!r} is already quantized; give the sparse delta it came from")
+    check_method(config.method, delta.manifest)
     rule = resolved_rule(config, delta.manifest)
     for name in delta.names():
         rank = delta.rank(name)

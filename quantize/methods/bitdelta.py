@@ -1,16 +1,17 @@
 """BitDelta: dW is its signs times one scale mu per matrix; above 16x, DARE first drops entries at random.
 
-mu is mean |dW|, the least-squares choice (Liu et al. 2024, arXiv 2402.10193); with distill_steps all scales are trained
-together, so that the compressed model's logits follow the fine-tuned model's on calibration text
-(quantize/bitdelta.py).
+mu is mean |dW|, the least-squares choice (Liu et al. 2024, arXiv 2402.10193); with distill_steps quantize/bitdelta.py
+trains all scales together, so that the compressed model's logits follow the fine-tuned model's on calibration text.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
+from torch import Tensor
 
 from impart.config import option
 from impart.encodings import empty, signs
@@ -60,62 +61,47 @@ class BitDelta(OneStepMethod):
         return int(ROOM * 2 * sum(m * n for m, n in shapes.values()) / self.compression_ratio_qt)
 
     def encode(self, matrix: Matrix, seed: int) -> Encoded:
-        return self.encode_scaled(matrix, seed, None)
-
-    def encode_scaled(self, matrix: Matrix, seed: int, mu: float | None) -> Encoded:
-        """Signs of dW (m, n) and the scale `mu`, by default mean |dW|."""
         dW = matrix.dense()
-        largest = float(dW.abs().max())
-        if largest == 0:
+        if not torch.count_nonzero(dW):
             return empty.write(matrix.shape)
-        mu = float(dW.abs().mean(dtype=torch.float64)) if mu is None else mu
         keep = LOWEST_RATIO / self.compression_ratio_qt
-        return signs.write(dW, mu, name=matrix.name, keep_ratio=keep, seed=seed)
+        return signs.write(dW, self.scale(matrix.name, dW), name=matrix.name, keep_ratio=keep, seed=seed)
+
+    def scale(self, name: str, dW: Tensor) -> float:
+        """mu of one matrix."""
+        return float(dW.abs().mean(dtype=torch.float64))
 
     def trained(self, setting: Setting) -> Method:
-        return TrainedBitDelta(method=self, setting=setting)
+        return TrainedBitDelta(**dataclasses.asdict(self), setting=setting)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedBitDelta(Method):
+class TrainedBitDelta(BitDelta):
     """BitDelta with distilled scales, which are trained when the first matrix is encoded: a finished run needs none."""
 
-    label: ClassVar = BitDelta.label
-
-    method: BitDelta
     setting: Setting
 
-    @property
-    def name(self) -> str:  # type: ignore[override]  # a class attribute would make it a unit of its own
-        return self.method.name
-
     def settings(self) -> dict[str, Any]:
-        return {
-            **self.method.settings(),
-            "distill_lr": self.method.distill_lr,
-            **self.setting.calibration.settings(),
-        }
+        return {**super().settings(), "distill_lr": self.distill_lr, **self.setting.calibration.settings()}
 
-    def expected_bytes(self, shapes: Mapping[str, tuple[int, int]]) -> int:
-        return self.method.expected_bytes(shapes)
-
-    def encode(self, matrix: Matrix, seed: int) -> Encoded:
-        return self.method.encode_scaled(matrix, seed, self._scales.get(matrix.name))
+    def scale(self, name: str, dW: Tensor) -> float:
+        return self._scales[name]
 
     @functools.cached_property
     def _scales(self) -> Mapping[str, float]:
         from quantize.bitdelta import distilled_scales  # imports the model classes of transformers
 
         source, setting = self.setting.source, self.setting
-        encoded = {name: self.method.encode(source.matrix(name), setting.seed) for name in source.matrices}
+        untrained = BitDelta(compression_ratio_qt=self.compression_ratio_qt)
+        encoded = {name: untrained.encode(source.matrix(name), setting.seed) for name in source.matrices}
         dtype = setting.finetuned.model_dtype() if setting.device.type == "cuda" else torch.float32
         return distilled_scales(
             setting.base,
             setting.finetuned,
             encoded,
             setting.calibration.sequences,
-            steps=self.method.distill_steps,
-            lr=self.method.distill_lr,
+            steps=self.distill_steps,
+            lr=self.distill_lr,
             batch=setting.batch,
             device=setting.device,
             dtype=dtype,

@@ -224,6 +224,7 @@ def impart_qt_deltas(
             seed,
             f"compression_ratio_qt={ratio}",
             f"accounting={accounting}",
+            *([f"grid={grid}"] if accounting == "bytes" else []),  # whose bytes are counted; codes are those of both
             f"preprune_ratio={beta}",
             f"C={C}",
         )

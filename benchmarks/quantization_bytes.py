@@ -128,7 +128,7 @@ def throughput(size: int, device: torch.device) -> list[list[str]]:
     """Seconds and MB/s of: a copy, unpacking codes, and base + dW for each encoding at nominal ratio 32."""
     base = torch.randn(size, size, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16).to(device)
     megabytes = base.nbytes / 1e6
-    source = sparse_matrix(size, 32.0, 0.6, 1.0, Accounting(PLAN, "bytes"))
+    source = sparse_matrix(size, 32.0, 0.6, 1.0, Accounting(PLAN, "bytes", "compact"))
     dW = torch.randn(size, size, generator=torch.Generator().manual_seed(3)) * 1e-3
     cases = {
         "sparse, 16 bit": source,

@@ -99,6 +99,8 @@ def test_a_line_of_the_accuracy_table_and_the_output_errors(tmp_path, monkeypatc
     assert float(ratio) == pytest.approx(quantization_accuracy.true_ratio(deltas), abs=0.05) and float(ratio) < 16
     errors = {name: list(map(float, cells)) for name, *cells in quantization_accuracy.output_errors(runs, 16, [0])}
     assert len(errors) == 22 and errors["mean"][0] == pytest.approx(sum(e[0] for e in errors.values()) / 22, abs=1e-4)
+    by_bytes = quantization_accuracy.impart_qt_deltas(runs, 14.0, "compact", "bytes")(0.6, 1.0, 0)
+    assert quantization_accuracy.true_ratio([by_bytes]) == pytest.approx(14, rel=0.02)  # as large as asked, not smaller
     rows = json.loads((deltas[1] / "report.json").read_text())["matrices"]
     assert errors[rows[0]["name"].removesuffix(".weight")][1] == pytest.approx(rows[0]["error"], abs=1e-4)
 

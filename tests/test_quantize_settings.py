@@ -173,9 +173,10 @@ ENCODING_FILE = '''
 import torch
 
 from impart.encodings.encoded import Encoded
-from impart.packing import pack, unpack
+from impart.packing import pack, packed_bytes, unpack
 
 TENSORS = {"codes": "packed codes", "scales": "scales"}
+FACTS = ("bits", "kept")
 
 
 def write(dW, factor):
@@ -184,6 +185,11 @@ def write(dW, factor):
     scales = (dW.abs().mean(1) * factor * 256).to(torch.float16)
     tensors = {"codes": pack(dW.flatten() > 0, 1), "scales": scales}
     return Encoded("row_signs", (m, n), tensors, {"bits": 1, "kept": [m * n]})
+
+
+def layout(shape, facts):
+    m, n = shape
+    return {"codes": ("U8", (packed_bytes(m * n, 1),)), "scales": ("F16", (m,))}
 
 
 def dense(name, encoded):

@@ -77,7 +77,9 @@ def test_the_authors_three_commands(script, tmp_path):
     done = script(
         "sparsify/sparsify_quant.py",
         "--config",
-        ROOT / "configs" / "tiny" / "code.yaml",
+        ROOT / "configs" / "rows" / "impart_qt.yaml",
+        "--config",
+        ROOT / "configs" / "tiny" / "code" / "pair.yaml",
         *sparsify_arguments(tmp_path / "d"),
     )
     assert done.code == 0, done.err

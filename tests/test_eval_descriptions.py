@@ -2,13 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from guide import read_guide
 
 from eval.run.descriptions import by_result_name, command, described
 from eval.run.prompts import TEMPLATES
@@ -108,61 +108,12 @@ def test_two_benchmarks_of_one_name_are_refused(monkeypatch):
         described.__wrapped__()
 
 
-NEW = '''
-"""Plural: does the model spell a plural? Two items.
-
-    python eval/plural.py MODEL fp32
-"""
-
-import sys
-from pathlib import Path
-
-if not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
-from eval.run.data import Source, load_items
-from eval.run.descriptions import Description
-from eval.run.options import benchmark_parser, read_options
-from eval.scoring.verdict import Verdict
-from impart.errors import run
-
-SOURCE = Source("plural", "plural.jsonl", {"word": str, "plural": str}, hub=("nobody/plural", None, "test"))
-PLURAL = Description("plural", "Plurals", items=2, answer_tokens=4, scoring="the plural occurs", source=SOURCE,
-                     template="none")
-BENCHMARKS = (PLURAL,)
+NEW = read_guide().files["eval/plural.py"]
 
 
-def score(items, texts):
-    return [Verdict(text, item["plural"], item["plural"] in text) for item, text in zip(items, texts, strict=True)]
-
-
-def main(arguments):
-    options = read_options(benchmark_parser(__doc__, PLURAL), arguments)
-    items = load_items(SOURCE, options.data, options.limit, options.subset)
-    template, prompts = prompts_for(PLURAL, [f"Question: {item['word']}?" for item in items.items], options)
-    settings = {"template": template, "data_sha256": items.sha256}
-    benchmark = Benchmark(PLURAL.name, items.items, prompts, 8, (), score, settings)
-    print_result(run_benchmark(benchmark, options), options)
-
-
-if __name__ == "__main__":
-    run(main)
-'''
-
-
-@pytest.fixture
-def copy(tmp_path) -> Path:
-    """What evaluation needs of the repository, in a folder of its own with a space in its path."""
-    folder = tmp_path / "a copy"
-    for name in ("eval", "impart"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "assets").symlink_to(ROOT / "assets")
-    return folder
-
-
-def test_a_new_benchmark_is_one_script(copy, environment):
+def test_a_new_benchmark_is_one_script(copy_of_the_suite, environment):
     """Found, asked, scored and printed in a table, with no other file touched but its line among the shell scripts."""
+    copy = copy_of_the_suite.rename(copy_of_the_suite.with_name("a copy"))
     (copy / "eval" / "plural.py").write_text(NEW)
     (copy / "eval" / "scripts" / "plural.sh").write_text(
         'source "$(dirname "${BASH_SOURCE[0]}")/_run.sh" plural.py "MODEL [fp16|bf16|fp32|auto]" "$@"\n'

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from guide import read_guide
 
 from impart.checkpoint import open_checkpoint
 from merge.method import parse_method
@@ -76,27 +77,7 @@ def test_an_error_shows_the_form_of_the_method():
         parse_method("dare_0.5")
 
 
-METHOD_FILE = '''"""The entry of largest magnitude, of all models."""
-
-from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-
-from merge.method import MergeMethod
-
-
-@dataclass(frozen=True)
-class LargestMagnitude(MergeMethod):
-    name: ClassVar = "absmax"
-    form: ClassVar = "absmax_<lambda>"
-
-    lam: float
-
-    def merge_piece(self, terms, weights):
-        high, low = torch.stack(list(terms)).amax(0), torch.stack(list(terms)).amin(0)
-        return torch.where(high >= -low, high, low).double() * self.lam
-'''
+METHOD_FILE = read_guide().files["merge/methods/absmax.py"]
 
 
 def test_a_file_in_the_folder_is_a_method(copy_of_the_suite):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from guide import read_guide
 
 from impart.artifact import open_delta
 from impart.errors import InputError
@@ -136,68 +137,9 @@ def test_help_has_the_keys_of_every_method(script):
     assert done.code == 0 and "keys of method bitdelta (BitDelta):" in done.out and "distill_lr" in done.out
 
 
-METHOD_FILE = '''
-"""Signs of dW with a scale for each row."""
+METHOD_FILE = read_guide().files["quantize/methods/row_signs.py"]
 
-from dataclasses import dataclass
-from typing import ClassVar
-
-from impart.config import option
-from impart.encodings import row_signs
-from quantize.one_step import OneStepMethod
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowSigns(OneStepMethod):
-    """One bit for each entry, mean |dW| for each row."""
-
-    name: ClassVar = "rowsigns"
-    label: ClassVar = "Row signs"
-
-    factor: float = option(1.0, help="of every scale", low=0.0)
-
-    @property
-    def seeded(self):
-        return False
-
-    def encode(self, matrix, seed):
-        return row_signs.write(matrix.dense(), self.factor)
-
-    def expected_bytes(self, shapes):
-        return sum(m * n // 8 + 2 * m for m, n in shapes.values())
-'''
-
-ENCODING_FILE = '''
-"""The signs of all entries of dW, and a scale in 16 bit for each row."""
-
-import torch
-
-from impart.encodings.encoded import Encoded
-from impart.packing import pack, packed_bytes, unpack
-
-TENSORS = {"codes": "packed codes", "scales": "scales"}
-FACTS = ("bits", "kept")
-
-
-def write(dW, factor):
-    """dW (m, n)."""
-    m, n = dW.shape
-    scales = (dW.abs().mean(1) * factor * 256).to(torch.float16)
-    tensors = {"codes": pack(dW.flatten() > 0, 1), "scales": scales}
-    return Encoded("row_signs", (m, n), tensors, {"bits": 1, "kept": [m * n]})
-
-
-def layout(shape, facts):
-    m, n = shape
-    return {"codes": ("U8", (packed_bytes(m * n, 1),)), "scales": ("F16", (m,))}
-
-
-def dense(name, encoded):
-    """dW^ (m, n) in fp32."""
-    m, n = encoded.shape
-    signs = unpack(encoded.tensors["codes"], 1, m * n).view(m, n).float() * 2 - 1
-    return signs * encoded.tensors["scales"].float()[:, None] / 256
-'''
+ENCODING_FILE = read_guide().files["impart/encodings/row_signs.py"]
 
 
 def test_a_baseline_is_one_file_and_its_bytes_are_another(copy_of_the_suite):

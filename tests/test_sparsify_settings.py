@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from guide import read_guide
 
 from impart.errors import InputError
 from impart.method import Method
@@ -117,28 +118,7 @@ def test_every_method_says_what_tables_and_plans_ask():
             assert isinstance(cls.needs_svd, bool) and isinstance(cls.usable_as_mask, bool)
 
 
-METHOD_FILE = '''
-from dataclasses import dataclass
-from typing import ClassVar
-from impart.config import option
-from impart.encodings import sparse_entries
-from sparsify.faces import SparseMethod
-
-
-@dataclass(frozen=True, kw_only=True)
-class Halves(SparseMethod):
-    """DARE without its rescaling, times a factor."""
-
-    name: ClassVar = "halves"
-    label: ClassVar = "Halves"
-    needs_svd: ClassVar = False
-
-    factor: float = option(0.5, help="of every kept entry", low=0.0)
-
-    def encode(self, matrix, seed):
-        dW = matrix.dense() * self.factor
-        return sparse_entries.write(dW, 1 / self.compression_ratio, seed=seed, name=matrix.name, rescale=False)
-'''
+METHOD_FILE = read_guide().files["sparsify/methods/halves.py"]
 
 
 def test_a_file_in_the_folder_is_a_method(copy_of_the_suite, tiny_pair):

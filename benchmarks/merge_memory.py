@@ -28,10 +28,12 @@ from safetensors.torch import load_file, save_file
 from benchmarks.side_by_side import cpu_name
 from impart.checkpoint import CheckpointWriter, TensorSpec, open_checkpoint
 from impart.config import Parser
-from impart.errors import run
+from impart.errors import InputError, run
 from impart.report import peak_memory_mib, table
 from merge.merge import main as merge_main
 from merge.method import parse_method
+from merge.methods.ta import TaskArithmetic
+from merge.methods.ties_merging import Ties
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN, INTERMEDIATE, VOCABULARY = 1024, 2816, 32000
@@ -163,9 +165,9 @@ def merge_whole_models(base_path: Path, paths: list[Path], method_text: str, out
     names = list(base)
     origin = torch.cat([base[name].flatten().float() for name in names])
     deltas = torch.stack([torch.cat([model[name].flatten().float() for name in names]) - origin for model in models])
-    if method.kind == "ta":
+    if isinstance(method, TaskArithmetic):
         merged = method.lam * deltas.sum(dim=0)
-    else:
+    elif isinstance(method, Ties):
         start = 0
         for name in names:
             part = deltas[:, start : start + base[name].numel()]
@@ -175,6 +177,8 @@ def merge_whole_models(base_path: Path, paths: list[Path], method_text: str, out
         sign = deltas.sum(dim=0).sign()
         agreeing = torch.where(sign > 0, deltas > 0, deltas < 0) & (sign != 0)
         merged = method.lam * (deltas * agreeing).sum(dim=0) / agreeing.sum(dim=0).clamp(min=1)
+    else:
+        raise InputError(f"--method {method_text}: the plain way is written for task arithmetic and TIES")
     result, start = {}, 0
     for name in names:
         stop = start + base[name].numel()

@@ -13,7 +13,6 @@ Without RATIO the pair's compression_ratio (compression_ratio_qt) is taken; METH
 or a method string like ta_0.5; MASK is none or a method. `as` names the row of the table, which is ROW otherwise.
 """
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,19 +22,27 @@ from typing import Any
 import yaml
 
 from eval.run.descriptions import Description, command, described
-from impart.config import keys_of
 from impart.errors import InputError
 from impart.method import Method
 from impart.pair import Pair, as_overrides, load_pair, pair_file, value_text
 from quantize.one_step import load_method, one_step_methods
+from reproduce.rows import (
+    RATIO_KEYS,
+    configs,
+    facts,
+    given_label,
+    relative,
+    row_content,
+    row_file,
+    row_files,
+    settings_in_name,
+)
 from reproduce.steps import DRAWN, Cell, Command, Step
 from sparsify.settings import load_settings, methods
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[1]
 WHOLE = {"base": ("backbone", "Backbone"), "finetuned": ("fine_tuned", "Fine-tuned")}  # kind -> row and its label
-RATIO_KEYS = {"sparse": "compression_ratio", "quantized": "compression_ratio_qt"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class Plan:
         ratio = ratios[0] if ratios else value_text(getattr(pair, RATIO_KEYS[kind]) or "")
         if ratio in ("", "none"):
             raise InputError(f"{pair_file(name)} has no {RATIO_KEYS[kind]} or list of ratios, and the line names none")
-        settings = {**self._row_keys(pair, row), **{key: yaml.safe_load(text) for key, text in given.items()}}
+        settings = {**pair.rows.get(row, {}), **{key: yaml.safe_load(text) for key, text in given.items()}}
         label = given_label(row) if row_name == row else row_name
         plan_delta = self._sparse if kind == "sparse" else self._quantized
         for seed, folder in plan_delta(name, pair, row, float(ratio), settings):
@@ -135,7 +142,7 @@ class Plan:
         planned = []
         overrides = [*as_overrides(settings), f"compression_ratio={value_text(ratio)}", "save_dir=x"]
         method = load_settings("sparse", row_files(name, row), overrides).method
-        named = self._named(pair, row, method, settings)
+        named = settings_in_name(pair, row, method, settings)
         for seed in self._seeds(method):
             folder = self.wanted.runs / name / f"{row}_cr{value_text(ratio)}{named}_seed{seed}"
             svd = self._svd(name, pair) if method.needs_svd else None
@@ -163,11 +170,11 @@ class Plan:
         calibrated = pair.distillation_settings if one_step else pair.calibration_settings
         if one_step:
             overrides = [*as_overrides(settings), *as_overrides(calibrated), ratio_text]
-            method: Method = load_method([str(ROOT / row_file(row))], overrides)
+            method: Method = load_method(row_files(name, row)[:1], overrides)
         else:
             overrides = [*as_overrides(settings), ratio_text, "save_dir=x"]
             method = load_settings("quantized", row_files(name, row), overrides).method
-        named = self._named(pair, row, method, settings)
+        named = settings_in_name(pair, row, method, settings)
         for seed in self._seeds(method):
             folder = self.wanted.runs / name / f"{row}_qt{value_text(ratio)}{named}_seed{seed}"
             quantize = [
@@ -320,21 +327,6 @@ class Plan:
     def _threads(self) -> tuple[str, str]:
         return "--threads", str(self.wanted.threads)
 
-    def _row_keys(self, pair: Pair, row: str) -> dict[str, Any]:
-        """What the pair says of this row alone."""
-        return dict(pair.rows.get(row, {}))
-
-    def _named(self, pair: Pair, row: str, method: Method, settings: Mapping[str, Any]) -> str:
-        """The part of a delta's name that tells settings apart: _beta0.8_C0.5. What the row fixes is in its name."""
-        fixed, keys = row_content(row), keys_of(type(method))
-        of_pair = {
-            field.name: getattr(pair, field.name)
-            for field in dataclasses.fields(Pair)
-            if field.name in keys and field.name not in RATIO_KEYS.values() and field.name not in fixed
-        }
-        chosen = {**of_pair, **settings}
-        return "".join(f"_{short(keys, key)}{value_text(value)}" for key, value in chosen.items())
-
     def _add(self, step: Step) -> None:
         if not step.targets[0].exists():
             self._steps.setdefault(step.targets[0], step)
@@ -343,43 +335,6 @@ class Plan:
 def script(*arguments: str) -> Command:
     """A script of the suite with its arguments; the interpreter is the machine's."""
     return arguments
-
-
-def row_file(row: str) -> Path:
-    """configs/rows/<row>.yaml, relative to the repository, from which every step runs."""
-    file = Path("configs") / "rows" / f"{row}.yaml"
-    if not (ROOT / file).is_file():
-        raise InputError(f"there is no {file}; a row of a table is a YAML file there, with a method and a label")
-    return file
-
-
-def row_content(row: str) -> dict[str, Any]:
-    """What a row's file says."""
-    return yaml.safe_load((ROOT / row_file(row)).read_text(encoding="utf-8")) or {}
-
-
-def given_label(row: str) -> str:
-    """What a row is called in tables; its name, said in the log, where its file does not tell."""
-    file = ROOT / "configs" / "rows" / f"{row}.yaml"
-    label = row_content(row).get("label") if file.is_file() else None
-    if file.is_file() and label is None:
-        log.warning("note: configs/rows/%s.yaml has no label; the table calls the row %r", row, row)
-    return str(label or row)
-
-
-def row_files(pair: str, row: str) -> list[str]:
-    """The YAML files of a row for a pair, as absolute paths."""
-    return [str(ROOT / row_file(row)), str(ROOT / pair_file(pair))]
-
-
-def configs(pair: str, row: str) -> tuple[str, ...]:
-    """The same as flags."""
-    return "--config", str(row_file(row)), "--config", str(relative(pair_file(pair)))
-
-
-def relative(file: Path) -> Path:
-    """A file of the repository by its path below it."""
-    return file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
 
 
 def description(benchmark: str) -> Description:
@@ -401,15 +356,3 @@ def together(benchmarks: Sequence[Description]) -> list[list[Description]]:
 def is_there(folder: Path) -> bool:
     """Whether a delta is finished."""
     return (folder / "delta.json").exists()
-
-
-def short(keys: Mapping[str, dataclasses.Field], key: str) -> str:
-    """A key's own short name where it has one: beta of preprune_ratio."""
-    aliases = keys[key].metadata["aliases"] if key in keys else ()
-    return aliases[0] if aliases else key
-
-
-def facts(pair: Pair, method: Method, seed: int) -> dict[str, Any]:
-    """What decides the bytes of a delta: models, method, its settings, and the seed where there is chance."""
-    models = {"base_model": pair.base_model, "ftm_dir": pair.ftm_dir}
-    return {**models, "method": method.name, **method.settings(), **({"seed": seed} if method.seeded else {})}

@@ -12,7 +12,7 @@ import yaml
 
 from impart import pair as pairs
 from impart.errors import InputError
-from reproduce import things
+from reproduce import rows, things
 from reproduce.provenance import check_made_by
 from reproduce.running import Machine, StepFailed, held, run_steps
 from reproduce.steps import Step, in_order, pasteable
@@ -38,8 +38,9 @@ def edited(tmp_path, monkeypatch):
     copy = tmp_path / "repository"
     shutil.copytree(ROOT / "configs", copy / "configs", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(pairs, "CONFIGS", copy / "configs")
-    monkeypatch.setattr(things, "ROOT", copy)
-    monkeypatch.setattr(things, "pair_file", lambda name: copy / "configs" / name / "pair.yaml")
+    monkeypatch.setattr(rows, "ROOT", copy)
+    for module in (rows, things):
+        monkeypatch.setattr(module, "pair_file", lambda name: copy / "configs" / name / "pair.yaml")
     monkeypatch.setattr(things, "load_pair", lambda name: pairs.load_pair(copy / "configs" / name / "pair.yaml"))
 
     def edit(pair: str, **changes) -> Path:
@@ -144,7 +145,7 @@ def test_a_row_without_a_label_is_said(tmp_path, edited, caplog):
 
 
 def step(tmp_path: Path, code: str, name: str = "out", **more) -> Step:
-    return Step("sparsify", "p", name, ((sys.executable, "-c", code),), (tmp_path / name,), **more)
+    return Step("sparsify", "p", name, (("-c", code),), (tmp_path / name,), **more)
 
 
 def test_steps_run_with_their_slots_gpu_and_their_own_cache(tmp_path, capfd):
@@ -171,8 +172,8 @@ def test_a_launcher_stands_before_every_command_and_gives_its_own_gpu(tmp_path, 
 
 
 def test_a_failed_step_says_its_last_lines_and_stops_the_plan(tmp_path):
-    bad = step(tmp_path, "print('the reason'); raise SystemExit(3)", "bad")
-    later = Step("evaluate", "p", "later", ((sys.executable, "-c", f"open({str(tmp_path / 'later')!r}, 'w')"),), ())
+    bad = step(tmp_path, "print('the ' + 'reason'); raise SystemExit(3)", "bad")
+    later = Step("evaluate", "p", "later", (("-c", f"open({str(tmp_path / 'later')!r}, 'w')"),), ())
     with pytest.raises(StepFailed) as failed:
         run_steps([bad, later], tmp_path / "runs", Machine(jobs=1))
     assert "the reason" in str(failed.value) and "command: " in str(failed.value)

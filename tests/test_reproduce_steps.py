@@ -95,8 +95,8 @@ def test_table_1_makes_each_row_by_its_yaml_and_the_svd_once(tmp_path):
         f"configs/rows/{row}.yaml" for row in ("dare", "dare", "lowrank", "impart", "impart")
     ]
     assert all("svd_dir" in line for line in sparsify if "dare" not in line)
-    evaluated = [line for line in lines if "eval/scripts/gsm8k.sh" in line]
-    assert len(evaluated) == 7 and all("eval/scripts/math.sh" in line for line in evaluated)
+    for script in ("eval/gsm8k.py", "eval/competition_math.py"):
+        assert sum(script in line for line in lines) == 7, script
 
 
 def test_tables_3_and_4_share_the_deltas_of_table_1(tmp_path):

@@ -21,10 +21,6 @@ def write_files(suite: Path) -> None:
 
 
 def ran(suite: Path, *command: object) -> str:
-    folder = suite / "bin"
-    folder.mkdir(exist_ok=True)
-    if not (folder / "python").exists():
-        (folder / "python").symlink_to(sys.executable)
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*map(str, command)], cwd=suite, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

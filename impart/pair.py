@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from impart import dtypes
 from impart.config import Layer, check_keys, fill, option, read_layers
 from impart.errors import InputError
 
@@ -27,7 +28,9 @@ class Pair:
     name: str = option(help="what tables call the pair")
     base_model: str = option(help="base model: folder or hub id")
     ftm_dir: str | None = option(None, help="fine-tuned model: folder or hub id")
-    eval_dtype: str = option("auto", help="of the evaluation: fp16, bf16, fp32, or auto: the checkpoint's own")
+    eval_dtype: str = option(
+        "auto", help="of the evaluation; auto: the checkpoint's own", choices=dtypes.choices("auto")
+    )
     template: str = option("auto", help="of AlpacaEval: llama2, llama3, mistral, openchat, or auto: the tokenizer's")
     benchmarks: list[str] = option(help="what it is asked; the first one is that of Tables 3, 4, 5 and 7")
     preprune_ratio: float | None = option(None, help="beta of ImPart", aliases=("beta",))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
+from impart.config import describe
 from impart.encodings.encoded import Encoded, Triplets, product
 from impart.svd import delta_svd
 
@@ -67,6 +68,11 @@ class Method:
     def expected_bytes(self, shapes: Mapping[str, tuple[int, int]]) -> int:
         """Upper estimate of what is stored of these matrices, by name."""
         raise NotImplementedError
+
+
+def described_methods(known: Mapping[str, type[Method]]) -> list[str]:
+    """The keys of each method, by name, for --help."""
+    return [describe(cls, f"keys of method {name} ({cls.label}):") for name, cls in known.items()]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ The keys have the names under which the scripts read them, so that a pair's file
     python merge/merge.py --config configs/tiny/merging/pair.yaml merge_method=ta_0.6 save_pth=OUT
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from impart import dtypes
-from impart.config import Layer, check_keys, fill, option, read_layers
+from impart.config import Layer, check_keys, fill, keys_of, option, read_layers
 from impart.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -66,6 +66,21 @@ class RowNotes:
 def pairs_first(layers: Sequence[Layer]) -> list[Layer]:
     """The layers, files of pairs before all others: what a row fixes wins over its pair, whatever their order."""
     return sorted(layers, key=lambda layer: not (layer.is_file and "benchmarks" in layer.values))
+
+
+def unread_keys(layers: Sequence[Layer], read: Collection[str]) -> list[str]:
+    """The keys that were given together with `method`, or after it, and are not in `read`.
+
+    What the file of a pair or a row says beside the keys of one method is for others, and not among them.
+    """
+    chosen = max((number for number, layer in enumerate(layers) if "method" in layer.values), default=0)
+    others = {*keys_of(Pair), *keys_of(RowNotes)}
+    return [
+        key
+        for layer in layers[chosen:]
+        for key in layer.values
+        if key not in read and not (layer.is_file and key in others)
+    ]
 
 
 def pair_file(name: str, configs: Path = CONFIGS) -> Path:

@@ -1,6 +1,5 @@
 """Quantizations that go from the two models to codes in one step, matrix by matrix, such as BitDelta."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +10,6 @@ from torch import Tensor
 from impart.artifact import Delta
 from impart.checkpoint import Checkpoint, open_checkpoint
 from impart.compress import compress
-from impart.config import fill, read_layers
 from impart.errors import InputError
 from impart.method import Method
 from impart.report import Report
@@ -62,16 +60,6 @@ class OneStepMethod(Method):
 def one_step_methods() -> dict[str, type[OneStepMethod]]:
     """The methods of quantize/methods/, by name."""
     return units("quantize.methods", OneStepMethod)
-
-
-def load_method(paths: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()) -> OneStepMethod:
-    """The method that files and overrides name, with its own keys; other keys are left to their readers."""
-    layers = read_layers(paths, overrides)
-    name = next((layer.values["method"] for layer in reversed(layers) if "method" in layer.values), None)
-    known = one_step_methods()
-    if name not in known:
-        raise InputError(f"method: {name} is not one of {', '.join(known)}, which read the two models themselves")
-    return fill(known[str(name)], layers, needed_by=f"method {name}").resolved()
 
 
 def quantize_models(

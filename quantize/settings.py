@@ -8,15 +8,13 @@ from impart.bit_plan import BITS, PAPER_PLAN, plan_of_columns
 from impart.config import Layer, check_keys, fill, keys_of, option, read_layers
 from impart.errors import InputError
 from impart.method import Method
-from impart.pair import Pair, RowNotes, pairs_first
+from impart.pair import Pair, RowNotes, pairs_first, unread_keys
 from quantize.matrix import Rule
 from quantize.one_step import OneStepMethod, one_step_methods
+from sparsify.faces import GRIDS
 from sparsify.settings import methods
 
 log = logging.getLogger(__name__)
-GRIDS = ("paper", "compact")
-
-
 OF_SPARSE_GPTQ = ("grid", "bits", "wbits", "true_sequential", "act_order", "groupsize", "damping")
 
 
@@ -116,11 +114,8 @@ def load_config(paths: Sequence[str] | None, overrides: Sequence[str]) -> tuple[
 def _say_unread(layers: Sequence[Layer], known: Mapping[str, type[OneStepMethod]], method: str) -> None:
     """A note for every key that was given together with this method, or after it, although it does not read it."""
     read = {*keys_of(known[method]), *keys_of(Config)} - {key for key in keys_of(Config) if _of_sparse_delta(key)}
-    chosen = max(number for number, layer in enumerate(layers) if "method" in layer.values)
-    for layer in layers[chosen:]:
-        for key in layer.values:
-            if key not in read and not (layer.is_file and key in {*keys_of(Pair), *keys_of(RowNotes)}):
-                log.warning("note: method %s does not read %s", method, key)
+    for key in unread_keys(layers, read):
+        log.warning("note: method %s does not read %s", method, key)
 
 
 def _of_sparse_delta(key: str) -> bool:

@@ -40,6 +40,7 @@ from impart.checkpoint import Checkpoint, check_named, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
 from impart.device import use_device
 from impart.errors import InputError, run
+from impart.method import described_methods
 from impart.outputs import refuse_existing
 from impart.report import Report, start_logging, table
 from quantize.calibration import Text, digest, model_tokens, text_file
@@ -95,9 +96,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
-    titles = {name: f"keys of method {name} ({cls.label}):" for name, cls in one_step_methods().items()}
-    methods = [describe(cls, titles[name]) for name, cls in one_step_methods().items()]
-    parser = Parser(__doc__, epilog="\n\n".join([describe(Config), *methods]))
+    parser = Parser(__doc__, epilog="\n\n".join([describe(Config), *described_methods(one_step_methods())]))
     parser.add_argument("model", help="fine-tuned model: folder or hub id")
     parser.add_argument("dataset", help="calibration text: c4, wikitext2, or a .txt, .jsonl or .json file")
     parser.add_argument(

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from impart.config import keys_of
+from impart.config import keys_of, read_layers
 from impart.errors import InputError
 from impart.method import Method
 from impart.pair import Pair, pair_file, value_text
+from sparsify.settings import FACES
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
-RATIO_KEYS = {"sparse": "compression_ratio", "quantized": "compression_ratio_qt"}
+RATIO_KEYS = {face: cls.ratio_key for face, cls in FACES.items()}
 
 
 def row_file(row: str) -> Path:
@@ -28,8 +27,8 @@ def row_file(row: str) -> Path:
 
 
 def row_content(row: str) -> dict[str, Any]:
-    """What a row's file says."""
-    return yaml.safe_load((ROOT / row_file(row)).read_text(encoding="utf-8")) or {}
+    """What a row's file says; InputError for a file that is no mapping in YAML."""
+    return read_layers(ROOT / row_file(row))[0].values
 
 
 def given_label(row: str) -> str:

@@ -25,7 +25,8 @@ from eval.run.descriptions import Description, command, described
 from impart.errors import InputError
 from impart.method import Method
 from impart.pair import Pair, as_overrides, load_pair, pair_file, value_text
-from quantize.one_step import load_method, one_step_methods
+from quantize.one_step import one_step_methods
+from quantize.settings import load_config
 from reproduce.rows import (
     RATIO_KEYS,
     configs,
@@ -170,7 +171,9 @@ class Plan:
         calibrated = pair.distillation_settings if one_step else pair.calibration_settings
         if one_step:
             overrides = [*as_overrides(settings), *as_overrides(calibrated), ratio_text]
-            method: Method = load_method(row_files(name, row)[:1], overrides)
+            _, found = load_config(row_files(name, row)[:1], overrides)
+            assert found is not None  # a one-step method is named
+            method: Method = found
         else:
             overrides = [*as_overrides(settings), ratio_text, "save_dir=x"]
             method = load_settings("quantized", row_files(name, row), overrides).method

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from impart.config import Layer, check_keys, describe, fill, keys_of, option, read_layers
+from impart.config import Layer, check_keys, fill, keys_of, option, read_layers
 from impart.errors import InputError
-from impart.method import Method
-from impart.pair import Pair, RowNotes, pairs_first
+from impart.method import Method, described_methods
+from impart.pair import Pair, RowNotes, pairs_first, unread_keys
 from impart.sources import Origin
 from impart.units import units
 from sparsify.faces import QuantizedMethod, SparseMethod
@@ -78,7 +78,7 @@ def load_settings(
 
 def described(face: str) -> tuple[str, ...]:
     """The keys of the face's methods, for --help."""
-    return tuple(describe(cls, f"keys of method {name} ({cls.label}):") for name, cls in methods(face).items())
+    return tuple(described_methods(methods(face)))
 
 
 def _spelled_out(face: str, layers: Sequence[Layer]) -> list[Layer]:
@@ -105,13 +105,10 @@ def _say_unread(layers: Sequence[Layer], known: dict[str, type[Method]], name: s
 
     It is no error, so that a loop over methods may carry the keys of all of them; those of a pair's file are not said.
     """
-    read = {*keys_of(known[name]), *keys_of(RunConfig)}
-    chosen = max((number for number, layer in enumerate(layers) if "method" in layer.values), default=0)
-    for layer in layers[chosen:]:
-        for key in layer.values:
-            owners = [other for other, cls in known.items() if key in keys_of(cls)]
-            if owners and key not in read and not (layer.is_file and key in keys_of(Pair)):
-                log.info("note: %s is a key of method %s; method %s does not read it", key, " and ".join(owners), name)
+    for key in unread_keys(layers, {*keys_of(known[name]), *keys_of(RunConfig)}):
+        owners = [other for other, cls in known.items() if key in keys_of(cls)]
+        if owners:
+            log.info("note: %s is a key of method %s; method %s does not read it", key, " and ".join(owners), name)
 
 
 def _where_else(face: str, name: str) -> str:

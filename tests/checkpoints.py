@@ -116,8 +116,8 @@ FAMILIES = {
 }
 
 
-def family_pair(folder: Path, family: str) -> tuple[Path, Path]:
-    """A base and a fine-tuned model of a real family, made and saved by transformers; every parameter differs."""
+def small_model(family: str, **settings):
+    """A causal language model of transformers with two layers of width 16 and random weights."""
     import transformers
 
     config = getattr(transformers, f"{family}Config")(
@@ -131,10 +131,15 @@ def family_pair(folder: Path, family: str) -> tuple[Path, Path]:
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        **FAMILIES[family],
+        **settings,
     )
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def family_pair(folder: Path, family: str) -> tuple[Path, Path]:
+    """A base and a fine-tuned model of a real family, made and saved by transformers; every parameter differs."""
     generator = torch.Generator().manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = small_model(family, **FAMILIES[family])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.ndim == 1))

@@ -499,6 +499,12 @@ def by_command(environment, *command):
     )
 
 
+def infeasible(pair, out) -> tuple[str, ...]:
+    """A command whose ratio its beta does not leave room for."""
+    models = (f"base_model={pair[0]}", f"ftm_dir={pair[1]}", f"save_dir={out}")
+    return ("sparsify/sparsify.py", *models, "compression_ratio=2", "preprune_ratio=0.8", "C=1")
+
+
 def test_from_a_shell_there_is_one_line_and_no_traceback(environment, pair, out, tmp_path):
     done = by_command(
         environment,
@@ -517,13 +523,7 @@ def test_from_a_shell_there_is_one_line_and_no_traceback(environment, pair, out,
     )
     done = by_command(
         environment,
-        "sparsify/sparsify.py",
-        f"base_model={pair[0]}",
-        f"ftm_dir={pair[1]}",
-        f"save_dir={out}",
-        "compression_ratio=2",
-        "preprune_ratio=0.8",
-        "C=1",
+        *infeasible(pair, out),
     )
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: model.layers.0.") and "take beta <= 0.75" in done.stderr
@@ -533,13 +533,7 @@ def test_from_a_shell_there_is_one_line_and_no_traceback(environment, pair, out,
 def test_debug_shows_the_traceback(environment, pair, out):
     done = by_command(
         environment,
-        "sparsify/sparsify.py",
-        f"base_model={pair[0]}",
-        f"ftm_dir={pair[1]}",
-        f"save_dir={out}",
-        "compression_ratio=2",
-        "preprune_ratio=0.8",
-        "C=1",
+        *infeasible(pair, out),
         "--debug",
     )
     assert done.returncode == 2

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
+from checkpoints import small_model, write_checkpoint
 
 from impart.architecture import is_linear, layer_of, linear_names, weight_type
 from impart.checkpoint import open_checkpoint
@@ -79,23 +79,7 @@ def test_layers_and_types_of_names():
 
 def types_of(tmp_path, kind, **settings):
     """Types and counts of the compressed set of a model that transformers makes and saves, and what is left out."""
-    import transformers
-
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        **settings,
-    )
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(tmp_path / kind)
+    small_model(kind, **settings).save_pretrained(tmp_path / kind)
     checkpoint = open_checkpoint(tmp_path / kind)
     chosen = linear_names(checkpoint)
     return Counter(map(weight_type, chosen)), [name for name in checkpoint.names() if name not in set(chosen)]

@@ -141,6 +141,20 @@ def test_a_row_without_a_label_is_said(tmp_path, edited, caplog):
     assert planned(tmp_path / "r", "sparse mine tiny/code 8").cells[0].label == "My DARE"
 
 
+def test_a_row_that_is_no_yaml_is_one_error(tmp_path, edited):
+    copy = edited("tiny/code")
+    for kind, text, said in (("sparse", "method: [\n", "valid YAML"), ("quantized", "- method\n", "must be a mapping")):
+        (copy / "configs" / "rows" / "mine.yaml").write_text(text)
+        with pytest.raises(InputError, match=said):
+            planned(tmp_path / "r", f"{kind} mine tiny/code 8")
+
+
+def test_an_unknown_key_for_a_one_step_method_stops_the_plan(tmp_path, edited):
+    edited("tiny/code", distillation_settings={"distil_steps": 3})
+    with pytest.raises(InputError, match="unknown key 'distil_steps'.*did you mean 'distill_steps'"):
+        planned(tmp_path / "r", "quantized bitdelta tiny/code 16")
+
+
 # Running
 
 

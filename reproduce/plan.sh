@@ -60,7 +60,7 @@ environment_kind() {  # the tiny pair does without vLLM and the harnesses
     echo core
 }
 
-of() { "$PYTHON" reproduce/setting.py "$1" "$2"; }  # pair key -> its value, the parts of a list with spaces between them
+of() { "$PYTHON" reproduce/setting.py "$@"; }  # pair key... -> a line each, the parts of a list with spaces between them
 
 plan() {  # flags of plan.py; the table's lines on stdin
     "$PYTHON" reproduce/plan.py "${FLAGS[@]}" "$@"

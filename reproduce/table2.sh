@@ -8,6 +8,7 @@ start table2 "wizardmath_13b wizardcoder_13b llama2_chat_13b llama2_chat_7b llam
 echo "| pair | base model | fine-tuned model | benchmarks | dtype | beta | C |"
 echo "|---|---|---|---|---|---|---|"
 for pair in $PAIRS; do
-    echo "| $(of "$pair" name) | $(of "$pair" base_model) | $(of "$pair" ftm_dir) | $(of "$pair" benchmarks)" \
-        "| $(of "$pair" eval_dtype) | $(of "$pair" preprune_ratio) | $(of "$pair" C) |"
+    values=$(of "$pair" name base_model ftm_dir benchmarks eval_dtype preprune_ratio C)
+    mapfile -t values <<< "$values"
+    printf '|'; printf ' %s |' "${values[@]}"; echo
 done

@@ -1,6 +1,6 @@
 """base + delta -> fine-tuned checkpoint, tensor by tensor."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,18 +23,23 @@ def planned_tensors(delta: Delta, base: Checkpoint, finetuned: Checkpoint | None
 
 
 def reconstructed(
-    delta: Delta, base: Checkpoint, finetuned: Checkpoint | None = None, device: torch.device | str = "cpu"
+    delta: Delta,
+    base: Checkpoint,
+    finetuned: Checkpoint | None = None,
+    device: torch.device | str = "cpu",
+    wanted: Callable[[str], bool] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of the rebuilt model, one at a time, on the CPU.
+    """(name, tensor) of the rebuilt model, one at a time: decoded matrices on the device, the others on the CPU.
 
     Without the fine-tuned model, what lies outside the compressed set comes from the artifact's extras and, where it
-    did not change, from the base; with it, from there.
+    did not change, from the base; with it, from there. `wanted`: which names; None: all.
     """
     matrices, extras = set(delta.names()), set(delta.extras())
-    for spec in progress(planned_tensors(delta, base, finetuned), what="rebuilding the model", unit="tensor"):
+    specs = [spec for spec in planned_tensors(delta, base, finetuned) if wanted is None or wanted(spec.name)]
+    for spec in progress(specs, what="rebuilding the model", unit="tensor"):
         if spec.name in matrices:
             dW = delta.reconstruct(spec.name, device=device)
-            yield spec.name, rebuilt_weight(base, spec.name, dW, spec.dtype).cpu()
+            yield spec.name, rebuilt_weight(base, spec.name, dW, spec.dtype)
         elif finetuned is not None:
             yield spec.name, finetuned.tensor(spec.name)
         else:

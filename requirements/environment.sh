@@ -74,7 +74,11 @@ install_requirements() {  # core|full
             torch=$(grep '^torch==' requirements-core.txt)
             "$PYTHON" -m pip install --quiet --index-url "$IMPART_TORCH_INDEX" "$torch" || exit 1
         fi
-        "$PYTHON" -m pip install --quiet -r "$file"
+        "$PYTHON" -m pip install --quiet -r "$file" || exit 1
+        # Every process of vLLM finds the load format `impart` by the entry point of an installed suite.
+        if "$PYTHON" -m pip show --quiet vllm 2>/dev/null; then
+            "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation -e .
+        fi
     ) || {
         echo "error: pip could not install $file into $ENVIRONMENT; its message is above" >&2
         exit 1

@@ -136,3 +136,20 @@ def copy_of_the_suite(tmp_path) -> Path:
 def tiny_pair() -> list[str]:
     """The keys of the tiny pair's code model, from any copy of the suite."""
     return ["base_model=assets/tiny/base", "ftm_dir=assets/tiny/code"]
+
+
+@pytest.fixture(scope="session")
+def tiny_deltas(tmp_path_factory) -> Callable[..., Path]:
+    """`tiny_deltas("lowrank", "math")`: the tiny pair's delta by a row's method, made once a session."""
+    from sparsify import sparsify
+
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def made(row: str, skill: str, ratio: int = 4, *settings: str) -> Path:
+        path = folder / "_".join((row, skill, str(ratio), *settings))
+        if not path.is_dir():
+            rows = ("--config", f"configs/rows/{row}.yaml", "--config", f"configs/tiny/{skill}/pair.yaml")
+            sparsify.main([*rows, f"compression_ratio={ratio}", f"save_dir={path}", "--threads", "1", *settings])
+        return path
+
+    return made

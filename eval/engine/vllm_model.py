@@ -1,6 +1,7 @@
 """The vLLM backend: the only file of the project that knows vLLM."""
 
 import importlib.util
+import json
 import logging
 import math
 import os
@@ -12,6 +13,7 @@ from eval.engine.memory import cache_bytes, gpu_memory, ram_available, refuse_fo
 from eval.engine.settings import EngineSettings
 from impart.dtypes import long_name
 from impart.errors import InputError, reason_of
+from impart.overlay import Overlay
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,16 @@ class VllmModel:
         self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
         cleanup_dist_env_and_memory()
+
+
+def delta_arguments(overlay: Overlay) -> dict[str, Any]:
+    """What an engine is started with to load base + delta, by the plugin of serve/vllm_plugin.py."""
+    return {
+        "model": str(overlay.folder),
+        "load_format": "impart",
+        "model_loader_extra_config": json.dumps({"base": overlay.base.source}),
+        "worker_extension_cls": "serve.vllm_plugin.DeltaWorker",
+    }
 
 
 def vllm_problem() -> str | None:

@@ -1,0 +1,148 @@
+"""Real vLLM: deltas over HTTP and swapped while it serves, against the checkpoints that are rebuilt from them."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from manifests import replace_tensors
+from safetensors.torch import load_file
+
+import delta as delta_script
+from eval.engine.engine import Engine
+from eval.engine.settings import EngineSettings
+from impart.errors import InputError
+from serve.swap import post, swap
+from sparsify import sparsify
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+ROOT = Path(__file__).resolve().parents[1]
+FAST = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+
+
+def prompts() -> list[str]:
+    """40 of each skill: each model answers its own and babbles on the other's."""
+    lines = [
+        line
+        for skill in ("code", "math")
+        for line in (ROOT / "assets/tiny/data" / f"{skill}_test.jsonl").read_text().splitlines()[:40]
+    ]
+    return [json.loads(line)["prompt"] for line in lines]
+
+
+def rebuilt_answers(delta: Path, folder: Path) -> list[str]:
+    """Greedy answers of the checkpoint that the delta leads to, by transformers."""
+    out = folder / f"dense_{delta.name}"
+    delta_script.main(["--merge", "--delta_path", str(delta), "--save_path", str(out), "--threads", "1"])
+    with Engine(out, EngineSettings(backend="hf", dtype="fp32")) as engine:
+        return [completion.text for completion in engine.generate(prompts(), max_tokens=32)]
+
+
+def served_answers(url: str) -> list[str]:
+    body = {"model": "impart", "prompt": prompts(), "max_tokens": 32, "temperature": 0}
+    choices = post(url, "/v1/completions", body)["choices"]
+    return [choice["text"] for choice in sorted(choices, key=lambda choice: choice["index"])]
+
+
+@pytest.fixture(scope="module")
+def url(tiny_deltas, environment, tmp_path_factory) -> Iterator[str]:
+    """The server of ImPart's delta of the code model."""
+    pytest.importorskip("vllm")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    flags = ("--swappable", "--port", str(port), "--enforce-eager", "--max-model-len", "512", "--dtype", "float32")
+    command = [sys.executable, "serve/serve.py", str(tiny_deltas("impart", "code")), *flags]
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command, cwd=ROOT, env=environment | FAST, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    address = f"http://localhost:{port}"
+    try:
+        while not healthy(address):
+            assert server.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def healthy(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health"):
+            return True
+    except OSError:
+        return False
+
+
+def test_answers_are_the_rebuilt_checkpoints_and_change_with_the_delta(url, tiny_deltas, tmp_path):
+    code, math = tiny_deltas("impart", "code"), tiny_deltas("lowrank", "math")
+    expected = {delta: rebuilt_answers(delta, tmp_path) for delta in (code, math)}
+    assert sum(a != b for a, b in zip(expected[code], expected[math], strict=True)) > 60
+    assert served_answers(url) == expected[code]
+    for delta in (math, code, math, code):
+        swap(str(delta), url)
+        assert served_answers(url) == expected[delta]
+
+
+def test_a_delta_that_does_not_fit_is_refused_and_the_old_one_goes_on(url, tiny_deltas, tmp_path):
+    code = tiny_deltas("impart", "code")
+    swap(str(code), url)
+    before = served_answers(url)
+    other = tmp_path / "other"
+    sparsify.main(
+        [
+            *("--config", "configs/rows/lowrank.yaml", "base_model=assets/tiny/chat", "ftm_dir=assets/tiny/code"),
+            *("compression_ratio=8", f"save_dir={other}", "--threads", "1"),
+        ]
+    )
+    with pytest.raises(InputError, match="is a delta of 'assets/tiny/chat' .* give that base"):
+        swap(str(other), url)
+    with pytest.raises(InputError, match="is not a delta artifact"):
+        swap(str(tmp_path / "nothing"), url)
+    damaged = shutil.copytree(tiny_deltas("impart", "math"), tmp_path / "damaged")
+    values = "model.layers.2.self_attn.q_proj.weight.s"
+    endless = torch.full_like(load_file(damaged / "layer-00002.safetensors")[values], torch.inf)
+    replace_tensors(damaged, "layer-00002.safetensors", **{values: endless})
+    # Only decoding tells that, when half of the layers are loaded already.
+    with pytest.raises(InputError, match="model.layers.2.self_attn.q_proj.weight decodes to NaN or Inf"):
+        swap(str(damaged), url)
+    assert served_answers(url) == before
+
+
+def test_the_installed_plugin_needs_no_script(tiny_deltas, environment, tmp_path):
+    """vLLM itself, with the entry point of pyproject.toml as an installation records it."""
+    pytest.importorskip("vllm")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    information = tmp_path / "site" / "impart_suite-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
+    lines = [
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
+        for group, entries in project["entry-points"].items()
+    ]
+    (information / "entry_points.txt").write_text("".join(lines))
+    ask = (
+        "import json, sys\nfrom vllm import LLM, SamplingParams\n"
+        "llm = LLM(sys.argv[1], load_format='impart', enforce_eager=True, max_model_len=512, dtype='float32')\n"
+        "greedy = SamplingParams(temperature=0, max_tokens=32)\n"
+        "outputs = llm.generate(json.loads(sys.argv[2]), greedy, use_tqdm=False)\n"
+        "json.dump([output.outputs[0].text for output in outputs], open(sys.argv[3], 'w'))\n"
+    )
+    delta, answers = tiny_deltas("lowrank", "math"), tmp_path / "answers.json"
+    paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path / "site"))), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    command = [sys.executable, "-c", ask, str(delta / "model"), json.dumps(prompts()), str(answers)]
+    done = subprocess.run(command, cwd=ROOT, env=environment | FAST | paths, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(answers.read_text()) == rebuilt_answers(delta, tmp_path)

@@ -32,6 +32,11 @@ def preprune_ratio(m: int, n: int, beta: float) -> float:
     return 1.0 - min(1.0, (1.0 - beta) * 2.0 * m * n / ((m + n) * min(m, n)))
 
 
+def beta_of(m: int, n: int, rank: int) -> float:
+    """The paper's beta that leaves `rank` singular vectors of a matrix of shape (m, n); the inverse of the above."""
+    return 1.0 - (rank + ROUNDING * min(m, n)) * (m + n) / (2.0 * m * n)  # `kept_rank` rounds down
+
+
 def largest_beta(cr: float) -> float:
     """The largest beta that `cr` leaves room for, the same for every shape: alpha >= b means beta <= 1 - 1 / (2 cr)."""
     return 1.0 - 1.0 / (2.0 * cr)
@@ -45,6 +50,16 @@ def check_feasible(name: str, m: int, n: int, cr: float, beta: float) -> None:
         raise InputError(
             f"{name} ({m} x {n}): preprune_ratio beta={beta:g} already drops b={b:.4f} of its singular vectors, more "
             f"than compression_ratio={cr:g} allows (alpha={alpha:.4f}); take beta <= {largest:g} or a higher ratio"
+        )
+
+
+def check_max_rank(name: str, m: int, n: int, cr: float, max_rank: int | None) -> None:
+    """InputError when that many singular vectors, dense, are less than the compression ratio asks for."""
+    needed = math.ceil(m * n / (cr * (m + n)))
+    if max_rank is not None and max_rank < needed:
+        raise InputError(
+            f"{name} ({m} x {n}): {max_rank} singular vectors have fewer values than compression_ratio={cr:g} "
+            f"allows; take max_rank >= {needed} or a higher ratio"
         )
 
 

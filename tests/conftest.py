@@ -43,6 +43,13 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def vllm_environment(environment) -> dict[str, str]:
+    """The same for vLLM on a CPU: a small cache and no pinning, so that it starts soon and shares the machine."""
+    quick = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+    return environment | quick
+
+
+@pytest.fixture(scope="session")
 def script(environment) -> Callable[..., Ended]:
     """`script("delta.py", "--info", path)` runs a script of the repository as a user would."""
 

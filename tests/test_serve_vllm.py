@@ -26,7 +26,6 @@ from sparsify import sparsify
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[1]
-FAST = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def prompts() -> list[str]:
@@ -54,7 +53,7 @@ def served_answers(url: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def url(tiny_deltas, environment, tmp_path_factory) -> Iterator[str]:
+def url(tiny_deltas, vllm_environment, tmp_path_factory) -> Iterator[str]:
     """The server of ImPart's delta of the code model."""
     pytest.importorskip("vllm")
     with socket.socket() as free:
@@ -65,7 +64,7 @@ def url(tiny_deltas, environment, tmp_path_factory) -> Iterator[str]:
     command = [sys.executable, "serve/serve.py", str(tiny_deltas("impart", "code")), *flags]
     with log.open("wb") as output:
         server = subprocess.Popen(
-            command, cwd=ROOT, env=environment | FAST, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=ROOT, env=vllm_environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     address = f"http://localhost:{port}"
     try:
@@ -121,7 +120,7 @@ def test_a_delta_that_does_not_fit_is_refused_and_the_old_one_goes_on(url, tiny_
     assert served_answers(url) == before
 
 
-def test_the_installed_plugin_needs_no_script(tiny_deltas, environment, tmp_path):
+def test_the_installed_plugin_needs_no_script(tiny_deltas, vllm_environment, tmp_path):
     """vLLM itself, with the entry point of pyproject.toml as an installation records it."""
     pytest.importorskip("vllm")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -143,6 +142,6 @@ def test_the_installed_plugin_needs_no_script(tiny_deltas, environment, tmp_path
     delta, answers = tiny_deltas("lowrank", "math"), tmp_path / "answers.json"
     paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path / "site"))), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     command = [sys.executable, "-c", ask, str(delta / "model"), json.dumps(prompts()), str(answers)]
-    done = subprocess.run(command, cwd=ROOT, env=environment | FAST | paths, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=vllm_environment | paths, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(answers.read_text()) == rebuilt_answers(delta, tmp_path)

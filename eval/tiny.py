@@ -11,6 +11,7 @@ task. Several models share one process, so that the backend hf imports its packa
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as `python eval/tiny.py`: import from the repository root, not from eval/
@@ -20,7 +21,8 @@ from eval.engine.models import model_name
 from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmarks
 from eval.run.data import Items, Source, load_items
 from eval.run.descriptions import Description
-from eval.run.options import Options, benchmark_parser, options_from, parse
+from eval.run.options import Options, add_weak_sandbox, benchmark_parser, options_from, parse
+from eval.scoring.programs import sandbox_layers
 from eval.scoring.tiny import CHECKS, SCORERS
 from impart.config import Parser
 from impart.errors import InputError, run
@@ -67,7 +69,10 @@ def tiny(task: str, split: str, options: Options) -> Benchmark:
         refuse_unknown_checks(items)
     template, prompts = prompts_for(skill, [item["prompt"] for item in items.items], options)
     settings = {"split": split, "template": template, "data_sha256": items.sha256}
-    return Benchmark(skill.name, items.items, prompts, MAX_TOKENS, STOP[task], SCORERS[task], settings)
+    score = SCORERS[task]
+    if task == "code":
+        score = partial(score, layers=sandbox_layers(options.weak_sandbox))
+    return Benchmark(skill.name, items.items, prompts, MAX_TOKENS, STOP[task], score, settings)
 
 
 def refuse_unknown_checks(items: Items) -> None:
@@ -85,6 +90,7 @@ def arguments_parser() -> Parser:
     """The shared flags, with several models and the tasks."""
     parser = benchmark_parser(__doc__, BENCHMARKS[0])
     parser.add_argument("--tasks", default="math,code,chat", help="comma-separated (default: math,code,chat)")
+    add_weak_sandbox(parser)
     parser.add_argument(
         "--split",
         default="test",

@@ -1,5 +1,10 @@
 """What is cut out of a completion and what is left as it is."""
 
+import json
+import os
+import time
+from pathlib import Path
+
 import pytest
 
 from eval.scoring.code import fenced_blocks, program_of, released_program_of, tabbed, untabbed
@@ -59,6 +64,21 @@ def test_tabs_are_those_of_indentation_and_of_tables():
         (f"### Instruction: x\n### Response:\n{WHOLE}", WHOLE),
         (WHOLE.replace("    ", "\t"), WHOLE),
         (f"```python\r\n{WHOLE}\r\n```".replace("\n", "\r\n").replace("\r\r", "\r"), WHOLE),
+        (f"Here it is:\n```python\n{WHOLE}```", WHOLE),  # the fence closes at the end of the last line
+        (f"Code: ```python\n{WHOLE}\n```", WHOLE),  # and opens behind prose
+        (f"````python\n{WHOLE}\n````", WHOLE),
+        (f"````\n{WHOLE}\n```` done", WHOLE),
+        (f"~~~python\n{WHOLE}\n~~~", WHOLE),
+        (f"```python\n{WHOLE}\n``` It's right.", WHOLE),
+        (f"```python\n{WHOLE}```It adds.", WHOLE),
+        (f"```python\n{WHOLE}\n\n```python\nprint(1)\n```", WHOLE),  # the first fence is never closed
+        (f"{WHOLE}\n\nExample:\n```python\nadd([1])\n```", WHOLE),  # not fenced, but its example is
+        (f"{BODY}\n```\nIt adds.", BODY),  # the fence had been opened by the prompt
+        (f"{BODY}```", BODY),
+        (f"{BODY}\n\nThis adds.\n\nIt's fine.", BODY),
+        (f"{WHOLE}\n\nThis adds.", WHOLE),
+        (f"```python {WHOLE}```", WHOLE),  # only the release's cuts find it
+        (f"```python\n{WHOLE}, '```', \"```\"\n```", f"{WHOLE}, '```', \"```\""),  # code, not a fence
         ("", ""),
         ("```python\n```", ""),
         ("```", ""),
@@ -88,6 +108,47 @@ def test_a_nested_helper_does_not_unindent_the_body():
     body = "    def add_one(x):\n        return x + 1\n    return add_one(xs)"
     assert program_of(body, "add") == body
     assert program_of(f"```python\n{body}\n```", "add") == body
+
+
+@pytest.mark.parametrize("opening", ["", "```python\n"])
+def test_an_inner_function_of_the_entry_point_s_name_does_not_unindent_the_body(opening):
+    body = "    def add(ys):\n        return sum(ys)\n    return add(xs)"
+    assert program_of(opening + body, "add") == body
+
+
+WRAPPINGS = (
+    "```python\n{}\n```",
+    "Here it is:\n```python\n{}```",
+    "Code: ```python\n{}\n```",
+    "````python\n{}\n````",
+    "```python\n{}\n``` It's done.",
+    "```\n{}\n```",
+    "```python\n{}",
+    "```bash\npip install x\n```\n\n```python\n{}\n```\nSo:\n```python\nprint(1)\n```",
+    "The solution is:\n{}\n\nThe answer is: 3",
+    "{}\n\nExample:\n```python\nprint(1)\n```",
+)
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_every_reference_of_humaneval_is_found(wrapping):
+    """As text; tests/test_eval_humaneval.py runs references."""
+    file = Path(os.environ.get("IMPART_DATA", "")) / "humaneval.jsonl"
+    if not file.is_file():
+        pytest.skip("IMPART_DATA names no folder with humaneval.jsonl")
+    for item in map(json.loads, file.read_text().splitlines()):
+        reference = untabbed(item["prompt"] + item["canonical_solution"]).strip()
+        for text in (reference, reference.replace("\n", "\r\n")):
+            assert program_of(wrapping.format(text), item["entry_point"]) == reference, item["task_id"]
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 5000, "x y\n\n" * 1000, "```" * 5000, "```\n" * 5000, "lambda:" * 5000, "9**" * 2000]
+)
+def test_a_degenerate_completion_takes_no_time(text):
+    begun = time.process_time()
+    program_of(f"def f(x):\n    return {text}", "f")
+    assert time.process_time() - begun < 3
 
 
 def test_it_is_idempotent():

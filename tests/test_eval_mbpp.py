@@ -3,8 +3,10 @@
 import ast
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ pytest.importorskip("evalplus", reason="MBPP is prompted and judged by the packa
 from eval import mbpp
 from eval.run import mbpp_items
 from eval.run.options import benchmark_parser, read_options
-from eval.scoring.mbpp import asked, judge_public, public_prompt, solution_of, stops
+from eval.scoring import mbpp as mbpp_scoring
+from eval.scoring.mbpp import asked, judge_public, longest_code, public_prompt, solutions_of, stops
 from impart.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,7 +160,13 @@ def test_evalplus_itself_agrees(plus_file, monkeypatch):
     answers += ["def convert(z):\n    return 0", "def text_match_one(t): return 3"]
     ours = [verdict.correct for verdict in benchmark.score(benchmark.items, answers)]
     theirs = []
-    for item, answer in zip(benchmark.items, answers, strict=True):
+    solutions = solutions_of(
+        answers,
+        [item["prompt"] for item in benchmark.items],
+        True,
+        [item["entry_point"] for item in benchmark.items],
+    )
+    for item, solution in zip(benchmark.items, solutions, strict=True):
         problem = problems[item["id"]]
         expected, seconds = trusted_exec(
             problem["prompt"] + problem["canonical_solution"],
@@ -169,7 +178,7 @@ def test_evalplus_itself_agrees(plus_file, monkeypatch):
             "mbpp",
             0,
             problem,
-            solution_of(answer, item["prompt"], True, item["entry_point"]),
+            solution,
             {"base": expected, "base_time": seconds},
             base_only=True,
             fast_check=True,
@@ -200,11 +209,28 @@ def test_solutions_are_sanitized_as_evalplus_does():
         "import re\n\ndef is_not_prime(n):\n\treturn helper(n)\n\ndef helper(n):\n\treturn True\n\n"
         "def unused():\n\treturn 1\nprint("
     )
-    code = solution_of(text, prompt, True, "is_not_prime")
+    code, whole = solutions_of([text] * 2, [prompt] * 2, True, ["is_not_prime", None])
     assert "helper" in code and "unused" not in code and "print" not in code and "\t" not in code
-    assert "unused" in solution_of(text, prompt, True, None)
-    for absurd in ("\0", "(" * 500, "-" * 3000 + "1"):
-        solution_of(absurd, prompt, False, "f")
+    assert "unused" in whole
+    absurd = ["\0", "(" * 500, "-" * 3000 + "1", "lambda:" * 5000]
+    assert solutions_of(absurd, [prompt] * 4, False, ["f"] * 4) == absurd  # Python's parser gives up: as they are
+
+
+def test_an_answer_is_extracted_as_by_evalplus_and_without_delay():
+    from evalplus.sanitize import code_extract
+
+    pieces = ("def f(x):", "    return x", "", "prose here", "```python", "    y", "x = 1", "(", "'''", "if x:", "# c")
+    texts = ["\n".join(random.Random(seed).choices(pieces, k=seed % 13)) for seed in range(150)]
+    assert [longest_code(text) for text in texts] == [code_extract(text) for text in texts]
+    begun = time.process_time()
+    assert longest_code("x\n" * 384) == "\n".join("x" * 384)  # every range parses: EvalPlus tries 74 thousand of them
+    assert time.process_time() - begun < 5
+
+
+def test_an_answer_whose_syntax_takes_too_long_is_tested_as_it_is(monkeypatch):
+    monkeypatch.setattr(mbpp_scoring, "EXTRACTION_SECONDS", 0.2)
+    slow = "(\n" * 384
+    assert solutions_of([slow, "x = 1\ny = 2\nno code"], [""] * 2, False, [None] * 2) == [slow, "x = 1\ny = 2"]
 
 
 def test_public_references_survive_the_extraction(public_items):

@@ -1,10 +1,12 @@
 """Every kind of hostile program, run for real, with each combination of protections that this machine offers."""
 
+import contextlib
 import logging
 import os
 import platform
 import queue
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.sandbox import Layers, Outcome, run_programs
+from eval.sandbox import Layers, Outcome, SandboxError, required_layers, run_programs, system_calls
 from eval.sandbox import pool as sandbox
 from eval.sandbox.watch import IDLE, PATIENCE, time_left
 
@@ -115,6 +117,68 @@ def test_leaving_before_the_last_line_never_passes(layers):
     passed = [program for program, outcome in zip(LEAVING, outcomes, strict=False) if outcome.passed]
     assert not passed and all(outcome.passed for outcome in outcomes[len(LEAVING) :])
     assert all(outcome.detail for outcome in outcomes)
+
+
+SEND = """
+def send(value):
+    import os
+    for word in (b"passed\\n", b" passed\\n", b"refused: x\\n", b" refused: x\\n"):
+        for descriptor in range(3, 9):
+            try: os.write(descriptor, value + word)
+            except OSError: pass
+
+def search(frame):
+    while frame:
+        for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
+            if type(value) is bytes: send(value)
+        frame = frame.f_back
+"""
+FORGERIES = {
+    "frames": "import sys\nsearch(sys._getframe())\nraise ValueError",
+    "objects": """
+import gc
+gc.unfreeze()
+for thing in gc.get_objects():
+    for value in gc.get_referents(thing):
+        if type(value) is bytes and 8 < len(value) < 80: send(value)
+raise ValueError
+""",
+    "frames, from another thread": """
+import sys, threading
+def look():
+    while True:
+        for frame in sys._current_frames().values(): search(frame)
+threading.Thread(target=look, daemon=True).start()
+raise ValueError
+""",
+    "a trace of the caller": """
+import sys
+def trace(frame, event, argument):
+    for name, value in list(frame.f_locals.items()):
+        if isinstance(value, bytes): frame.f_locals[name] = b"passed"
+    return trace
+sys.settrace(trace)
+frame = sys._getframe()
+while frame: frame.f_trace, frame = trace, frame.f_back
+raise ValueError
+""",
+    "names of the caller": "import sys\nsys._getframe(1).f_globals['_failure'] = lambda e: b'passed'\nraise ValueError",
+    "the key's descriptor": "import os\nsend(os.read(4, 99))",
+    "a refusal": "send(b'')",
+    "readiness": "import os\nos.write(3, b'ready\\n')\nsend(b'')",
+}
+
+
+def test_a_program_cannot_claim_a_verdict_or_end_the_run(layers):
+    programs = [*(SEND + text for text in FORGERIES.values()), "assert True"]
+    outcomes = run_programs(programs, layers=layers, timeout_s=5.0)
+    assert [name for name, outcome in zip(FORGERIES, outcomes, strict=False) if outcome.passed] == []
+    assert outcomes[-1].passed
+
+
+def test_a_program_finds_no_frame_of_the_worker_above_its_own():
+    walk = "import sys\nframe = sys._getframe()\nwhile frame: print(frame.f_code.co_name); frame = frame.f_back"
+    assert one(walk).output.split() == ["<module>", "_outcome", "run_and_report", "main", "<module>"]
 
 
 def test_endless_loop_is_ended_by_the_clock(layers):
@@ -274,6 +338,17 @@ def test_no_network(layers):
         assert not outcome.passed
         with pytest.raises(BlockingIOError):  # a connection would be waiting by now
             server.accept()
+
+
+def test_asyncio_runs(layers):
+    """It needs a pair of sockets, which reach nobody else."""
+    program = (
+        "import asyncio\nasync def add():\n    await asyncio.sleep(0.01)\n"
+        "    return await asyncio.to_thread(sum, [1, 2])\nassert asyncio.run(add()) == 3"
+    )
+    assert one(program, layers).passed
+    if layers.filter:
+        assert not one("import socket; socket.socketpair(type=socket.SOCK_DGRAM)", layers).passed
 
 
 def test_no_network_by_a_path(layers, tmp_path):
@@ -486,7 +561,80 @@ def test_a_worker_lost_between_two_programs_is_replaced(workers_alive):
             os.kill(process, 9)
         while workers_alive():
             time.sleep(0.01)
+        with pytest.raises(sandbox._Lost):
+            worker.run("pass", 5.0)
         assert worker.run("pass", 5.0).passed
+
+
+def test_right_programs_are_no_failures_where_everything_is_killed(workers_alive):
+    """Something kills the sandbox's processes again and again: no verdict would mean anything."""
+    done = threading.Event()
+
+    def kill():
+        while not done.wait(0.25):
+            for process in workers_alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, 9)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        with pytest.raises(SandboxError, match="harmless programs, too|worker has ended|killed"):
+            run_programs(["import time; time.sleep(0.6)"] * 2, workers=1, layers=STRONGEST)
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_program_that_kills_itself_has_failed(caplog):
+    outcomes = run_programs(["import os; os.kill(os.getpid(), 9)", "assert True"], workers=1, layers=STRONGEST)
+    assert [outcome.passed for outcome in outcomes] == [False, True]
+    assert outcomes[0].detail.startswith("lost 3 times: its process was killed after")
+
+
+def test_what_a_closed_sandbox_needs(monkeypatch):
+    weak = Layers(namespaces=False, filter=True, user=False)
+    monkeypatch.setattr(sandbox, "strongest_layers", lambda: weak)
+    with pytest.raises(SandboxError, match="does not give it namespaces of its own"):
+        run_programs(["assert True"])
+    assert required_layers(weak=True) == weak and weak.missing()
+    assert not Layers(namespaces=True, filter=True, user=True).missing()
+
+
+def test_a_library_below_tmp_stays_visible(tmp_path, monkeypatch):
+    """An interpreter or environment below /tmp: programs then have another folder of their own."""
+    if not STRONGEST.namespaces:
+        pytest.skip("no namespaces on this system")
+    folder = Path("/tmp") / f"library-{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        (folder / "found_here.py").write_text("value = 7")
+        visible, library = [*sandbox._visible(), str(folder)], [*sandbox._library(), str(folder)]
+        monkeypatch.setattr(sandbox, "_visible", lambda: visible)
+        monkeypatch.setattr(sandbox, "_library", lambda: library)
+        program = (
+            "import found_here, os, tempfile\nassert os.listdir('.') == []\n"
+            "assert tempfile.gettempdir() == os.getcwd()\nopen('x', 'w')"
+        )
+        assert one(program).passed and one(f"open('{folder}/new', 'w')").passed is False
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_the_filter_covers_all_that_outlives_a_program_in_the_kernel():
+    """Semaphores and message queues of the user, also where the audit hook is taken off."""
+    denied = system_calls._DENIED
+    assert {"semget", "semop", "semtimedop", "semctl", "msgget", "msgsnd", "msgrcv", "msgctl", "shmctl"} <= set(denied)
+    if not offered(KINDS["filter only"]):
+        pytest.skip("no system-call filter on this system")
+    bypass = (
+        "import gc\nfor thing in gc.get_objects():\n"
+        "    if getattr(thing, '__name__', '') == 'hook': thing.__globals__['_FORBIDDEN'] = ()\n"
+    )
+    calls = (
+        "import ctypes; c = ctypes.CDLL(None)\nassert c.semctl(0, 0, 0) == c.msgctl(0, 0, 0) == c.syscall(475) == -1"
+    )
+    assert one(bypass + calls, KINDS["filter only"]).passed
 
 
 def test_after_an_error_no_other_program_is_begun(monkeypatch):

@@ -1,6 +1,7 @@
 """The flags that all benchmark scripts share, as one frozen dataclass."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class Options:
     scoring: str
     chat_template: str | None
     overwrite: bool
+    weak_sandbox: bool = False  # of benchmarks that run programs
 
 
 def benchmark_parser(doc: str | None, benchmark: Description) -> Parser:
@@ -120,6 +122,18 @@ def benchmark_parser(doc: str | None, benchmark: Description) -> Parser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
     return parser
+
+
+def add_weak_sandbox(parser: Parser) -> None:
+    """The flag of benchmarks that run generated programs."""
+    parser.add_argument(
+        "--weak_sandbox",
+        "--weak-sandbox",
+        action="store_true",
+        default=os.environ.get("IMPART_WEAK_SANDBOX") == "yes",
+        help="run generated programs where the system cannot close the sandbox, too: they may read your files "
+        "(default: IMPART_WEAK_SANDBOX=yes, else an error)",
+    )
 
 
 def read_options(parser: Parser, arguments: Sequence[str]) -> Options:

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eval.sandbox.pool import Layers, Outcome, run_programs, strongest_layers
+    from eval.sandbox.pool import Layers, Outcome, SandboxError, required_layers, run_programs, strongest_layers
 
-__all__ = ["Layers", "Outcome", "run_programs", "strongest_layers"]
+__all__ = ["Layers", "Outcome", "SandboxError", "required_layers", "run_programs", "strongest_layers"]
 
 
 def __getattr__(name: str):

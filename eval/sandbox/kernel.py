@@ -46,10 +46,11 @@ def die_with_parent() -> None:
     call("prctl", PR_SET_PDEATHSIG, 9, 0, 0, 0)
 
 
-def enter_namespaces(root: Path, visible: Sequence[Path]) -> None:
+def enter_namespaces(root: Path, visible: Sequence[Path], folder: Path) -> None:
     """Own user (unless root), mount, network, ipc and host-name namespaces whose only files are `visible`, read-only.
 
     `root` is an existing empty folder; it becomes `/` for this process alone and stays empty for everybody else.
+    `folder`: one that will be there, empty, for `empty_folder`.
     """
     user, group, flags = os.getuid(), os.getgid(), CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     if user:
@@ -63,7 +64,7 @@ def enter_namespaces(root: Path, visible: Sequence[Path]) -> None:
     _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
     for path in visible:
         _show(path, root)
-    for name in ("tmp", "old"):
+    for name in (folder.relative_to("/"), "old"):
         (root / name).mkdir()
     os.chdir(root)
     call("pivot_root", b".", b"old")
@@ -121,11 +122,11 @@ def own_mounts_and_ipc() -> None:
     call("unshare", CLONE_NEWNS | CLONE_NEWIPC)
 
 
-def empty_tmp(megabytes: int) -> None:
-    """A new memory file system on /tmp, in place of the one that an earlier call has put there."""
-    if os.path.ismount("/tmp"):
-        call("umount2", b"/tmp", MNT_DETACH)
-    _mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={megabytes}m,nr_inodes=4096")
+def empty_folder(folder: str, megabytes: int) -> None:
+    """A new memory file system on `folder`, in place of the one that an earlier call has put there."""
+    if os.path.ismount(folder):
+        call("umount2", os.fsencode(folder), MNT_DETACH)
+    _mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={megabytes}m,nr_inodes=4096")
 
 
 def drop_capabilities() -> None:

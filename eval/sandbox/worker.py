@@ -4,7 +4,7 @@ It is started with an empty environment, reads one JSON object a line from its s
 put up, then one program each) and answers each with one line. Standard library only. Each program runs in a fork of it,
 so that it finds a warm interpreter and leaves nothing behind:
 
-    worker (namespaces, /tmp, clock) --fork--> the program (unprivileged, limits, filter)
+    worker (namespaces, folder, clock) --fork--> the program (unprivileged, limits, filter)
 
 Without the filter a program could fork; then a supervisor with a pid namespace of its own stands between the two.
 """
@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eval.sandbox import kernel, system_calls
-from eval.sandbox.program import with_parent
-from eval.sandbox.watch import TMP_MEGABYTES, watch
+from eval.sandbox.program import InTheProgram, run_and_report, with_parent
+from eval.sandbox.watch import FOLDER_MEGABYTES, watch
 
 # What completions import most, ready before the fork. Everything else is imported from the read-only library.
 PRELOADED = (
@@ -29,8 +29,23 @@ PRELOADED = (
 
 
 def main() -> None:
-    """Puts up the protections once, says so, then serves programs until its input ends."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    """Serves programs until the input ends. In the process of a program: runs it, with no frame above but this one."""
+    begun = []
+    try:
+        serve()
+    except InTheProgram as here:
+        begun.append(here.prepare)
+    if begun:  # only now has the exception, and with it the worker's frames, gone
+        try:
+            run_and_report(begun.pop()())
+        finally:
+            os._exit(1)
+
+
+def serve() -> None:
+    """Puts up the protections once, says so, then answers one request after the other."""
+    # Not closed with the objects: in the process of a program these numbers soon belong to other files.
+    requests, replies = os.fdopen(os.dup(0), "rb", closefd=False), os.fdopen(os.dup(1), "wb", closefd=False)
     settings = json.loads(requests.readline())
     devnull = os.open(os.devnull, os.O_RDWR)
     os.dup2(devnull, 0)
@@ -52,15 +67,16 @@ def main() -> None:
     gc.freeze()  # what is loaded now is shared by all forks; a collection would copy it page by page
     _send(replies, answer)
     # Under the filter a program is one process and leaves none behind; else a pid namespace of its own ends them all.
-    serve = functools.partial(_answer, watch) if settings["filter"] else _supervised
+    answered = functools.partial(_answer, watch) if settings["filter"] else _supervised
     while answer["ready"] and (line := requests.readline()):
-        _send(replies, serve(json.loads(line), settings, requests.fileno()))
+        _send(replies, answered(json.loads(line), settings, requests.fileno()))
 
 
 def _go_inside(settings: dict) -> None:
     """Into the namespaces, as process 1 of a new tree; the process that was started only waits for it."""
-    kernel.enter_namespaces(Path(settings["root"]), [Path(path) for path in settings["visible"]])
-    kernel.empty_tmp(TMP_MEGABYTES)
+    visible = [Path(path) for path in settings["visible"]]
+    kernel.enter_namespaces(Path(settings["root"]), visible, Path(settings["folder"]))
+    kernel.empty_folder(settings["folder"], FOLDER_MEGABYTES)
     kernel.own_process_tree()
     inside = os.fork()
     if inside:
@@ -100,7 +116,7 @@ def _answer(watching: Callable[[dict, dict, int], dict], request: dict, settings
 
 
 def _watch_apart(request: dict, settings: dict, caller: int) -> dict:
-    """`watch` with a process tree, a /tmp and shared memory that end with this process."""
+    """`watch` with a process tree, a folder and shared memory that end with this process."""
     with_parent()
     if settings["namespaces"]:
         kernel.own_mounts_and_ipc()

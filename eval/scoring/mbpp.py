@@ -6,16 +6,19 @@ same form and judged by their own assertions.
 """
 
 import base64
+import itertools
 import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evalplus.provider.utility import EOS, extra_eos_for_direct_completion, make_raw_chat_prompt
-from evalplus.sanitize import code_extract, sanitize
+from evalplus.syncheck import syntax_check
 
-from eval.sandbox import run_programs
-from eval.scoring.verdict import Verdict, verdicts_on
+from eval.sandbox import Layers
+from eval.scoring.programs import computed, verdicts_on
+from eval.scoring.verdict import Verdict
 
+EXTRACTION_SECONDS = 10.0  # for the syntax of one answer, which takes a fraction of one unless it was made to take long
 EVALPLUS_SECONDS = 65.0  # EvalPlus' own limits stop a test after a second or so; this is for what they cannot stop
 PUBLIC_SECONDS = 30.0  # the reference of item 123 needs more than 10 s on a busy core
 MEMORY_MB = 4096  # EvalPlus' limit
@@ -46,6 +49,7 @@ evaluation.unsafe_execute("mbpp", entry_point, solution, inputs, expected, limit
                           details, done)
 assert status.value == evaluation._SUCCESS and all(details), f"EvalPlus: base test {{done.value}} of {{len(inputs)}}"
 """
+_EXTRACTION = "import itertools\nfrom evalplus.syncheck import syntax_check"
 PRELOAD = ("evalplus.eval", "evalplus.gen.util")
 
 
@@ -60,18 +64,51 @@ def stops(direct: bool) -> tuple[str, ...]:
     return (*EOS, *(extra_eos_for_direct_completion("mbpp") if direct else ["\n```\n"]))
 
 
-def solution_of(text: str, prompt: str, direct: bool, entry_point: str | None) -> str:
-    """What EvalPlus tests of an answer: tabs as spaces, after its prompt if it continued one, then sanitized.
+def solutions_of(
+    texts: Sequence[str], prompts: Sequence[str], direct: bool, entry_points: Sequence[str | None]
+) -> list[str]:
+    """What EvalPlus tests of each answer: tabs as spaces, after its prompt if it continued one, then sanitized.
 
-    Without `entry_point` only the longest part that parses is taken: EvalPlus' pruning of what the function does not
+    Without an entry point only the longest part that parses is taken: EvalPlus' pruning of what the function does not
     seem to need takes away classes and helpers of six of the public references (367, 512, 601, 630, 927, 940).
+    An answer at which EvalPlus or Python's own parser gives up, or that takes too long, is tested as it is.
     """
-    text = text.replace("\t", "    ")
-    code = prompt.strip() + "\n" + text if direct else text
-    try:
-        return code_extract(code) if entry_point is None else sanitize(code, entrypoint=entry_point)
-    except (RecursionError, ValueError):  # null bytes or absurd nesting, at which Python's own parser gives up
-        return code
+    texts = [text.replace("\t", "    ") for text in texts]
+    codes = [prompt.strip() + "\n" + text if direct else text for text, prompt in zip(texts, prompts, strict=True)]
+    solutions = computed(
+        (longest_code, sanitized),
+        list(zip(codes, entry_points, strict=True)),
+        setup=_EXTRACTION,
+        timeout_s=EXTRACTION_SECONDS,
+        otherwise=None,
+        memory_mb=MEMORY_MB,
+        preload=("evalplus.sanitize",),
+    )
+    return [code if solution is None else solution for code, solution in zip(codes, solutions, strict=True)]
+
+
+def sanitized(code: str, entry_point: str | None) -> str:
+    """EvalPlus' sanitize, with a quicker search for what parses."""
+    if entry_point is None:
+        return longest_code(code)
+    import evalplus.sanitize as evalplus
+
+    evalplus.code_extract = longest_code
+    return evalplus.sanitize(code, entrypoint=entry_point)
+
+
+def longest_code(text: str) -> str:
+    """The outcome of EvalPlus' code_extract: of the ranges of lines that parse, the first of those with most text.
+
+    EvalPlus parses every range of two or more lines and compares; here the longest are tried first.
+    """
+    lines = text.split("\n")
+    filled = [0, *itertools.accumulate(bool(line.strip()) for line in lines)]  # lines with text before each line
+    ranges = itertools.combinations(range(len(lines)), 2)
+    for i, j in sorted(ranges, key=lambda ends: filled[ends[0]] - filled[ends[1] + 1]):
+        if filled[j + 1] > filled[i] and syntax_check("\n".join(lines[i : j + 1])):
+            return "\n".join(lines[i : j + 1])
+    return lines[0]
 
 
 def evalplus_program(problem: Mapping[str, Any], solution: str) -> str:
@@ -92,22 +129,26 @@ def public_program(item: Mapping[str, Any], solution: str) -> str:
 
 
 def judge_evalplus(
-    items: Sequence[Mapping[str, Any]], texts: Sequence[str], problems: Mapping[str, dict], direct: bool
+    items: Sequence[Mapping[str, Any]],
+    texts: Sequence[str],
+    problems: Mapping[str, dict],
+    direct: bool,
+    layers: Layers | None = None,
 ) -> list[Verdict]:
     """EvalPlus' verdict on the base tests of each item, in the sandbox."""
-    solutions = [
-        solution_of(text, item["prompt"], direct, item["entry_point"]) for item, text in zip(items, texts, strict=True)
-    ]
+    solutions = solutions_of(texts, [item["prompt"] for item in items], direct, [item["entry_point"] for item in items])
     programs = [
         evalplus_program(problems[item["id"]], solution) for item, solution in zip(items, solutions, strict=True)
     ]
     return verdicts_on(
-        solutions, run_programs(programs, timeout_s=EVALPLUS_SECONDS, memory_mb=MEMORY_MB, preload=PRELOAD)
+        solutions, programs, layers=layers, timeout_s=EVALPLUS_SECONDS, memory_mb=MEMORY_MB, preload=PRELOAD
     )
 
 
-def judge_public(items: Sequence[Mapping[str, Any]], texts: Sequence[str], direct: bool) -> list[Verdict]:
+def judge_public(
+    items: Sequence[Mapping[str, Any]], texts: Sequence[str], direct: bool, layers: Layers | None = None
+) -> list[Verdict]:
     """The verdict of each item's own assertions, in the sandbox."""
-    solutions = [solution_of(text, public_prompt(item), direct, None) for item, text in zip(items, texts, strict=True)]
+    solutions = solutions_of(texts, [public_prompt(item) for item in items], direct, [None] * len(items))
     programs = [public_program(item, solution) for item, solution in zip(items, solutions, strict=True)]
-    return verdicts_on(solutions, run_programs(programs, timeout_s=PUBLIC_SECONDS, memory_mb=MEMORY_MB))
+    return verdicts_on(solutions, programs, layers=layers, timeout_s=PUBLIC_SECONDS, memory_mb=MEMORY_MB)

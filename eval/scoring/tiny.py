@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eval.sandbox import run_programs
-from eval.scoring.verdict import Verdict, verdicts_on
+from eval.sandbox import Layers
+from eval.scoring.programs import verdicts_on
+from eval.scoring.verdict import Verdict
 
 SECONDS = 10.0  # per program, which takes milliseconds unless it never ends: room for a machine that is busy
 
@@ -25,10 +26,12 @@ def math_answer(completion: str) -> int | None:
     return int(numbers[-1]) if numbers else None
 
 
-def score_code(items: Sequence[Mapping[str, Any]], texts: Sequence[str], timeout_s: float = SECONDS) -> list[Verdict]:
+def score_code(
+    items: Sequence[Mapping[str, Any]], texts: Sequence[str], timeout_s: float = SECONDS, layers: Layers | None = None
+) -> list[Verdict]:
     """Each completed function, run in the sandbox on every argument list of its item."""
     programs = [program(item, text) for item, text in zip(items, texts, strict=True)]
-    return verdicts_on(texts, run_programs(programs, timeout_s=timeout_s))
+    return verdicts_on(texts, programs, layers=layers, timeout_s=timeout_s)
 
 
 def program(item: Mapping[str, Any], completion: str) -> str:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from impart import processes
+from impart.adapter import open_finetuned
 from impart.architecture import is_attention, weight_type
 from impart.artifact import Delta, open_delta
-from impart.checkpoint import check_named, open_checkpoint
+from impart.checkpoint import check_named
 from impart.compress import compress
 from impart.config import Parser, add_run_flags
 from impart.device import use_device
@@ -32,6 +33,7 @@ from impart.encodings.encoded import Encoded
 from impart.errors import InputError, run
 from impart.method import Matrix, Method
 from impart.outputs import refuse_existing
+from impart.overlay import open_base
 from impart.reconstruct import write_model
 from impart.report import Report, start_logging, table
 from impart.sources import Origin, open_source
@@ -133,17 +135,9 @@ def merge(flags: Namespace) -> None:
     inputs = (flags.delta_path, flags.base_model, flags.finetuned_model)
     refuse_existing(Path(flags.save_path), flags.overwrite, inputs)
     device, delta = use_device(flags.device, flags.threads), open_delta(flags.delta_path)
-    source = flags.base_model or delta.manifest["base"]["source"]
     check_named(flags.finetuned_model)
-    try:
-        base = open_checkpoint(source)
-    except InputError as error:
-        raise (
-            error
-            if flags.base_model
-            else InputError(f"{error} (the delta names it as its base; --base_model gives another place)")
-        ) from error
-    finetuned = open_checkpoint(flags.finetuned_model) if flags.finetuned_model else None
+    base = open_base(delta, flags.base_model)
+    finetuned = open_finetuned(flags.finetuned_model, base) if flags.finetuned_model else None
     delta.check_base(base)
     delta.verify()
     write_model(delta, base, flags.save_path, finetuned=finetuned, device=device, overwrite=flags.overwrite)

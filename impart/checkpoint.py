@@ -58,9 +58,13 @@ class Checkpoint:
     def dtype(self, name: str) -> torch.dtype:
         return self._specs[name].dtype
 
-    def file(self, name: str) -> Path:
-        """The weight file that the tensor stands in."""
+    def file(self, name: str) -> Path | None:
+        """The weight file that the tensor stands in, None where it stands in none as it is."""
         return self._files[name]
+
+    def change(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor | None:
+        """dW in fp32, where not the weight is stored but its difference to a base's; here it never is."""
+        return None
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor as stored, on the CPU, in memory of its own: no file stays mapped behind it."""
@@ -141,7 +145,12 @@ class Checkpoint:
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """A model folder or a hub id as a Checkpoint; InputError for whatever is missing, truncated or not a model."""
-    return Checkpoint(_local_folder(source) or fetch_model(str(source)), str(source))
+    return Checkpoint(source_folder(source), str(source))
+
+
+def source_folder(source: str | Path) -> Path:
+    """The folder that a model's name means, fetched from the hub where it is an id; InputError where there is none."""
+    return _local_folder(source) or fetch_model(str(source))
 
 
 def check_named(*sources: str | Path | None) -> None:

@@ -28,6 +28,9 @@ class Comparison:
 
     def delta(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
         """dW = W_finetuned - W_base (m, n) in fp32."""
+        change = self.finetuned.change(name, device)
+        if change is not None:
+            return change
         tuned = self.finetuned.tensor(name).to(device).float()
         return tuned.sub_(self.base.tensor(name).to(device).float())
 
@@ -63,6 +66,8 @@ def check_comparable(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence
 
 def _same(base: Checkpoint, finetuned: Checkpoint, name: str) -> bool:
     """Whether the parameter is in both, bit for bit; every value of either is looked at, and NaN is an error."""
+    if finetuned.change(name) is not None:
+        return False  # whatever rounding would make of it
     if name not in base or base.spec(name) != finetuned.spec(name):
         for model in (finetuned, base):
             for _ in model.blocks(name) if name in model else ():

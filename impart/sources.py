@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from impart.adapter import open_finetuned
 from impart.architecture import linear_names, select_matrices
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import model_facts
@@ -22,7 +23,9 @@ from impart.svd import delta_svd
 class Origin:
     """The keys that say which delta is compressed: two checkpoints, or a saved SVD, and which matrices of it."""
 
-    ftm_dir: str | None = option(None, help="fine-tuned model: folder or hub id", aliases=("finetuned_model",))
+    ftm_dir: str | None = option(
+        None, help="fine-tuned model: folder or hub id, or a LoRA adapter", aliases=("finetuned_model",)
+    )
     base_model: str | None = option(
         None, help="base model: folder or hub id; not needed with svd_dir", aliases=("ptm_dir",)
     )
@@ -210,7 +213,7 @@ def open_source(origin: Origin, method: Method, device: torch.device, base_neede
         # that is named has to be the one that the SVD was made from.
         left_out = len(matrices) < len(svd.names())
         named = origin.ftm_dir if left_out or is_folder(origin.ftm_dir) else None
-        source = SvdSource(svd, matrices, device, open_checkpoint(named) if named else None)
+        source = SvdSource(svd, matrices, device, open_finetuned(named) if named else None)
         check_budgets(source, method)
         if base_needed or is_folder(origin.base_model):
             svd.check_base(open_checkpoint(origin.base_model or svd.manifest["base"]["source"]))
@@ -220,7 +223,8 @@ def open_source(origin: Origin, method: Method, device: torch.device, base_neede
     if origin.base_model is None or origin.ftm_dir is None:
         raise InputError("nothing to compress: give svd_dir, or base_model and ftm_dir")
     check_named(origin.base_model, origin.ftm_dir)
-    base, finetuned = open_checkpoint(origin.base_model), open_checkpoint(origin.ftm_dir)
+    base = open_checkpoint(origin.base_model)
+    finetuned = open_finetuned(origin.ftm_dir, base)
     matrices = select_matrices(linear_names(finetuned), origin.ftm_dir, *keys)
     check_comparable(base, finetuned, matrices)
     for name in matrices:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from impart.dtypes import DTYPES
 from impart.errors import InputError, reason_of
@@ -85,6 +86,16 @@ def file_specs(file: Path) -> list[TensorSpec]:
         raise InputError(
             f"{file} holds tensors of dtype {error}, which is not supported; take a 16-bit or fp32 checkpoint"
         ) from error
+
+
+def file_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a weight file, in memory."""
+    if file.suffix != ".safetensors":
+        return load_bin(file)
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged or truncated ({error}); fetch it again") from error
 
 
 def load_bin(file: Path) -> dict[str, torch.Tensor]:

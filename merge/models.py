@@ -17,9 +17,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from impart.adapter import open_finetuned
 from impart.architecture import BUFFERS, EMBEDDING, HEAD, linear_names
 from impart.artifact import Delta, is_delta, open_delta
-from impart.checkpoint import Checkpoint, open_checkpoint, tensor_bytes
+from impart.checkpoint import Checkpoint, tensor_bytes
 from impart.dtypes import DTYPES
 from impart.errors import InputError
 from impart.weight_files import load_bin
@@ -57,6 +58,8 @@ class CheckpointRows:
 
     def _map(self, name: str) -> Tensor:
         file = self._checkpoint.file(name)
+        if file is None:
+            return self._checkpoint.tensor(name)
         if file.suffix != ".safetensors":
             return load_bin(file)[name].detach()
         with safe_open(file, "pt") as shard:
@@ -128,11 +131,16 @@ class CheckpointModel(Model):
         return self.checkpoint.companions()
 
     def open(self, name: str) -> Parameter:
-        if self.entry.premask is None or name not in self._linear:
-            return Parameter(partial(self._rows.read, self.stored_name(name)), holds_delta=False)
-        base = self._base.finite_tensor(name).to(self._device).float()
-        dW = self.checkpoint.finite_tensor(name).to(self._device).float().sub_(base)
-        return Parameter(Scratch(self.entry.premask.of_delta(name, dW), self._scratch).read, holds_delta=True)
+        stored, masked = self.stored_name(name), self.entry.premask is not None and name in self._linear
+        dW = self.checkpoint.change(stored, self._device)
+        if dW is None and not masked:
+            return Parameter(partial(self._rows.read, stored), holds_delta=False)
+        if dW is None:
+            base = self._base.finite_tensor(name).to(self._device).float()
+            dW = self.checkpoint.finite_tensor(name).to(self._device).float().sub_(base)
+        if self.entry.premask is not None and masked:
+            dW = self.entry.premask.of_delta(name, dW)
+        return Parameter(Scratch(dW, self._scratch).read, holds_delta=True)
 
 
 class DeltaModel(Model):
@@ -198,7 +206,7 @@ def open_models(
     models = [
         DeltaModel(open_delta(entry.path), base, entry, scratch, device)
         if is_delta(entry.path)
-        else CheckpointModel(open_checkpoint(entry.path), base, entry, scratch, device)
+        else CheckpointModel(open_finetuned(entry.path, base), base, entry, scratch, device)
         for entry in entries
     ]
     return sorted(models, key=lambda model: (model.identity, model.entry.weight, model.name))

@@ -33,6 +33,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from impart import processes
+from impart.adapter import open_finetuned
 from impart.architecture import layers_prefix, linear_names
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import DeltaWriter
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     check_named(flags.model, config.baseModel)
     if method is None or method.needs_text:
         text_file(flags.dataset)
-    finetuned = open_checkpoint(flags.model)
+    finetuned = open_finetuned(flags.model, open_checkpoint(config.baseModel) if config.baseModel else None)
     delta: Delta | None
     if method is not None:
         delta = quantize_models(

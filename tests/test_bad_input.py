@@ -395,7 +395,7 @@ def test_a_fine_tuned_model_that_the_delta_does_not_lead_to(merged, sparsified, 
 def test_a_base_that_has_moved(merged, copied, called, tmp_path, damaged):
     with edited(damaged) as manifest:
         manifest["base"]["source"] = str(tmp_path / "moved")
-    merged(damaged, words=(tmp_path / "moved", "--base_model gives another place"))
+    merged(damaged, words=(tmp_path / "moved", "say where its base model is with --base_model"))
 
 
 @pytest.mark.parametrize("damage", ["altered", "truncated", "missing"])

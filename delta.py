@@ -7,12 +7,12 @@ any delta artifact and writes the fine-tuned checkpoint again; --info prints an 
       --dim 5120 --save_path "delta_weight_save_path.pt"
     python delta.py --merge --finetuned_model "vanillaOVO/WizardMath-13B-V1.0" --delta_path "path of the delta" \\
       --save_path "path to save the reconstructed model"
-    python delta.py --info "path of the delta"
+    python delta.py --info "path of the delta"         (--json: for programs)
     accelerate launch delta.py --svd ...      (splits the layers over the processes)
 """
 
+import json
 from argparse import Namespace
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,12 @@ from typing import ClassVar
 
 from impart import processes
 from impart.adapter import open_finetuned
-from impart.architecture import is_attention, weight_type
-from impart.artifact import Delta, open_delta
+from impart.architecture import is_attention
+from impart.artifact import open_delta
 from impart.checkpoint import check_named
 from impart.compress import compress
 from impart.config import Parser, add_run_flags
+from impart.contents import contents, printed
 from impart.device import use_device
 from impart.dtypes import choices, parse_dtype, short_name
 from impart.encodings import empty
@@ -35,7 +36,7 @@ from impart.method import Matrix, Method
 from impart.outputs import refuse_existing
 from impart.overlay import open_base
 from impart.reconstruct import write_model
-from impart.report import Report, start_logging, table
+from impart.report import Report, start_logging
 from impart.sources import Origin, open_source
 
 MLP_RANK_FACTOR = 1.45  # the release's: mlp matrices of Llama-2 hold that much more than square ones of the same rank
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str]) -> None:
     elif flags.merge:
         merge(flags)
     else:
-        print(info(open_delta(flags.delta_path)))
+        found = contents(open_delta(flags.delta_path))
+        print(json.dumps(found, indent=2) if flags.json else printed(found))
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
@@ -58,6 +60,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     verb.add_argument("--svd", action="store_true", help="two checkpoints -> SVD delta")
     verb.add_argument("--merge", action="store_true", help="base + any delta -> checkpoint")
     verb.add_argument("--info", action="store_true", help="print what a delta holds")
+    parser.add_argument("--json", action="store_true", help="what --info prints, as JSON")
     parser.add_argument("delta", nargs="?", help="the delta, as --delta_path")
     parser.add_argument("--base_model", help="folder or hub id; --merge takes it from the delta when it is not given")
     parser.add_argument("--finetuned_model", help="folder or hub id; --merge does without it")
@@ -81,6 +84,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
     for name in needed:
         if getattr(flags, name) is None:
             raise InputError(f"--{name} is missing; `delta.py --help` shows the commands")
+    if flags.json and not flags.info:
+        raise InputError("--json goes with --info; leave it out")
     if flags.dim is not None and flags.dim < 1:
         raise InputError(f"--dim {flags.dim} must be at least 1: it is the rank that is kept")
     return flags
@@ -125,7 +130,7 @@ def svd(flags: Namespace) -> None:
         report=Report(vars(flags)),
     )
     if delta is not None:
-        print(info(delta))
+        print(printed(contents(delta)))
     processes.leave()
 
 
@@ -142,64 +147,6 @@ def merge(flags: Namespace) -> None:
     delta.verify()
     write_model(delta, base, flags.save_path, finetuned=finetuned, device=device, overwrite=flags.overwrite)
     print(f"{flags.save_path}: {base.source} + {delta.path} ({delta.manifest['method']})")
-
-
-def info(delta: Delta) -> str:
-    """Method and settings, a line per type of matrix, and nominal against true sizes in bytes."""
-    manifest, sizes = delta.manifest, delta.sizes()
-    settings = ", ".join(f"{key}={value}" for key, value in manifest["settings"].items() if value is not None)
-    lines = [
-        f"{delta.path}: {manifest['kind']} delta, method {manifest['method']} ({settings}), seed {manifest['seed']}",
-        f"base:       {manifest['base']['source']} (fingerprint {manifest['base']['fingerprint'][:12]})",
-        f"fine-tuned: {manifest['finetuned']['source']}",
-        "",
-        type_table(delta),
-        "",
-        f"{len(manifest['extras'])} extra parameters outside the compressed set changed and are stored whole",
-        "",
-    ]
-    nominal = manifest["settings"].get("compression_ratio_qt") or manifest["settings"].get("compression_ratio")
-    headers = sum(shard["header_bytes"] for shard in manifest["shards"].values())
-    parts = [(f"  {title}", "", f"{size:,}", "") for title, size in delta.parts().items()]
-    rows = [
-        (
-            "linear layers, values only",
-            f"{sizes.linear_dense:,}",
-            f"{sizes.values:,}",
-            f"{sizes.linear_dense / max(sizes.values, 1):.2f}",
-        ),
-        *parts,
-        ("  headers of shards", "", f"{headers:,}", ""),
-        ("linear layers, all bytes", f"{sizes.linear_dense:,}", f"{sizes.linear:,}", f"{sizes.linear_ratio:.2f}"),
-        ("extras", "", f"{sizes.extras:,}", ""),
-        ("delta.json", "", f"{sizes.manifest:,}", ""),
-        ("whole checkpoint", f"{sizes.checkpoint:,}", f"{sizes.total:,}", f"{sizes.checkpoint_ratio:.2f}"),
-    ]
-    title = f"bytes (nominal ratio {nominal:g})" if nominal else "bytes"
-    return "\n".join(lines) + "\n" + table(rows, (title, "16 bit / as stored", "delta", "ratio"))
-
-
-def type_table(delta: Delta) -> str:
-    """A line per weight type and shape: number of matrices, mean rank, kept values and their ratio, bytes."""
-    groups = defaultdict(list)
-    for name, entry in delta.manifest["matrices"].items():
-        groups[weight_type(name), tuple(entry["shape"])].append(entry)
-    rows = []
-    for (kind, (m, n)), entries in groups.items():
-        ranks = [entry["rank"] for entry in entries if "rank" in entry]
-        kept, count = sum(sum(entry["kept"]) for entry in entries), len(entries)
-        rows.append(
-            (
-                kind,
-                f"{m} x {n}",
-                count,
-                f"{sum(ranks) / len(ranks):.1f}" if ranks else "dense",
-                f"{kept // count:,}",
-                f"{m * n * count / kept:.2f}" if kept else "empty",
-                f"{sum(entry['bytes'] for entry in entries) // count:,}",
-            )
-        )
-    return table(rows, ("weight type", "shape", "matrices", "mean rank", "kept values", "value ratio", "bytes"))
 
 
 if __name__ == "__main__":

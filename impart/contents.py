@@ -1,0 +1,105 @@
+"""What a delta holds: the numbers of `delta.py --info`, and how they are printed."""
+
+from collections import defaultdict
+from typing import Any
+
+from impart.architecture import weight_type
+from impart.artifact import Delta
+from impart.report import table
+
+
+def contents(delta: Delta) -> dict[str, Any]:
+    """Method and settings, an entry per type and shape of matrix, nominal ratio and true sizes in bytes; plain JSON."""
+    manifest, sizes = delta.manifest, delta.sizes()
+    return {
+        "path": str(delta.path),
+        **{key: manifest[key] for key in ("kind", "method", "settings", "seed", "base", "finetuned")},
+        "types": _types(delta),
+        "extras": len(manifest["extras"]),
+        "nominal_ratio": manifest["settings"].get("compression_ratio_qt")
+        or manifest["settings"].get("compression_ratio"),
+        "bytes": {
+            "linear": {"dense": sizes.linear_dense, "values": sizes.values, "delta": sizes.linear},
+            "parts": delta.parts(),
+            "headers": sum(shard["header_bytes"] for shard in manifest["shards"].values()),
+            "extras": sizes.extras,
+            "manifest": sizes.manifest,
+            "checkpoint": {"dense": sizes.checkpoint, "delta": sizes.total},
+        },
+        "ratios": {"linear": sizes.linear_ratio, "checkpoint": sizes.checkpoint_ratio},
+    }
+
+
+def _types(delta: Delta) -> list[dict[str, Any]]:
+    """Per weight type and shape: number of matrices, mean rank (None: dense), and means of kept values and bytes."""
+    groups = defaultdict(list)
+    for name, entry in delta.manifest["matrices"].items():
+        groups[weight_type(name), tuple(entry["shape"])].append(entry)
+    found = []
+    for (kind, (m, n)), entries in groups.items():
+        ranks = [entry["rank"] for entry in entries if "rank" in entry]
+        kept, count = sum(sum(entry["kept"]) for entry in entries), len(entries)
+        found.append(
+            {
+                "weight_type": kind,
+                "shape": [m, n],
+                "matrices": count,
+                "mean_rank": sum(ranks) / len(ranks) if ranks else None,
+                "kept": kept // count,
+                "value_ratio": m * n * count / kept if kept else None,
+                "bytes": sum(entry["bytes"] for entry in entries) // count,
+            }
+        )
+    return found
+
+
+def printed(found: dict[str, Any]) -> str:
+    """The contents for people: three lines of what it is, a line per type of matrix, nominal against true sizes."""
+    settings = ", ".join(f"{key}={value}" for key, value in found["settings"].items() if value is not None)
+    head = f"{found['path']}: {found['kind']} delta, method {found['method']} ({settings}), seed {found['seed']}"
+    lines = [
+        head,
+        f"base:       {found['base']['source']} (fingerprint {found['base']['fingerprint'][:12]})",
+        f"fine-tuned: {found['finetuned']['source']}",
+        "",
+        _type_table(found["types"]),
+        "",
+        f"{found['extras']} extra parameters outside the compressed set changed and are stored whole",
+        "",
+        _size_table(found),
+    ]
+    return "\n".join(lines)
+
+
+def _type_table(types: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            one["weight_type"],
+            f"{one['shape'][0]} x {one['shape'][1]}",
+            one["matrices"],
+            "dense" if one["mean_rank"] is None else f"{one['mean_rank']:.1f}",
+            f"{one['kept']:,}",
+            "empty" if one["value_ratio"] is None else f"{one['value_ratio']:.2f}",
+            f"{one['bytes']:,}",
+        )
+        for one in types
+    ]
+    return table(rows, ("weight type", "shape", "matrices", "mean rank", "kept values", "value ratio", "bytes"))
+
+
+def _size_table(found: dict[str, Any]) -> str:
+    sizes, ratios, nominal = found["bytes"], found["ratios"], found["nominal_ratio"]
+    linear, whole = sizes["linear"], sizes["checkpoint"]
+    dense, values = f"{linear['dense']:,}", linear["values"]
+    rows = [
+        ("linear layers, values only", dense, f"{values:,}", f"{linear['dense'] / max(values, 1):.2f}"),
+        *((f"  {title}", "", f"{size:,}", "") for title, size in sizes["parts"].items()),
+        ("  headers of shards", "", f"{sizes['headers']:,}", ""),
+        ("linear layers, all bytes", dense, f"{linear['delta']:,}", f"{ratios['linear']:.2f}"),
+        ("extras", "", f"{sizes['extras']:,}", ""),
+        ("delta.json", "", f"{sizes['manifest']:,}", ""),
+        ("whole checkpoint", f"{whole['dense']:,}", f"{whole['delta']:,}", f"{ratios['checkpoint']:.2f}"),
+    ]
+    return table(
+        rows, (f"bytes (nominal ratio {nominal:g})" if nominal else "bytes", "16 bit / as stored", "delta", "ratio")
+    )

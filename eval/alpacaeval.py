@@ -23,7 +23,7 @@ if not __package__:  # run as `python eval/alpacaeval.py`: import from the repos
 from eval.run.benchmark import Benchmark, print_result, prompts_for, result_name, run_benchmark
 from eval.run.data import Items, Source, find_file, load_items
 from eval.run.descriptions import Description
-from eval.run.options import Options, benchmark_parser, only_one_scoring, options_from, parse
+from eval.run.options import Options, benchmark_parser, options_from, parse
 from eval.scoring.judge import Judge, check_judge
 from eval.scoring.winrate import LENGTH_CONTROLLED, PLAIN, Comparison, chosen_metric, is_official
 from impart.config import Parser
@@ -67,7 +67,6 @@ def reference_answers(options: Options) -> tuple[Items, bool]:
 
 def alpacaeval(options: Options, judge: Judge, metric: str, gamed: Path | None) -> Benchmark:
     """The benchmark as the paper ran it. The judge and its data are checked before anything is generated."""
-    only_one_scoring(options, ALPACAEVAL)
     items, official = reference_answers(options)
     metric = chosen_metric(metric, official, gamed)
     benchmark = ALPACAEVAL.name if metric == LENGTH_CONTROLLED else "alpacaeval_plain"

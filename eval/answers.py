@@ -7,21 +7,37 @@ GSM8K  The release looks for "the answer is" but splits at "the answer is:", so 
        number of the whole completion; it reads 1,234,567 as 1,234, and 1/0 as 1. Here the colon is optional, commas
        between groups of three digits belong to the number, \frac{a}{b} is a fraction, and a/0 is no number.
 MATH   The release wants exactly "The answer is: "; here the space after the colon may be missing or a line break. An
-       empty answer is none. Equality here also ignores $...$, \boxed{...}, units and thousands commas, and compares
-       plain numbers exactly (0.25 = \frac{1}{4}, alone or as elements of a tuple); the release compares texts.
-       Neither reorders lists, simplifies expressions or reads \boxed{...} as an answer by itself.
+       empty answer is none, and an answer also ends at an end token, an empty line or the next sentence. Equality here
+       also ignores $...$, **...**, \boxed{...}, units, what is counted and thousands separators, knows Unicode's signs,
+       and compares plain numbers exactly (0.25 = \frac{1}{4}, alone or as elements of a tuple); the release compares
+       texts. Neither reorders lists, simplifies expressions or reads \boxed{...} as an answer by itself.
+
+scoring="math_verify" is neither: eval/scoring/packaged.py asks the package math-verify.
 """
 
 import math
 import re
 from fractions import Fraction
 
-from eval.scoring.latex import elements, last_boxed, normal_form, rational, release_form
+from eval.scoring.latex import (
+    DASHES,
+    elements,
+    fraction_form,
+    joined_thousands,
+    last_boxed,
+    normal_form,
+    rational,
+    release_form,
+)
 
 GROUPED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 VALUE = rf"(?:{GROUPED}(?:\.[0-9]+)?|\.[0-9]+)"
 FRACTION = rf"\\[dt]?frac\{{({VALUE})\}}\{{({VALUE})\}}"
 FIRST_NUMBER = re.compile(rf"([-+]?)\s?\$?\s?(?:{FRACTION}|({VALUE})(?:\s?/\s?({VALUE}))?)")
+END_TOKEN = r"</s>|<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|<eos>|<end_of_turn>"
+SENTENCE = r"(?:[A-Z][a-z']+|I)(?:[ ,]+[a-z'])"  # how the next one begins
+ANSWER_END = re.compile(rf"{END_TOKEN}|\.\s*\n|\n\s*\n|(?:\.\s+|\n\s*)(?={SENTENCE})")
+LONGEST_ANSWER = 2000  # characters; longer ones are compared as they are
 RELEASE_NUMBER = re.compile(r"[\-+]?\d*[\.,/]?\d+")
 
 
@@ -46,7 +62,7 @@ def gsm8k_gold(solution: str) -> float | None:
 
 def first_number(text: str) -> float | None:
     r"""The first number of a text: 1,234.5   -7   $20   3/4   \frac{3}{4}; None when there is none."""
-    text = text.replace("{,}", ",").replace("−", "-").replace(r"\$", "$")
+    text = joined_thousands(text.replace("{,}", ",").translate(DASHES)).replace(r"\$", "$")
     found = FIRST_NUMBER.search(text)
     if not found:
         return None
@@ -56,13 +72,14 @@ def first_number(text: str) -> float | None:
 
 
 def math_answer(text: str, scoring: str = "paper") -> str | None:
-    r"""The text after the last "The answer is: " up to ".\n", without a full stop at its end."""
-    pattern = "The answer is: " if scoring == "release" else r"The answer is:\s?"
-    found = list(re.finditer(pattern, text))
-    if not found:
+    r"""The text after the last "The answer is: " up to its end, which the release sees in ".\n" alone."""
+    _, marker, tail = text.rpartition("The answer is: " if scoring == "release" else "The answer is:")
+    if not marker:
         return None
-    answer = text[found[-1].end() :].split(".\n")[0].strip().removesuffix(".").strip()
-    return answer if answer or scoring == "release" else None
+    if scoring == "release":
+        return tail.split(".\n")[0].strip().removesuffix(".").strip()
+    tail = tail.replace("\r\n", "\n").strip()
+    return ANSWER_END.split(tail, maxsplit=1)[0].strip().removesuffix(".").strip() or None
 
 
 def math_equal(a: str | None, b: str | None, scoring: str = "paper") -> bool:
@@ -74,6 +91,8 @@ def math_equal(a: str | None, b: str | None, scoring: str = "paper") -> bool:
             return release_form(a) == release_form(b)
         except ValueError:
             return a == b
+    if max(len(a), len(b)) > LONGEST_ANSWER:
+        return a.strip() == b.strip()
     return _same(normal_form(a), normal_form(b))
 
 
@@ -84,6 +103,7 @@ def math_gold(solution: str) -> str | None:
 
 def _same(a: str, b: str) -> bool:
     """Equal texts, equal numbers, or tuples, lists and matrices that are equal element by element."""
+    a, b = fraction_form(a), fraction_form(b)
     if a == b:
         return True
     x, y = rational(a), rational(b)

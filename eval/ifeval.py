@@ -20,7 +20,7 @@ if not __package__:  # run as `python eval/ifeval.py`: import from the repositor
 from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
 from eval.run.data import Source, load_items
 from eval.run.descriptions import Description
-from eval.run.options import Options, benchmark_parser, only_one_scoring, options_from, parse
+from eval.run.options import Options, benchmark_parser, options_from, parse
 from eval.run.results import mean_score
 from eval.scoring.ifeval import FIELDS, SCORED, check_harness, check_item, check_punkt, metrics_of, needs_punkt, score
 from eval.scoring.verdict import Verdict
@@ -42,7 +42,6 @@ MAX_TOKENS = 1280  # max_gen_toks of the harness' task, which stops at nothing b
 
 def ifeval(options: Options, without_punkt: bool) -> Benchmark:
     """The benchmark as the paper ran it: bare prompts, the harness' settings. Checks everything before generating."""
-    only_one_scoring(options, IFEVAL)
     items = load_items(SOURCE, options.data, None if without_punkt else options.limit, options.subset)
     if without_punkt:
         items = replace(items, items=[item for item in items.items if not needs_punkt(item)][: options.limit])

@@ -22,7 +22,7 @@ from eval.engine.models import ModelSource
 from eval.run.benchmark import Benchmark, print_result, run_benchmark
 from eval.run.descriptions import Description
 from eval.run.mbpp_items import EVALPLUS, chosen_file, evalplus_items, public_items
-from eval.run.options import Options, add_weak_sandbox, benchmark_parser, only_one_scoring, read_options
+from eval.run.options import Options, add_weak_sandbox, benchmark_parser, read_options
 from eval.scoring.programs import sandbox_layers
 from impart.errors import InputError, run
 from impart.tokenizer import load_tokenizer
@@ -44,7 +44,6 @@ def mbpp(options: Options) -> Benchmark:
         from eval.scoring.mbpp import MAX_TOKENS, asked, judge_evalplus, judge_public, public_prompt, stops
     except ImportError as error:
         raise InputError(f"MBPP needs the package evalplus ({error}): pip install evalplus") from error
-    only_one_scoring(options, MBPP)
     layers = sandbox_layers(options.weak_sandbox)
     source, path = chosen_file(options)
     tokenizer = chat_tokenizer(options)

@@ -175,7 +175,7 @@ def leaderboard(scored: Sequence[Scored]) -> str:
         runs: dict[tuple, list[Scored]] = {}
         for one in scored:
             if one.benchmark == benchmark:
-                runs.setdefault((one.model, one.method, one.ratio), []).append(one)
+                runs.setdefault((one.model, one.method, one.ratio, one.mark), []).append(one)
         ranked = sorted(
             ((key, cell(group)) for key, group in runs.items()), key=lambda pair: (-pair[1].mean, str(pair[0]))
         )
@@ -189,7 +189,7 @@ def leaderboard(scored: Sequence[Scored]) -> str:
                 f"{found.byte_ratio:.1f}" if found.byte_ratio else "",
                 str(found),
             ]
-            for rank, ((model, method, ratio), found) in enumerate(ranked, start=1)
+            for rank, ((model, method, ratio, _), found) in enumerate(ranked, start=1)
         ]
         parts.append("\n".join(aligned(lines)))
     return "\n\n".join(parts)
@@ -210,7 +210,7 @@ def markdown(benchmark: str, whole: Mapping[str, Cell], rows: Mapping[str, Mappi
 
 def overview_rows(grids: Mapping) -> list[tuple]:
     """benchmark, method, nominal and true ratio, mean and interval: one line per cell, after a header."""
-    lines: list[tuple] = [("benchmark", "method", "ratio", "byte_ratio", "mean", "low", "high", "seeds")]
+    lines: list[tuple] = [("benchmark", "method", "ratio", "byte_ratio", "mean", "low", "high", "seeds", "mark")]
     for benchmark, (whole, rows) in grids.items():
         for label, ratio, found in [
             *((name, "", one) for name, one in whole.items()),
@@ -227,6 +227,7 @@ def overview_rows(grids: Mapping) -> list[tuple]:
                     f"{found.low:.3f}",
                     f"{found.high:.3f}",
                     found.seeds,
+                    found.mark,
                 )
             )
     return lines

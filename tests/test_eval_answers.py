@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ GSM8K = [
     ("The answer is: 5. Checked: the answer is 7.", 7, 5),  # the release splits at the colon alone
     ("The answer is: -12", -12, -12),
     ("The answer is: −12", -12, 12),  # a Unicode minus
+    ("The answer is: –12", -12, 12),  # an en dash
+    ("The answer is: 12\\,345", 12345, 12),
+    ("The answer is: **18**", 18, 18),
     ("The answer is: +4", 4, 4),
     ("The answer is: $20", 20, 20),
     ("The answer is: -$5", -5, 5),
@@ -105,6 +109,18 @@ def test_a_very_long_completion_is_read_in_linear_time():
     assert math_equal("{" * 50_000, "}" * 50_000) is False
     assert math_equal("\\frac" * 20_000, "1") is False
     assert math_equal("9" * 10_000, "9" * 10_000) is True
+    begun = time.process_time()
+    for text in (
+        "\\boxed{" * 250,
+        "\\pi" * 500 + "/",
+        "9" * 1999 + "/",
+        "(" * 1999,
+        "a " * 999,
+        "1 2/" * 499,
+        "\\frac" * 333,
+    ):
+        assert math_equal(text, "1") is False
+    assert time.process_time() - begun < 2
 
 
 MATH_ANSWERS = [
@@ -123,6 +139,26 @@ MATH_ANSWERS = [
     ("\\boxed{5}", None),
     ("", None),
 ]
+
+# Ends of an answer that the release's rule does not see.
+MATH_ENDS = [
+    ("The answer is: 5.\r\n\r\nI hope this helps.", "5"),
+    ("The answer is: 7. I hope it is correct.", "7"),
+    ("The answer is: $7$. This is it.", "$7$"),
+    ("The answer is: 7\nI hope it is correct.", "7"),
+    ("The answer is: 7\n\nbecause of this", "7"),
+    ("The answer is: 5</s>", "5"),
+    ("The answer is: 5.</s></s>", "5"),
+    ("The answer is: 5<|im_end|>\n<|im_start|>user", "5"),
+    ("The answer is: 3.5 and 4.5", "3.5 and 4.5"),
+    ("The answer is: \\begin{pmatrix}\n1 \\\\\nA\n\\end{pmatrix}", "\\begin{pmatrix}\n1 \\\\\nA\n\\end{pmatrix}"),
+    ("The answer is: Dr. X", "Dr. X"),
+]
+
+
+@pytest.mark.parametrize(("text", "answer"), MATH_ENDS)
+def test_where_an_answer_ends(text, answer):
+    assert math_answer(text) == answer
 
 
 @pytest.mark.parametrize(("text", "answer"), MATH_ANSWERS)
@@ -191,7 +227,64 @@ MATH_EQUAL = [
     ("5 \\mbox{ cm}^2", "5", True, False),
     ("5 cm", "5", True, False),
     ("10 square units", "10", True, False),
-    ("5 apples", "5", False, False),  # no unit that is known
+    ("5 apples", "5", True, False),  # what is counted
+    ("5 red apples", "5", True, False),
+    ("5 dozen", "5", False, False),  # another number
+    ("3 quarters", "3", False, False),
+    ("5 million dollars", "5", False, False),
+    ("2 pi", "2", False, False),
+    ("5 x", "5", False, False),
+    ("5 squared", "5", False, False),
+    ("1 1/2", "\\frac{11}{2}", False, True),
+    ("1 1/2", "1\\frac{1}{2}", True, False),
+    ("1 1/2", "\\frac{3}{2}", True, False),
+    ("(1 1/2, 2)", "(\\frac{3}{2}, 2)", True, False),
+    ("3 5", "35", False, True),  # the release leaves out every space
+    ("x^2 3", "x^23", False, True),
+    ("\\frac 3 4", "\\frac34", True, True),
+    ("12\\,345", "12345", True, False),
+    ("1\\,234\\,567", "1,234,567", True, False),
+    ("10~000", "10000", True, False),
+    ("(1\\,23)", "(123)", False, False),
+    ("\\boxed{\\boxed{10}}", "10", True, False),
+    ("\\boxed{3}, \\boxed{5}", "3,5", True, False),
+    ("\\boxed{3}\\boxed{5}", "35", False, False),
+    ("\\fbox{7}", "7", True, False),
+    ("x = \\boxed{7}", "7", True, False),
+    ("$\\boxed{\\$40}$", "\\$40", True, False),
+    ("–5", "-5", True, False),  # en dash
+    ("—5", "-5", True, False),
+    ("5‑3", "5-3", True, False),
+    ("2\\pi/3", "\\frac{2\\pi}{3}", True, False),
+    ("-\\pi/4", "\\frac{-\\pi}{4}", True, False),
+    ("(1+\\sqrt5)/2", "\\frac{1+\\sqrt{5}}{2}", True, False),
+    ("3\\sqrt{3}/4", "\\frac{3\\sqrt{3}}{4}", True, False),
+    ("(2\\pi/3, 1)", "(\\frac{2\\pi}{3}, 1)", True, False),
+    ("1/2\\pi", "\\frac{1}{2\\pi}", False, False),  # one half of pi, or one over two pi
+    ("1+\\pi/3", "\\frac{1+\\pi}{3}", False, False),
+    ("x/yz", "\\frac{x}{yz}", False, False),
+    ("**5**", "5", True, False),
+    ("5**", "5", True, False),
+    ("`5`", "5", True, False),
+    ("2**3", "23", False, False),
+    ("(B)", "B", True, False),
+    ("(B)", "\\text{B}", True, False),
+    ("(B)", "b", False, False),
+    ("(a)", "a", False, False),
+    ("Even", "even", True, False),
+    ("\\text{Monday}", "monday", True, False),
+    ("EVEN", "even", False, False),
+    ("AB", "ab", False, False),
+    ("X", "x", False, False),
+    ("2√3", "2\\sqrt{3}", True, False),
+    ("√(x+1)", "\\sqrt{x+1}", True, False),
+    ("2√3", "\\sqrt{23}", False, False),
+    ("√34", "\\sqrt{3}4", False, False),
+    ("2π", "2\\pi", True, False),
+    ("[0, ∞)", "[0,\\infty)", True, False),
+    ("x²", "x^2", True, False),
+    ("x²", "x2", False, False),
+    ("½", "0.5", True, False),
     ("99\\pi \\text{ square inches}", "99\\pi", True, True),
     ("\\text{even}", "even", True, False),
     ("\\text{(A)}", "(A)", True, False),
@@ -262,6 +355,18 @@ def data_file(name: str) -> list[dict]:
 
 
 FORMS = ("Some sums. The answer is: {}.\n", "The answer is: {}", "First 3 * 4 = 12.\nThe answer is: {}.")
+WRAPPED = (
+    "The answer is: ${}$.",
+    "The answer is: \\(\\boxed{{{}}}\\).",
+    "The answer is: \\boxed{{\\boxed{{{}}}}}",
+    "The answer is: **{}**",
+    "**The answer is: {}**",
+    "The answer is: {}.\r\n\r\nI hope this helps.",
+    "The answer is: {}. I hope it is correct.",
+    "The answer is: {}</s>",
+    "The answer is: {}\n\nSo we are done.",
+    "The answer is:\n\\[{}\\]",
+)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -287,6 +392,15 @@ def test_every_math_gold_answer_scores(form):
     # By the release's rule one does not: its gold answer ends in a full stop, which is cut from the completion alone.
     wrong = [gold for gold in golds if not math_equal(math_answer(form.format(gold), "release"), gold, "release")]
     assert wrong in ([], ["\\frac{7}{5} + \\frac{1}{5} i."])
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_every_gold_answer_scores_in_every_wrapping(form):
+    golds = {math_gold(item["solution"]) for item in data_file("math_test.jsonl")}
+    assert [gold for gold in golds if not math_equal(math_answer(form.format(gold)), gold)] == []
+    numbers = {item["answer"].split("#### ")[1] for item in data_file("gsm8k_test.jsonl")}
+    wrong = [one for one in numbers if not gsm8k_equal(gsm8k_answer(form.format(one)), first_number(one))]
+    assert wrong == []
 
 
 def test_math500_agrees_on_the_gold_answers():

@@ -3,9 +3,12 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
+from eval.report.cells import average
+from eval.report.scored import mark_of
 from eval.run.results import wilson_interval
 from eval.tables import Scored, cell, grid, main, markdown, read_results
 from impart.errors import InputError
@@ -68,6 +71,33 @@ def test_labels_name_only_the_settings_that_differ():
     ]
     _, rows = grid([*runs, scored([1, 1], method="DARE")])
     assert set(rows) == {"ImPart (preprune_ratio=0.6)", "ImPart (preprune_ratio=0.8)", "DARE"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "mark"),
+    [
+        ({"scoring": "paper"}, ""),
+        ({}, ""),
+        ({"scoring": "math_verify"}, "scoring: math_verify"),
+        ({"scoring": "as_is"}, "scoring: as_is"),
+        ({"metric": "win_rate"}, "plain win rate"),
+        ({"metric": "prompt_level_loose_acc", "bos": True}, "with BOS"),
+    ],
+)
+def test_what_sets_a_score_apart(settings, mark):
+    assert mark_of(settings) == mark
+
+
+def test_a_score_by_another_rule_never_shares_a_cell_unmarked():
+    paper, other = scored([1, 0]), replace(scored([1, 1]), mark="scoring: release")
+    assert str(cell([other])).endswith(" [scoring: release]") and "[" not in str(cell([paper]))
+    _, rows = grid([paper, other])
+    assert {label: row[8.0].mean for label, row in rows.items()} == {"impart": 50, "impart [scoring: release]": 100}
+    whole, _ = grid([replace(one, method=None) for one in (paper, other)])
+    assert set(whole) == {"m", "m [scoring: release]"}
+    assert average([cell([paper]), cell([other])]).mark == "scoring: release"
+    with pytest.raises(InputError, match="different rules .paper, scoring: release."):
+        cell([paper, other])
 
 
 def test_a_cell_that_was_not_run_says_so():

@@ -129,6 +129,8 @@ def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) ->
         lines.append(["average", *(_average(printed, row, columns, cells) for row in printed.labels)])
     seeds = sorted({one.seeds for one in cells.values()})
     notes = [f"Means over {' or '.join(map(str, seeds))} seeds." if seeds else "Nothing of this table was run."]
+    if any(one.mark for one in cells.values()):
+        notes.append("A cell with [...] was not scored by the paper's rule.")
     if with_paper:
         notes += printed.notes
     elif printed.scores:
@@ -138,18 +140,19 @@ def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) ->
 
 def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> list[tuple]:
     """The same as lines of a CSV, with its header."""
-    header = ("row", "pair", "benchmark", "ratio", "seeds", "mean", "low", "high", "byte_ratio", "paper", "difference")
-    rows: list[tuple] = [header]
+    ours_header = ("seeds", "mean", "low", "high", "byte_ratio", "mark")
+    rows: list[tuple] = [("row", "pair", "benchmark", "ratio", *ours_header, "paper", "difference")]
     for row in printed.labels:
         for column in columns:
             found, paper = cells.get((row, column)), printed.scores.get((row, column))
             ours = (
-                ("", "", "", "", "")
+                ("",) * len(ours_header)
                 if found is None
                 else (
                     found.seeds,
                     *(f"{value:.3f}" for value in (found.mean, found.low, found.high)),
                     "" if found.byte_ratio is None else f"{found.byte_ratio:.3f}",
+                    found.mark,
                 )
             )
             rows.append(

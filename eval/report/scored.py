@@ -1,13 +1,25 @@
 """Result files as tables take them: what was compressed how, at which ratio, and which items were right."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from eval.report.cells import Scored
 from eval.report.labels import label_of
+from eval.run.descriptions import PAPER
 from eval.run.results import read_result
 from impart.records import read_records
 
+PLAIN = "win_rate"  # AlpacaEval's metric where length control was not at hand
 RATIO_KEYS = ("compression_ratio_qt", "compression_ratio")
+
+
+def mark_of(settings: Mapping[str, Any]) -> str:
+    """What sets a score apart from one by the paper's rule; empty where nothing does."""
+    scoring = settings.get("scoring", PAPER)
+    marks = [f"scoring: {scoring}"] * (scoring != PAPER)
+    marks += ["plain win rate"] * (settings.get("metric") == PLAIN) + ["with BOS"] * bool(settings.get("bos"))
+    return ", ".join(marks)
 
 
 def read_scored(file: Path) -> Scored:
@@ -25,5 +37,6 @@ def read_scored(file: Path) -> Scored:
         settings=tuple(others),
         score=result["score"],
         byte_ratio=delta.get("linear_ratio"),
+        mark=mark_of(result["settings"]),
         correct=tuple(float(sample["correct"]) for _, sample in read_records(file.parent / result["samples"])),
     )

@@ -17,6 +17,7 @@ from eval.run.data import Source
 from impart.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
+PAPER = "paper"  # the scoring that tables take for granted
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Description:
     title: str  # in tables and figures: "GSM8K"
     items: int
     answer_tokens: int  # mean length of an answer, for expected costs
-    scoring: str  # one line: what counts as right
+    scoring: str  # one line: what counts as right, by the paper's rule
     source: Source | None  # where its items are; None: a package or this repository brings them
     template: str | None = None  # the paper's prompt template (eval/run/prompts.py); None: the model's or a package's
     second: Literal["dtype", "template"] = "dtype"  # what may follow MODEL on the command line
@@ -36,6 +37,7 @@ class Description:
     several_models: bool = False  # whether its script takes several MODELs in one process
     also: tuple[str, ...] = ()  # further names under which its result may stand
     needs_key: bool = False  # whether OPENAI_API_KEY or OPENAI_BASE_URL must be set
+    scorings: tuple[str, ...] = (PAPER,)  # rules that --scoring chooses from
     validation: tuple[str, ...] | None = None  # flags that choose held-out items; None: they are given as --data FILE
     script: Path = Path()  # filled in by `described`, relative to the repository: eval/gsm8k.py
 

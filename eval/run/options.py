@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.run.descriptions import Description
+from eval.run.descriptions import PAPER, Description
 from impart.config import Parser
 from impart.dtypes import choices, short_name
 from impart.errors import InputError
 from impart.report import start_logging
 
 BACKENDS = ("auto", "vllm", "hf")
+SCORINGS = {
+    PAPER: "paper: the rule as described (default)",
+    "release": "release: as the authors' code has it",
+    "math_verify": "math_verify: the package of that name reads the answer and compares it by algebra",
+}
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,9 @@ class Options:
     batch_size: int
     rescore: bool
     rescore_file: Path | None
-    scoring: str
     chat_template: str | None
     overwrite: bool
+    scoring: str = PAPER  # of benchmarks with several rules
     weak_sandbox: bool = False  # of benchmarks that run programs
 
 
@@ -107,12 +112,13 @@ def benchmark_parser(doc: str | None, benchmark: Description) -> Parser:
         metavar="FILE",
         help="score the saved completions or those of FILE (jsonl of id, completion); generate nothing",
     )
-    parser.add_argument(
-        "--scoring",
-        default="paper",
-        choices=("paper", "release"),
-        help="paper: the rule as described (default); release: as the authors' code has it",
-    )
+    if len(benchmark.scorings) > 1:
+        parser.add_argument(
+            "--scoring",
+            default=PAPER,
+            choices=benchmark.scorings,
+            help="; ".join(SCORINGS[name] for name in benchmark.scorings),
+        )
     parser.add_argument(
         "--chat_template",
         "--chat-template",
@@ -168,12 +174,3 @@ def options_from(given: argparse.Namespace) -> Options:
         raise InputError(f"--rescore {rescore_file}: no such file; without FILE, write --rescore after MODEL")
     values = {key: value for key, value in vars(given).items() if key in Options.__dataclass_fields__}
     return Options(**{**values, "rescore": given.rescore is not None, "rescore_file": rescore_file})
-
-
-def only_one_scoring(options: Options, benchmark: Description) -> None:
-    """InputError for --scoring release of a benchmark that a package scores: it has no second rule."""
-    if options.scoring != "paper":
-        raise InputError(
-            f"--scoring {options.scoring}: the release scores {benchmark.title} by the same package as the paper; "
-            "leave the flag out"
-        )

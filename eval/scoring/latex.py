@@ -6,7 +6,7 @@
 import re
 from fractions import Fraction
 
-WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)"))
+WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)"), ("**", "**"), ("__", "__"), ("`", "`"))
 TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf)|mbox|operatorname)\s*\{([^{}]*)\}"
 UNIT_WORDS = (
     "(?:square |cubic |sq\\.? )?(?:mm|cm|km|m|in|inch(?:es)?|f(?:oo|ee)?t|yards?|miles?|meters?|centimeters?|"
@@ -31,9 +31,26 @@ SYNONYMS = {
     r"\qquad": " ",
     r"\degree": "",
 }
-CHARACTERS = str.maketrans({"−": "-", "–": "-", "°": "", "~": " ", "\u00a0": " "})
+# Words that make another number of the one before them; after a number any other word is what is counted.
+NUMBER_WORDS = frozenset(
+    "dozen dozens hundred hundreds thousand thousands million millions billion billions trillion trillions half halves "
+    "third thirds fourth fourths quarter quarters fifth fifths sixth sixths seventh sevenths eighth eighths ninth "
+    "ninths tenth tenths hundredth hundredths thousandth thousandths times plus minus over squared cubed factorial "
+    "root sqrt log sin cos tan alpha beta gamma theta phi infinity mod divided choose per more less not".split()
+)
+DASHES = dict.fromkeys(map(ord, "−–—‐‑‒﹣－"), "-")
+CHARACTERS = DASHES | str.maketrans(
+    {"°": "", "~": " ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "⁄": "/", "²": "^2", "³": "^3"}
+    | {"π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "≤": r"\le ", "≥": r"\ge "}
+    | {"≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
+)
+ROOT = re.compile(r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|([0-9]+|[A-Za-z]))")
+POWER = r"(?:\^(?:[A-Za-z0-9]|\{[^{}]*\}))?"
+FACTOR = rf"(?>[0-9]|[A-Za-z]|\\sqrt(?:\[[0-9]\])?\{{[^{{}}]*\}}|\\(?!frac|sqrt)[A-Za-z]+){POWER}"
+SLASH = re.compile(rf"(-?)(?:((?:{FACTOR})++)|\(([^()]*)\))/(?:([0-9]+|{FACTOR})|\(([^()]*)\))")
 INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 DECIMAL = rf"(?:{INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
+GAP = "␣"  # for a space between two digits, which are not one number
 ROW = "¶"  # for the two backslashes between the rows of a matrix: the second would read as a space command
 LONGEST_NUMBER = 100  # characters; what is longer is no answer, and Python refuses to read more than 4300 digits
 
@@ -59,7 +76,8 @@ def braced(text: str) -> str | None:
 
 def normal_form(answer: str) -> str:
     """The answer without what does not change it: spacing, delimiters, units, notation variants."""
-    text = unwrapped(answer.translate(CHARACTERS)).replace("\\\\", ROW)
+    text = unwrapped(without_boxes(joined_thousands(answer).translate(CHARACTERS))).replace("\\\\", ROW)
+    text = ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2] or found[3]}}}", text)
     text = text.replace("{,}", ",").replace(r"\!", "")
     text = re.sub(r"\\[,;: ]", " ", text)
     text = re.sub(r"\\[A-Za-z]+", lambda found: SYNONYMS.get(found[0], found[0]), text)
@@ -68,25 +86,62 @@ def normal_form(answer: str) -> str:
     text = re.sub(r",?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))\s*", ",", text)
     text = re.sub(rf"(?<=[0-9A-Za-z}})])\s*{TEXT_COMMAND}(?:\s*\^\s*(?:[0-9]|\{{[0-9]\}}))?\s*$", "", text)
     text = re.sub(rf"^(\s*-?\s*{DECIMAL})\s+{UNIT_WORDS}\.?\s*$", r"\1", text)
+    text = _without_counted(text)
     text = re.sub(TEXT_COMMAND, r" \1 ", text)
     text = re.sub(r"^\s*(?:\\[A-Za-z]+|[A-Za-z]{1,2}(?:\([A-Za-z]\))?)\s*(?:=|\\in(?![A-Za-z]))(?=[^=]*$)", "", text)
+    text = re.sub(r"\\frac\s*([0-9])\s+([0-9])", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"(?<![0-9.,/])([0-9]+)\s+([0-9]+)\s?/\s?([0-9]+)(?![0-9.])", r"\1\\frac{\2}{\3}", text)
+    text = re.sub(r"(?<=[0-9])\s+(?=[0-9])", GAP, text)
     text = re.sub(r"\s+", "", text)
     text = re.sub(r"([\^_])\{([A-Za-z0-9])\}", r"\1\2", text)
     text = with_braces(text)
     text = re.sub(r"(?<![0-9.])\.(?=[0-9])", "0.", text)
-    return re.sub(r"^(-?[0-9]+)/([0-9]+)$", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"^\(([A-Z])\)$", r"\1", text)  # a choice
+    return text[0].lower() + text[1:] if re.fullmatch(r"[A-Z][a-z]{2,}", text) else text  # a word
+
+
+def joined_thousands(text: str) -> str:
+    r"""12\,345 and 12~345 as 12345: the spaces that LaTeX has for groups of three digits."""
+    return re.sub(r"(?<=[0-9])(?:\\[,;:! ]|~|\u2009|\u202f)(?=[0-9]{3}(?![0-9]))", "", text)
+
+
+def fraction_form(text: str) -> str:
+    r"""a/b, where the numerator is a product or in parentheses and the denominator one factor, as \frac{a}{b}."""
+    if found := SLASH.fullmatch(text):
+        text = rf"{found[1]}\frac{{{found[2] or found[3]}}}{{{found[4] or found[5]}}}"
+    return re.sub(r"^\\frac\{-([^{}+-]*)\}", r"-\\frac{\1}", text)
+
+
+def without_boxes(text: str) -> str:
+    r"""The content of every \boxed{...} and \fbox{...} in its place."""
+    while found := re.search(r"\\(?:boxed|fbox)\s*(?=\{)", text):
+        inner = braced(text[found.end() :])
+        if inner is None:
+            return text
+        text = f"{text[: found.start()]} {inner} {text[found.end() + len(inner) + 2 :]}"
+    return text
+
+
+def _without_counted(text: str) -> str:
+    """5 apples as 5, but not 5 dozen, and not 3 quarters."""
+    found = re.fullmatch(rf"(\s*-?\s*{DECIMAL})\s+((?:[a-z]{{3,}})(?:[ -][a-z]{{2,}}){{0,2}})\.?\s*", text)
+    return found[1] if found and not NUMBER_WORDS & set(re.split("[ -]", found[2])) else text
 
 
 def unwrapped(text: str) -> str:
-    r"""Without what stands around the whole answer: $...$, \(...\), \boxed{...} and a full stop."""
+    r"""Without what stands around the whole answer: $...$, \(...\), **...** and a full stop."""
     while True:
         before, text = text, text.strip().removesuffix(".").strip()
+        if text.count("**") == 1:  # the other one stood before the answer
+            text = text.removeprefix("**").removesuffix("**").strip()
         for opening, closing in WRAPPERS:
             inner = text[len(opening) : -len(closing)]
-            if len(text) > len(opening + closing) and text == opening + inner + closing and "$" not in inner:
+            if (
+                len(text) > len(opening + closing)
+                and text == opening + inner + closing
+                and opening not in inner.replace(r"\$", "")
+            ):
                 text = inner
-        if text.startswith(r"\boxed") and last_boxed(text) == text[len(r"\boxed") :].strip()[1:-1]:
-            text = last_boxed(text)
         if text == before:
             return text
 

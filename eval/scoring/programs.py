@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ from eval.sandbox import Layers, SandboxError, required_layers, run_programs, st
 from eval.scoring.verdict import Verdict
 from impart.errors import InputError
 
-LONGEST_RESULT = 1 << 20  # bytes of JSON that `computed` reads back of one answer
+log = logging.getLogger(__name__)
+
+LONGEST_RESULT = 1 << 20  # bytes that `computed` reads back of one answer
 
 
 def sandbox_layers(weak: bool) -> Layers:
@@ -50,8 +53,8 @@ def computed(
     The functions come with their source and may call each other and what `setup` imports; arguments and results are
     JSON. `otherwise` stands for the result where there is none within timeout_s seconds of the processor.
     """
-    source = "\n".join([setup, *map(inspect.getsource, functions), "import json"])
-    call = f"print(json.dumps({functions[-1].__name__}(*json.loads({{!r}}))))"
+    source = "\n".join(["from __future__ import annotations", setup, *map(inspect.getsource, functions), "import json"])
+    call = f"print()\nprint(json.dumps({functions[-1].__name__}(*json.loads({{!r}}))))"
     programs = [f"{source}\n{call.format(json.dumps(list(one)))}" for one in inputs]
     try:
         # Nothing of an answer is run here, so the protections may be what they are.
@@ -60,4 +63,14 @@ def computed(
         )
     except SandboxError as error:
         raise InputError(f"{error}; the answers are kept, run the same command again") from error
-    return [json.loads(one.output) if one.passed and one.output.endswith("\n") else otherwise for one in outcomes]
+    failures = [one.detail for one in outcomes if not one.passed]
+    if failures:
+        log.warning(
+            "%s gave no result for %d of %d answers, the first: %s",
+            functions[-1].__name__,
+            len(failures),
+            len(outcomes),
+            failures[0],
+        )
+    # Packages may have printed before the last line.
+    return [json.loads(one.output.splitlines()[-1]) if one.passed else otherwise for one in outcomes]

@@ -317,7 +317,7 @@ def test_bad_files_are_named_with_line_and_field(content, message, tmp_path):
 def test_bad_flags(plus_file):
     with pytest.raises(InputError, match="EvalPlus knows auto"):
         mbpp.mbpp(options_of("--chat_template", "llama2", "--data", str(plus_file)))
-    with pytest.raises(InputError, match="--scoring release.*leave the flag out"):
+    with pytest.raises(InputError, match="unrecognized arguments: --scoring release"):
         direct("--data", plus_file, "--scoring", "release")
     with pytest.raises(InputError, match="no such file"):
         direct("--data", plus_file.with_name("nothing.jsonl"))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.report.cells import Scored
+from eval.report.cells import PERCENT, Scored
 from eval.report.labels import label_of
 from eval.run.descriptions import PAPER
 from eval.run.results import read_result
@@ -38,5 +38,14 @@ def read_scored(file: Path) -> Scored:
         score=result["score"],
         byte_ratio=delta.get("linear_ratio"),
         mark=mark_of(result["settings"]),
-        correct=tuple(float(sample["correct"]) for _, sample in read_records(file.parent / result["samples"])),
+        per_item=_per_item(file, result),
+        measure=result.get("measure", PERCENT),
     )
+
+
+def _per_item(file: Path, result: Mapping[str, Any]) -> tuple[float, ...]:
+    """Each item's mark or loss: in the result itself where it was exported without its samples."""
+    if "per_item" in result:
+        return tuple(map(float, result["per_item"]))
+    samples = [sample for _, sample in read_records(file.parent / result["samples"])]
+    return tuple(float(sample["correct"] if "correct" in sample else sample["loss"]) for sample in samples)

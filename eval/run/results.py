@@ -25,6 +25,8 @@ from impart.report import versions
 
 log = logging.getLogger(__name__)
 
+Z95 = 1.959963984540054  # half a 95 % interval of the normal distribution, in standard deviations
+
 
 class Run:
     """The files of one (model, benchmark, seed), from the first completion to the score."""
@@ -162,7 +164,7 @@ def mean_score(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return {"score": 100 * p, "stderr": 100 * math.sqrt(p * (1 - p) / n), "interval_95": wilson_interval(correct, n)}
 
 
-def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(correct: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a share, in per cent; unlike score +- stderr it has a width at 0 and at 100, too.
 
     correct: may be fractional, as n may be (an effective sample size). z: of the normal distribution, 1.96 for 95 %.

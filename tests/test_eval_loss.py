@@ -19,12 +19,12 @@ TINY = ROOT / "assets" / "tiny"
 RECORDS = [record for _, record in read_records(TINY / "data" / "chat_test.jsonl")][:7]
 
 
-def losses(values, **more):
-    return Scored("loss_x", "m", "ImPart", 8.0, (), sum(values) / len(values), 7.5, tuple(values), NATS, **more)
+def losses(values):
+    return Scored("loss_x", "m", "ImPart", 8.0, (), sum(values) / len(values), 7.5, tuple(values), measure=NATS)
 
 
 def nats(mean, half=0.01):
-    return Cell(mean, mean - half, mean + half, 3, 7.5, NATS)
+    return Cell(mean, mean - half, mean + half, 3, 7.5, measure=NATS)
 
 
 def test_losses_are_those_of_each_completion_by_itself():
@@ -115,11 +115,11 @@ def test_tables_say_the_share_beside_the_loss():
     }
     printed = with_rows(own_table("t"), {"backbone": "Backbone", "fine_tuned": "Fine-tuned", "impart": "ImPart"})
     text = paper_markdown(printed, [a, b], cells)
-    assert "0.2500 (0.2400-0.2600) [75.0 %]" in text and "50.0 (40.0-60.0) " in text and "nats per token" in text
-    assert "[0.0 %]" not in text and "average" not in text  # not of whole models, and not over both measures
+    assert "0.2500 (0.2400-0.2600), 75.0 %" in text and "50.0 (40.0-60.0) " in text and "nats per token" in text
+    assert ", 0.0 %" not in text and "average" not in text  # not of whole models, and not over both measures
     assert paper_rows(printed, [a, b], cells)[-2][-1] == "75.00" and paper_rows(printed, [a, b], cells)[-1][-1] == ""
     del cells["backbone", a]
-    assert "[75.0 %]" not in paper_markdown(printed, [a, b], cells)
+    assert ", 75.0 %" not in paper_markdown(printed, [a, b], cells)
 
 
 def test_a_grid_search_takes_the_lowest_loss():

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import yaml
 
 from impart.errors import InputError
+from impart.files import user_path
+from impart.yaml_text import parse_yaml
 
 REQUIRED = dataclasses.MISSING
 T = TypeVar("T")
@@ -77,13 +79,13 @@ class Layer:
 def read_layers(paths: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()) -> list[Layer]:
     """The YAML files in their order, then all `key=value` overrides; later layers win."""
     files = [paths] if isinstance(paths, str | Path) else paths or []
-    layers = [Layer(str(path), _read_yaml(Path(path).expanduser()), is_file=True) for path in files]
+    layers = [Layer(str(path), _read_yaml(user_path(path)), is_file=True) for path in files]
     given: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise InputError(f"override {text!r} is not of the form key=value")
-        given[key] = _parse(value, f"override {text!r}")
+        given[key] = parse_yaml(value, f"override {text!r}")
     return [*layers, Layer("the command line", given, is_file=False)]
 
 
@@ -215,34 +217,15 @@ def _read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"config file {str(path)!r} does not exist")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"config file {str(path)!r} cannot be read ({error}); save it as UTF-8 text") from error
-    given = _parse(text, f"config file {str(path)!r}")
+    given = parse_yaml(text, f"config file {str(path)!r}")
     if given is None:
         return {}
     if not isinstance(given, dict):
         raise InputError(f"config file {str(path)!r} must be a mapping of keys to values, not a {type(given).__name__}")
     return given
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe types, without its silent choice of the last of two equal keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
-        return super().construct_mapping(node, deep)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{where} is not valid YAML: {error}") from error
 
 
 def _checked(value: Any, expected: Any, field: dataclasses.Field) -> Any:

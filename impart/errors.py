@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -15,16 +16,26 @@ def reason_of(error: BaseException) -> str:
     return (f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__)[:300]
 
 
+def _end(message: str, code: int) -> NoReturn:
+    if "--debug" in sys.argv[1:]:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a script's `main(arguments)` and turns InputError into exit code 2; `--debug` shows the traceback."""
+    """Runs a script's `main(arguments)` and turns InputError, and what the system says of a file, into exit code 2.
+
+    `--debug` shows the traceback.
+    """
     arguments = sys.argv[1:]
     try:
         main(arguments)
     except InputError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error), 2)
+    except OSError as error:  # names too long, folders that may not be read, a full disk
+        named = error.filename is not None
+        _end(f"{error.filename!r}: {error.strerror}" if named else str(error), 2 if named else 1)
     except KeyboardInterrupt:
         print("interrupted; rerun the same command to continue", file=sys.stderr)
         sys.exit(130)

@@ -8,6 +8,14 @@ from pathlib import Path
 from impart.errors import InputError
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as its user wrote it, ~ replaced by the home folder; InputError where that is nobody's."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{str(text)!r}: this machine has no such user; write the whole path") from error
+
+
 def sha256_of(file: Path) -> str:
     """Hex sha256 of a file, read in pieces."""
     with file.open("rb") as stream:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from impart.errors import InputError
-from impart.files import replace_folder
+from impart.files import replace_folder, user_path
 
 MARKER = ".made_by_impart"  # an empty file in checkpoints that this suite wrote
 MANIFEST = "delta.json"
@@ -27,7 +27,7 @@ def refuse_existing(path: Path, overwrite: bool, inputs: Iterable[str | Path | N
 
     `inputs` are the models and deltas that the run reads: no output may replace one, or a folder that holds one.
     """
-    path = path.expanduser()
+    path = user_path(path)
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -37,7 +37,7 @@ def refuse_existing(path: Path, overwrite: bool, inputs: Iterable[str | Path | N
     if "\0" in str(path):
         raise InputError(f"{str(path)!r} holds a NUL character; take another name")
     for given in inputs:
-        source = Path(given).expanduser() if given else None
+        source = user_path(given) if given else None
         if source is not None and source.exists() and source.resolve().is_relative_to(path.resolve()):
             raise InputError(f"{str(path)!r} is or holds {str(source)!r}, which this run reads; name another folder")
     if path.exists() and not overwrite:
@@ -55,7 +55,7 @@ def refuse_existing(path: Path, overwrite: bool, inputs: Iterable[str | Path | N
 
 def check_writable(path: Path) -> None:
     """InputError when nothing can be made at `path`."""
-    above = next(folder for folder in path.expanduser().absolute().parents if folder.exists())
+    above = next(folder for folder in user_path(path).absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise InputError(
             f"{str(path)!r} cannot be made, because {str(above)!r} is not a folder that you may write to; "

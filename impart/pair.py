@@ -16,6 +16,7 @@ import yaml
 from impart import dtypes
 from impart.config import Layer, check_keys, fill, keys_of, option, read_layers
 from impart.errors import InputError
+from impart.yaml_text import parse_yaml
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LISTS = ("benchmarks", "ratios", "ratios_qt")  # may be one text of words in the file: `benchmarks: gsm8k math`
@@ -119,7 +120,7 @@ def _with_lists(layer: Layer) -> dict[str, Any]:
     values = dict(layer.values)
     for key in LISTS:
         if isinstance(values.get(key), str | int | float):
-            values[key] = [yaml.safe_load(word) for word in str(values[key]).split()]
+            values[key] = [parse_yaml(word, f"{key} in {layer.origin}") for word in str(values[key]).split()]
     return values
 
 

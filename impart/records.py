@@ -39,7 +39,7 @@ def read_text(path: Path, remedy: str = "") -> str:
     """A text file in UTF-8, unpacked if its name ends in .gz; InputError where it cannot be read."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig")  # some editors put a byte-order mark first
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error})" + (f"; {remedy}" if remedy else "")) from error
 

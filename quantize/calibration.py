@@ -20,6 +20,7 @@ from torch import Tensor
 
 from impart.checkpoint import Checkpoint
 from impart.errors import InputError
+from impart.files import user_path
 from impart.hub import load_rows
 from impart.records import read_records, read_text
 from impart.tokenizer import load_tokenizer
@@ -105,7 +106,7 @@ def documents_of(source: str, text_field: str = "text") -> Sequence[str]:
 
 def text_file(source: str) -> Path | None:
     """The local file of that name, None for a data set of the hub; InputError for anything else. Reads nothing."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_file():
         if source in HUB:
             return None

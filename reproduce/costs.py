@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.run.descriptions import Description, described
+from impart.files import user_path
 from impart.hub import availability, is_hub_id
 from impart.pair import Pair
 from reproduce.steps import STAGES, Step
@@ -19,7 +20,7 @@ from reproduce.steps import STAGES, Step
 START = 3.0  # seconds until a script has imported what it needs
 ENGINE_START = 60.0  # seconds until vLLM answers
 DISK_RATE = 1e9  # bytes per second
-SMALL = 500e6  # parameters below which the hf backend answers, which is loaded in a moment
+SMALL = 50e6  # parameters below which the hf backend answers, which is loaded in a moment
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def problems(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int, folder
 
 def model_problem(model: str) -> str | None:
     """Why a model cannot be opened; None when it can."""
-    if (Path(model).expanduser() / "config.json").is_file():
+    if (user_path(model) / "config.json").is_file():
         return None
     if not is_hub_id(model):
         return f"model {model!r} is no folder with a config.json"

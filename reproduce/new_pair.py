@@ -21,7 +21,7 @@ import yaml
 from eval.run.descriptions import described
 from impart.config import Parser
 from impart.errors import InputError, run
-from impart.files import write_atomically
+from impart.files import user_path, write_atomically
 from impart.hub import fetch_file, is_hub_id
 from impart.pair import CONFIGS
 from impart.weight_files import read_json
@@ -98,7 +98,7 @@ def checked_place(name: str) -> Path:
 
 def placed(model: str) -> str:
     """A folder of this machine as the scripts find it, which run from the repository; a hub id as it is."""
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if not folder.is_dir():
         if not is_hub_id(model):
             raise InputError(f"{model!r} is no folder, and not a hub id of the form owner/name")
@@ -118,7 +118,7 @@ def sizes(base: str) -> str:
 
 
 def read_config(model: str) -> dict:
-    file = Path(model).expanduser() / "config.json"
+    file = user_path(model) / "config.json"
     if not file.is_file():
         if not is_hub_id(model):
             raise InputError(f"{model!r} is no folder with a config.json, and not a hub id of the form owner/name")

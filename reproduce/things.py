@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eval.run.descriptions import Description, command, described
 from impart.errors import InputError
 from impart.method import Method
 from impart.pair import Pair, as_overrides, load_pair, pair_file, value_text
+from impart.yaml_text import parse_yaml
 from quantize.one_step import one_step_methods
 from quantize.settings import load_config
 from reproduce.rows import (
@@ -130,7 +129,7 @@ class Plan:
         ratio = ratios[0] if ratios else value_text(getattr(pair, RATIO_KEYS[kind]) or "")
         if ratio in ("", "none"):
             raise InputError(f"{pair_file(name)} has no {RATIO_KEYS[kind]} or list of ratios, and the line names none")
-        settings = {**pair.rows.get(row, {}), **{key: yaml.safe_load(text) for key, text in given.items()}}
+        settings = {**pair.rows.get(row, {}), **{key: parse_yaml(text, f"{key}={text}") for key, text in given.items()}}
         label = given_label(row) if row_name == row else row_name
         plan_delta = self._sparse if kind == "sparse" else self._quantized
         for seed, folder in plan_delta(name, pair, row, float(ratio), settings):

@@ -66,7 +66,7 @@ def load_settings(
     other_ratios = [cls for cls in FACES.values() if cls is not FACES[face]]
     check_keys(layers, [RunConfig, *known.values()], also=[Pair, RowNotes, *other_ratios])
     name = next((layer.values["method"] for layer in reversed(layers) if "method" in layer.values), DEFAULT_METHOD)
-    if name not in known:
+    if str(name) not in known:
         raise InputError(f"method: {name} is not one of {', '.join(known)}{_where_else(face, str(name))}")
     _say_unread(layers, known, str(name))
     config = fill(RunConfig, layers)

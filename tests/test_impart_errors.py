@@ -54,3 +54,19 @@ def test_interruption_says_how_to_continue(called):
 
     ended = called(interrupted)
     assert ended.code == 130 and "rerun the same command" in ended.err
+
+
+def test_what_the_system_says_of_a_file_is_one_line(called, tmp_path):
+    ended = called(lambda arguments: (tmp_path / ("x" * 300)).mkdir())
+    assert ended.code == 2 and ended.err.startswith("error: ") and ended.err.endswith("File name too long\n")
+    (tmp_path / "file").write_text("")
+    ended = called(lambda arguments: list((tmp_path / "file" / "below").iterdir()))
+    assert ended.code == 2 and "file/below': Not a directory" in ended.err
+
+
+def test_a_full_disk_is_one_line_and_no_fault_of_the_input(called):
+    def full(arguments):
+        raise OSError(28, "No space left on device")
+
+    ended = called(full)
+    assert (ended.code, ended.err) == (1, "error: [Errno 28] No space left on device\n")

@@ -27,6 +27,13 @@ def test_every_format_gives_the_same_records(tmp_path, name):
     assert [place for place, _ in found] == [f"{word} {number}" for number in (1, 2, 3)]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_byte_order_mark_is_read_over(tmp_path, name):
+    text = json.dumps(RECORDS) if name.endswith(".json") else lines(RECORDS)
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert [record for _, record in read_records(tmp_path / name)] == RECORDS
+
+
 def test_empty_lines_and_windows_line_ends_count_but_hold_nothing(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'\r\n{"a": 1}\r\n\n{"a": 2}')

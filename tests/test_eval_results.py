@@ -1,12 +1,16 @@
 """Result files: resuming, refusing, rescoring, and never a mixture of two configurations."""
 
+import copy
 import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from eval.report.scored import read_scored
+from eval.run.benchmark import print_result
 from eval.run.results import (
     Completion,
     Run,
@@ -183,6 +187,90 @@ def test_files_that_are_no_results(tmp_path):
     run.samples_path.write_text('{"id": "0"}\n{"id"\n{"id": "2"}\n')
     with pytest.raises(InputError, match="0.jsonl, line 2: not valid JSON"):
         run.saved()
+
+
+RESULT = {
+    "model": "m",
+    "benchmark": "sums",
+    "seed": 0,
+    "score": 50.0,
+    "stderr": None,
+    "n": 1,
+    "settings": {},
+    "seconds": 1.0,
+    "samples": "0.jsonl",
+    "delta": {"kind": "sparse", "method": "dare", "settings": {"compression_ratio": 4}, "linear_ratio": 4.0},
+}
+SAMPLE_LINE = {"id": "0", "prompt": "p", "completion": "c", "tokens": 1, "finish_reason": "stop", "correct": True}
+OTHERS = (None, "x", -1, 2.5, True, [], {}, [None], {"a": 1}, 10**30, "../x", "a\nb")
+
+
+@pytest.mark.parametrize("key", [*RESULT, "delta.kind", "delta.method", "delta.settings", "delta.linear_ratio"])
+def test_no_value_of_a_result_ends_in_a_traceback(tmp_path, key):
+    run = run_of(tmp_path)
+    run.folder.mkdir(parents=True)
+    run.samples_path.write_text(json.dumps(SAMPLE_LINE) + "\n")
+    refusals = 0
+    for value in ("gone", *OTHERS):
+        result = copy.deepcopy(RESULT)
+        at, name = (result["delta"], key.partition(".")[2]) if "." in key else (result, key)
+        at[name] = value
+        if value == "gone":
+            del at[name]
+        run.result_path.write_text(json.dumps(result))
+        for read in (lambda: run.finished({}), run.saved, lambda: read_scored(run.result_path)):
+            try:
+                found = read()
+            except InputError as error:
+                refusals += 1
+                assert "\n" not in str(error)
+            else:
+                assert not isinstance(found, dict) or print_result(found, SimpleNamespace(results_dir=tmp_path)) is None
+    assert refusals > 3
+
+
+@pytest.mark.parametrize("field", SAMPLE_LINE)
+def test_no_value_of_a_sample_ends_in_a_traceback(tmp_path, field):
+    run = run_of(tmp_path)
+    run.folder.mkdir(parents=True)
+    run.result_path.write_text(json.dumps(RESULT))
+    for value in ([], {}, None, -1, "gone", float("nan")):
+        sample = SAMPLE_LINE | {field: value}
+        if value == "gone":
+            del sample[field]
+        run.samples_path.write_text(json.dumps(sample) + "\n")
+        if field == "correct":
+            with pytest.raises(InputError, match="line 1: field 'correct' is missing or not a truth value"):
+                read_scored(run.result_path)
+        else:
+            with pytest.raises(InputError, match=f"line 1: field {field!r} is missing or not"):
+                run.saved()
+
+
+@pytest.mark.parametrize("field", ["id", "text", "tokens", "finish_reason", "seconds"])
+def test_a_line_under_way_that_was_altered_is_named(tmp_path, field):
+    run = run_of(tmp_path)
+    run.start(SETTINGS)
+    run.add("0", Completion("zero", 1, "stop"), 1.0)
+    header, line = read_lines(run.part_path)
+    run.part_path.write_text("".join(json.dumps(one) + "\n" for one in (header, line | {field: None})))
+    del run
+    with pytest.raises(InputError, match=f"line 2: field {field!r} is missing or not"):
+        run_of(tmp_path).start(SETTINGS)
+
+
+def test_a_result_names_no_file_of_another_folder(tmp_path):
+    file = tmp_path / "0.json"
+    for samples in ("/etc/passwd", "../0.jsonl", ".hidden", ""):
+        file.write_text(json.dumps(RESULT | {"samples": samples}))
+        with pytest.raises(InputError, match="samples is "):
+            read_scored(file)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../../evil", "/absolute", "a/b", "n" * 300, "a\nb", ".hidden"])
+def test_a_name_stays_in_the_results(tmp_path, name):
+    with pytest.raises(InputError, match="give another --name"):
+        run_of(tmp_path, model=name)
 
 
 def test_first_difference():

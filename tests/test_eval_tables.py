@@ -100,6 +100,16 @@ def test_a_score_by_another_rule_never_shares_a_cell_unmarked():
         cell([paper, other])
 
 
+def test_a_delta_without_a_ratio_stands_among_the_whole_models():
+    whole, rows = grid([scored([1, 0], method="SVD", ratio=None, model="svd"), scored([1, 1], method="dare")])
+    assert set(whole) == {"svd"} and set(rows) == {"dare"}
+
+
+def test_runs_of_one_cell_have_the_same_items():
+    with pytest.raises(InputError, match="belong to one cell, but have 2 and 3 items"):
+        cell([scored([1, 0]), scored([1, 0, 1])])
+
+
 def test_a_cell_that_was_not_run_says_so():
     whole, rows = grid(
         [scored([1, 0]), scored([1, 1], method="dare", ratio=16.0), scored([0, 0], method=None, model="base")]

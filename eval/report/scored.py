@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.report.cells import PERCENT, Scored
+from eval.report.cells import Scored
 from eval.report.labels import label_of
 from eval.run.descriptions import PAPER
-from eval.run.results import read_result
-from impart.records import read_records
+from eval.run.results import RATIO_KEYS, read_lines, read_result
 
 PLAIN = "win_rate"  # AlpacaEval's metric where length control was not at hand
-RATIO_KEYS = ("compression_ratio_qt", "compression_ratio")
 
 
 def mark_of(settings: Mapping[str, Any]) -> str:
@@ -29,6 +27,7 @@ def read_scored(file: Path) -> Scored:
     settings = delta.get("settings", {})
     ratio = next((settings[key] for key in RATIO_KEYS if settings.get(key) is not None), None)
     others = sorted((key, str(value)) for key, value in settings.items() if key not in RATIO_KEYS and value is not None)
+    samples = read_lines(file.parent / result["samples"], ["correct"])
     return Scored(
         benchmark=result["benchmark"],
         model=result["model"],
@@ -38,14 +37,5 @@ def read_scored(file: Path) -> Scored:
         score=result["score"],
         byte_ratio=delta.get("linear_ratio"),
         mark=mark_of(result["settings"]),
-        per_item=_per_item(file, result),
-        measure=result.get("measure", PERCENT),
+        correct=tuple(float(sample["correct"]) for sample in samples),
     )
-
-
-def _per_item(file: Path, result: Mapping[str, Any]) -> tuple[float, ...]:
-    """Each item's mark or loss: in the result itself where it was exported without its samples."""
-    if "per_item" in result:
-        return tuple(map(float, result["per_item"]))
-    samples = [sample for _, sample in read_records(file.parent / result["samples"])]
-    return tuple(float(sample["correct"] if "correct" in sample else sample["loss"]) for sample in samples)

@@ -18,7 +18,6 @@ from impart.records import read_records
 
 log = logging.getLogger(__name__)
 
-TINY_DATA = Path(__file__).resolve().parents[2] / "assets" / "tiny" / "data"  # items of the tiny and the small pair
 KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping"}
 
 
@@ -93,7 +92,7 @@ def select(items: list[dict], subset: str) -> list[dict]:
         name, equals, value = part.partition("=")
         if part in by_id:
             found = {by_id[part]}
-        elif dash and first.isdigit() and last.isdigit():
+        elif dash and first.isdecimal() and last.isdecimal():
             found = set(range(int(first), min(int(last) + 1, len(items))))
         elif equals:
             found = {position for position, item in enumerate(items) if str(item.get(name)) == value}

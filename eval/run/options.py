@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.engine.models import model_name
 from eval.run.descriptions import PAPER, Description
+from impart.companions import is_plain_name
 from impart.config import Parser
 from impart.dtypes import choices, short_name
 from impart.errors import InputError
+from impart.pretrained import add_trust_flag
 from impart.report import start_logging
 
 BACKENDS = ("auto", "vllm", "hf")
@@ -127,6 +128,7 @@ def benchmark_parser(doc: str | None, benchmark: Description) -> Parser:
         help="auto: the tokenizer's own; none: the bare text; NAME: one of eval/run/prompts.py "
         "(default: the paper's choice for the benchmark)",
     )
+    add_trust_flag(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
     return parser
 
@@ -168,6 +170,8 @@ def options_from(given: argparse.Namespace) -> Options:
         value = getattr(given, name)
         if value is not None and value < low:
             raise InputError(f"--{name} {value} is out of range; it must be at least {low}")
+    if given.name is not None and not is_plain_name(given.name):
+        raise InputError(f"--name {given.name!r} names a folder of --results_dir: give a plain name, without slashes")
     if not 0 < given.gpu_memory <= 1:
         raise InputError(f"--gpu_memory {given.gpu_memory} is out of range; it is a share, above 0 and at most 1")
     rescore_file = Path(given.rescore) if given.rescore else None
@@ -175,16 +179,3 @@ def options_from(given: argparse.Namespace) -> Options:
         raise InputError(f"--rescore {rescore_file}: no such file; without FILE, write --rescore after MODEL")
     values = {key: value for key, value in vars(given).items() if key in Options.__dataclass_fields__}
     return Options(**{**values, "rescore": given.rescore is not None, "rescore_file": rescore_file})
-
-
-def refuse_one_name_for_two(models: Sequence[str], options: Options) -> None:
-    """InputError where several models of one command would have the same result files."""
-    if options.name and len(models) > 1:
-        raise InputError("--name names one model, but several are given; leave it out")
-    names = [model_name(model) for model in models]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise InputError(
-            f"two models are called {twice!r}, and their results would have one file name; run them one by one "
-            "with --name"
-        )

@@ -10,7 +10,7 @@ import fcntl
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -18,20 +18,54 @@ from typing import Any, TextIO
 
 from eval.engine.completion import Completion
 from eval.scoring.verdict import Verdict
+from impart.companions import is_plain_name
 from impart.errors import InputError
 from impart.files import write_atomically
+from impart.json_fields import Field, parsed
 from impart.records import read_records
 from impart.report import versions
 
 log = logging.getLogger(__name__)
 
-Z95 = 1.959963984540054  # half a 95 % interval of the normal distribution, in standard deviations
+NO_RESULT = "it is not a result file: remove it or use --overwrite"
+REMEDY = "rerun with --overwrite"
+RATIO_KEYS = ("compression_ratio_qt", "compression_ratio")
+RESULT: Mapping[str, Callable[[Field], object]] = {  # key of a result -> its check
+    "model": Field.text,
+    "benchmark": Field.text,
+    "seed": lambda field: field.integer(0),
+    "score": Field.number,
+    "stderr": lambda field: field.value is None or field.number(),
+    "n": lambda field: field.integer(1),
+    "settings": Field.mapping,
+    "seconds": Field.number,
+    "samples": lambda field: field.matching(is_plain_name, "the name of a file beside it"),
+    "delta": lambda field: field.value is None or _check_delta(field),
+}
+IN_TABLES = ("model", "benchmark", "score", "settings", "samples")
+PRINTED = (*IN_TABLES, "seed", "n", "stderr", "seconds")  # and scored again
+_TEXT: tuple[str, Callable[[Any], bool]] = ("text", lambda value: isinstance(value, str))
+_COUNT: tuple[str, Callable[[Any], bool]] = ("a whole number", lambda value: isinstance(value, int) and value >= 0)
+SAMPLE = {  # field of a sample -> what it is, and whether a value is that
+    "id": _TEXT,
+    "prompt": _TEXT,
+    "completion": _TEXT,
+    "text": _TEXT,
+    "tokens": _COUNT,
+    "finish_reason": _TEXT,
+    "seconds": ("a number", lambda value: isinstance(value, int | float) and value >= 0),
+    "correct": ("a truth value or a share", lambda value: isinstance(value, int | float) and 0 <= value <= 1),
+}
+ANSWERED = ("id", "prompt", "completion", "tokens", "finish_reason")  # what is scored again
+UNDER_WAY = ("id", "text", "tokens", "finish_reason", "seconds")
 
 
 class Run:
     """The files of one (model, benchmark, seed), from the first completion to the score."""
 
     def __init__(self, results_dir: Path, model: str, benchmark: str, seed: int):
+        if not is_plain_name(model):
+            raise InputError(f"{model!r} cannot be a model's name in the results, a folder there; give another --name")
         self.model, self.benchmark, self.seed = model, benchmark, seed
         self.folder = Path(results_dir) / model / benchmark
         self.result_path = self.folder / f"{seed}.json"
@@ -44,7 +78,7 @@ class Run:
         """The result if this configuration is done, else None. InputError where another configuration's result is."""
         if overwrite or not self.result_path.exists():
             return None
-        result = read_result(self.result_path)
+        result = read_result(self.result_path, PRINTED)
         if first_difference(result["settings"], _plain(settings)) and self._interrupted(settings):
             return None  # an interrupted --overwrite of that result, which goes on
         self._refuse_other(result["settings"], settings, self.result_path)
@@ -64,12 +98,12 @@ class Run:
                 f"another run is writing {self.part_path}; wait for it, or take another --results_dir or --name"
             ) from None
         now = _plain({**settings, "versions": software_versions()})
-        lines = [] if overwrite else read_lines(self.part_path, torn="dropped")
+        lines = [] if overwrite else self._part_lines()
         if len(lines) < 2:
             lines = []  # the interrupted run had no completion yet, so its settings do not matter
         else:
             self._refuse_other(lines[0], now, self.part_path)
-            self.seconds = lines[-1].get("seconds", 0.0)
+            self.seconds = lines[-1]["seconds"]
             log.info("continuing an interrupted run: %d completions are there", len(lines) - 1)
         # Rewrite the file so that the next line does not join a truncated one.
         self._part.truncate(0)
@@ -121,12 +155,16 @@ class Run:
         """The result and its samples, to be scored again. InputError where there are none."""
         if not self.result_path.exists():
             raise InputError(f"--rescore: {self.result_path} does not exist; run the benchmark without --rescore first")
-        return read_result(self.result_path), read_lines(self.samples_path)
+        return read_result(self.result_path, PRINTED), read_lines(self.samples_path, ANSWERED)
 
     def _interrupted(self, settings: Mapping[str, Any]) -> bool:
         """Whether there is a part file of this configuration, whatever software versions wrote it."""
-        lines = read_lines(self.part_path, torn="dropped") if self.part_path.exists() else []
+        lines = self._part_lines() if self.part_path.exists() else []
         return len(lines) > 1 and not first_difference({**lines[0], "versions": 0}, _plain({**settings, "versions": 0}))
+
+    def _part_lines(self) -> list[dict]:
+        """Settings and completions of an interrupted run; its last line may be torn."""
+        return read_lines(self.part_path, UNDER_WAY, first=1, drop_torn=True)
 
     def _refuse_other(self, old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
         key = first_difference(old, _plain(new))
@@ -138,15 +176,40 @@ class Run:
             )
 
 
-def read_result(path: Path) -> dict:
-    """A result file; InputError when it is not one."""
-    try:
-        result = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a result file ({error}); remove it or use --overwrite") from error
-    if not isinstance(result, dict) or not isinstance(result.get("settings"), dict):
-        raise InputError(f"{path} is not a result file (it has no settings); remove it or use --overwrite")
-    return result
+def read_result(path: Path, required: Collection[str] = IN_TABLES) -> dict:
+    """A result file; InputError unless it has the `required` keys of RESULT, and these and all others are sound."""
+    root = Field(path, "", parsed(path, NO_RESULT), NO_RESULT).mapping()
+    for key, check in RESULT.items():
+        if key in required or root.value.get(key) is not None:
+            check(root[key])
+    return root.value
+
+
+def _check_delta(delta: Field) -> None:
+    """What a result says of the delta that answered."""
+    for key, value in delta.mapping().items():
+        if key in ("kind", "method"):
+            value.text()
+        elif key == "linear_ratio":
+            value.number()
+        elif key == "settings":
+            for name, setting in value.items():
+                if name in RATIO_KEYS and setting.value is not None:
+                    setting.number()
+
+
+def read_lines(path: Path, fields: Collection[str] = (), *, first: int = 0, drop_torn: bool = False) -> list[dict]:
+    """The lines of a file of samples; InputError unless each from `first` on has these fields of SAMPLE.
+
+    drop_torn: leave out a last line without a line break, which a killed process leaves.
+    """
+    samples = read_records(path, drop_torn=drop_torn, remedy=REMEDY)
+    for place, sample in samples[first:]:
+        for name in fields:
+            kind, fits = SAMPLE[name]
+            if not fits(sample.get(name)):
+                raise InputError(f"{path}, {place}: field {name!r} is missing or not {kind}; {REMEDY}")
+    return [sample for _, sample in samples]
 
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
@@ -164,7 +227,7 @@ def mean_score(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return {"score": 100 * p, "stderr": 100 * math.sqrt(p * (1 - p) / n), "interval_95": wilson_interval(correct, n)}
 
 
-def wilson_interval(correct: float, n: float, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson's score interval of a share, in per cent; unlike score +- stderr it has a width at 0 and at 100, too.
 
     correct: may be fractional, as n may be (an effective sample size). z: of the normal distribution, 1.96 for 95 %.
@@ -182,15 +245,6 @@ def software_versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
-
-
-def read_lines(path: Path, *, torn: str = "refused") -> list[dict]:
-    """The objects of a jsonl file. InputError for an invalid line.
-
-    torn: what to do with a last line without a line break, which a killed process leaves: "refused" or "dropped".
-    """
-    records = read_records(path, drop_torn=torn == "dropped", remedy="rerun with --overwrite")
-    return [record for _, record in records]
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> str:

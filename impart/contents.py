@@ -1,11 +1,14 @@
 """What a delta holds: the numbers of `delta.py --info`, and how they are printed."""
 
+import math
 from collections import defaultdict
 from typing import Any
 
 from impart.architecture import weight_type
 from impart.artifact import Delta
 from impart.report import table
+
+MOST_KINDS = 8  # of whole parameters that are printed
 
 
 def contents(delta: Delta) -> dict[str, Any]:
@@ -16,6 +19,8 @@ def contents(delta: Delta) -> dict[str, Any]:
         **{key: manifest[key] for key in ("kind", "method", "settings", "seed", "base", "finetuned")},
         "types": _types(delta),
         "extras": len(manifest["extras"]),
+        "whole": _whole_kinds(delta),
+        "least_used_budget": _least_used(delta),
         "nominal_ratio": manifest["settings"].get("compression_ratio_qt")
         or manifest["settings"].get("compression_ratio"),
         "bytes": {
@@ -53,6 +58,37 @@ def _types(delta: Delta) -> list[dict[str, Any]]:
     return found
 
 
+def _whole_kinds(delta: Delta) -> list[dict[str, Any]]:
+    """Matrices and experts in one tensor among the extras, by type and shape: number and bytes, the largest first."""
+    groups = defaultdict(list)
+    for name, extra in delta.manifest["extras"].items():
+        if len(extra["shape"]) > 1:
+            groups[weight_type(name), tuple(extra["shape"])].append(extra["bytes"])
+    found = [
+        {"weight_type": kind, "shape": list(shape), "tensors": len(sizes), "bytes": sum(sizes)}
+        for (kind, shape), sizes in groups.items()
+    ]
+    return sorted(found, key=lambda one: -one["bytes"])
+
+
+def _least_used(delta: Delta) -> dict[str, Any] | None:
+    """The matrix that uses the smallest share of its budget, 2 m n / CR bytes of values; None without a ratio.
+
+    Algorithm 1 stops at whole columns and at values that it keeps in full, which leaves more of a small matrix unused.
+    """
+    quantized = delta.manifest["kind"] == "quantized"
+    nominal = delta.manifest["settings"].get("compression_ratio_qt" if quantized else "compression_ratio")
+    if not nominal or not delta.names():
+        return None
+
+    def used(name: str) -> float:
+        entry = delta.manifest["matrices"][name]
+        return sum(entry["kept"]) * entry["bits"] / 8 / (2 * math.prod(entry["shape"]) / nominal)
+
+    worst = min(delta.names(), key=used)
+    return {"matrix": worst, "shape": list(delta.shape(worst)), "used": used(worst)}
+
+
 def printed(found: dict[str, Any]) -> str:
     """The contents for people: three lines of what it is, a line per type of matrix, nominal against true sizes."""
     settings = ", ".join(f"{key}={value}" for key, value in found["settings"].items() if value is not None)
@@ -65,17 +101,28 @@ def printed(found: dict[str, Any]) -> str:
         _type_table(found["types"]),
         "",
         f"{found['extras']} extra parameters outside the compressed set changed and are stored whole",
+        *(
+            f"  {one['weight_type']}, {_by(one['shape'])}: {one['tensors']} of {one['bytes']:,} bytes"
+            for one in found["whole"][:MOST_KINDS]
+        ),
         "",
-        _size_table(found),
     ]
+    if (worst := found["least_used_budget"]) is not None:
+        share = f"{worst['used']:.0%} of the values that its ratio allows"
+        lines += [f"least used budget: {worst['matrix']} ({_by(worst['shape'])}) holds {share}", ""]
+    lines.append(_size_table(found))
     return "\n".join(lines)
+
+
+def _by(shape: list[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _type_table(types: list[dict[str, Any]]) -> str:
     rows = [
         (
             one["weight_type"],
-            f"{one['shape'][0]} x {one['shape'][1]}",
+            _by(one["shape"]),
             one["matrices"],
             "dense" if one["mean_rank"] is None else f"{one['mean_rank']:.1f}",
             f"{one['kept']:,}",

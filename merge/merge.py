@@ -10,10 +10,12 @@ writes the merged checkpoint with tokenizer, config and a report.json to save_pt
 
 import argparse
 import logging
+import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from impart.config import Parser, add_config_flags, add_run_flags, as_dict, desc
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.outputs import refuse_existing
+from impart.pretrained import add_trust_flag
 from impart.report import Report, progress, start_logging, table
 from merge.compatibility import check_architectures, check_bases
 from merge.method import MergeMethod, forms
@@ -38,6 +41,7 @@ from merge.result import Models, gather_small_files, planned, write_config
 from merge.settings import NAMED, Config, ModelEntry, described_masks, load_config, resolve
 from merge.streaming import ParameterMerge, Part
 from merge.tally import Tally
+from merge.thresholds import threshold_of_blocks
 from merge.vocabulary import Alignment
 
 log = logging.getLogger(__name__)
@@ -65,14 +69,19 @@ def main(arguments: Sequence[str]) -> None:
         alignment = gather_small_files(config, base, models, Path(small))
         plan = planned(config, base, models, alignment)
         writer = CheckpointWriter(out, plan, overwrite=flags.overwrite)
+
+        on_its_way = partial(
+            parameter_merge, method=method, base=base, models=models, alignment=alignment, device=device
+        )
+        thresholds = model_thresholds(plan, method, models, on_its_way) if config.trim_scope == "model" else None
         tallies = {
-            spec.name: merge_parameter(spec, method, base, models, alignment, writer, device)
+            spec.name: merge_parameter(spec, method, base, models, on_its_way, writer, thresholds)
             for spec in progress(plan, what=str(method), unit="tensor")
         }
         write_config(config, plan, base, models, Path(small))
         text = summary(method, entries, tallies, report)
         report.write(Path(small) / "report.json")
-        writer.finish(sorted(Path(small).iterdir()))
+        writer.finish(sorted(file for file in Path(small).rglob("*") if file.is_file()))
     print(f"{text}\nmerged model: {out}")
 
 
@@ -93,6 +102,7 @@ def parser() -> Parser:
         help="one more fine-tuned model; may be given any number of times",
     )
     parser.add_argument("--force", action="store_true", help="merge a model that seems to be of another base")
+    add_trust_flag(parser)
     add_run_flags(parser)
     add_config_flags(parser)
     return parser
@@ -146,23 +156,57 @@ def stated(model: CheckpointModel | DeltaModel) -> dict:
     }
 
 
-def merge_parameter(
+def is_merged(spec: TensorSpec) -> bool:
+    """Whether a parameter is merged at all: whole numbers and single ones stay the base's."""
+    return spec.dtype.is_floating_point and bool(spec.shape)
+
+
+def parameter_merge(
     spec: TensorSpec,
     method: MergeMethod,
     base: CheckpointModel,
     models: Models,
     alignment: Alignment | None,
-    writer: CheckpointWriter,
     device: torch.device,
-) -> Tally | None:
-    """Merges one parameter and writes it; None for whole numbers and single ones, which stay the base's."""
-    if not spec.dtype.is_floating_point or not spec.shape:
-        writer.add(spec.name, base.checkpoint.tensor(spec.name).to(spec.dtype))
-        return None
+) -> ParameterMerge:
+    """Every model's part of one parameter."""
     maps: Mapping = alignment.maps if alignment is not None and is_vocabulary(spec.name) else {}
     parts = [Part(model.name, model.open(spec.name), maps.get(model.name), model.entry.weight) for model in models]
-    merge = ParameterMerge(Part("base", base.open(spec.name), maps.get("base")), parts, spec.shape, method, device)
-    merged, tally = merge.run(spec.dtype)
+    return ParameterMerge(Part("base", base.open(spec.name), maps.get("base")), parts, spec.shape, method, device)
+
+
+def model_thresholds(
+    plan: Sequence[TensorSpec], method: MergeMethod, models: Models, on_its_way: Callable[[TensorSpec], ParameterMerge]
+) -> list[float]:
+    """The magnitude below which each model's task vector is trimmed, over all parameters together.
+
+    Reads every parameter twice before any is merged; no more of them is in memory than one.
+    """
+    merged = [spec for spec in plan if is_merged(spec)]
+    count = sum(math.prod(spec.shape) for spec in merged)
+
+    def deltas(position: int) -> Iterator[torch.Tensor]:
+        for spec in progress(merged, what=f"what to trim of {models[position].name}", unit="tensor"):
+            yield from on_its_way(spec).deltas(position)
+
+    share = method.trimmed_share
+    return [threshold_of_blocks(partial(deltas, position), count, share) for position in range(len(models))]
+
+
+def merge_parameter(
+    spec: TensorSpec,
+    method: MergeMethod,
+    base: CheckpointModel,
+    models: Models,
+    on_its_way: Callable[[TensorSpec], ParameterMerge],
+    writer: CheckpointWriter,
+    thresholds: Sequence[float] | None,
+) -> Tally | None:
+    """Merges one parameter and writes it; None where it stays the base's."""
+    if not is_merged(spec):
+        writer.add(spec.name, base.checkpoint.tensor(spec.name).to(spec.dtype))
+        return None
+    merged, tally = on_its_way(spec).run(spec.dtype, thresholds)
     if broken := tally.broken():
         source = {"base": base.source, **{model.name: model.source for model in models}}[broken[0]]
         raise InputError(

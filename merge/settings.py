@@ -39,6 +39,11 @@ class Config:
         help="more models, name: path or name: {path, weight, mask, sparsity, seed, and "
         "keys of the mask's method}; as overrides models.math.weight=0.5",
     )
+    trim_scope: str = option(
+        "tensor",
+        help="what ties trims: the smallest entries of each tensor, or of all tensors of a model together",
+        choices=("tensor", "model"),
+    )
     mask: str = option(
         "none", help="none, or the sparsification method that each linear weight's delta goes through first"
     )
@@ -131,6 +136,8 @@ def resolve(config: Config) -> tuple[MergeMethod, list[ModelEntry]]:
         method = parse_method(config.merge_method)
     except ValueError as error:
         raise InputError(f"merge_method: {error}") from error
+    if config.trim_scope == "model" and method.trimmed_share == 0:
+        raise InputError(f"trim_scope=model: {method} trims nothing; leave the key out, or take ties_<trim>_<lambda>")
     if not config.models:
         raise InputError("there is no model to merge; give math_pth, code_pth, chat_pth or --model name=path")
     if "base" in config.models:

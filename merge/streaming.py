@@ -41,14 +41,25 @@ class ParameterMerge:
         self._blocks = [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
         self._mean_row = self._mean_of_base(base.rows) if base.rows is not None else None
 
-    def run(self, dtype: torch.dtype) -> tuple[Tensor, Tally]:
-        """The merged parameter in `dtype` on the CPU, and its numbers for the report."""
-        thresholds = [self._threshold(model) for model in self._models]
+    def run(self, dtype: torch.dtype, thresholds: Sequence[float] | None = None) -> tuple[Tensor, Tally]:
+        """The merged parameter in `dtype` on the CPU, and its numbers for the report.
+
+        thresholds: below which each model's entries are trimmed; None: those of this parameter alone.
+        """
+        thresholds = [self._threshold(model) for model in self._models] if thresholds is None else thresholds
         tally = Tally([model.name for model in self._models], self._device)
         merged = torch.empty(self._shape, dtype=dtype)
         for block in self._blocks:
             merged[block] = self._merged_block(block, thresholds, tally).to(dtype).cpu()
         return merged, tally
+
+    def deltas(self, position: int) -> Iterator[Tensor]:
+        """The task vector of one model, block by block, in float32."""
+        return self._deltas(self._models[position], self._blocks)
+
+    def _deltas(self, model: Part, blocks: Sequence[slice]) -> Iterator[Tensor]:
+        for block in blocks:
+            yield self._delta_rows(model, block, self._base_rows(block))[0]
 
     def _merged_block(self, block: slice, thresholds: Sequence[float], tally: Tally) -> Tensor:
         base = self._base_rows(block)  # float32
@@ -67,17 +78,13 @@ class ParameterMerge:
         if self._method.trimmed_share == 0:
             return 0.0
 
-        def deltas(blocks: Sequence[slice]) -> Iterator[Tensor]:
-            for block in blocks:
-                yield self._delta_rows(model, block, self._base_rows(block))[0]
-
         count, sample = torch.Size(self._shape).numel(), None
         if count >= WORTH_A_GUESS:
             step = max(1, self._shape[0] // SAMPLED_ROWS)
             rows = [slice(start, start + 1) for start in range(0, self._shape[0], step)]
-            sample = torch.cat([row.reshape(-1) for row in deltas(rows)])
+            sample = torch.cat([row.reshape(-1) for row in self._deltas(model, rows)])
             sample = sample[:: max(1, len(sample) // SAMPLED)]
-        return threshold_of_blocks(lambda: deltas(self._blocks), count, self._method.trimmed_share, sample)
+        return threshold_of_blocks(lambda: self._deltas(model, self._blocks), count, self._method.trimmed_share, sample)
 
     def _base_rows(self, block: slice) -> Tensor:
         rows, missing = self._read(self._base, block)

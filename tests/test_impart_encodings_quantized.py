@@ -125,10 +125,13 @@ def test_more_than_256_groups():
 @pytest.mark.parametrize("keep_ratio", [1.0, 0.25])
 def test_signs(keep_ratio):
     dW = torch.randn(M, N, generator=torch.Generator().manual_seed(0))
+    dW[:, ::3] = 0
+    dW[:, ::6] = -0.0
     encoded = signs.write(dW, 0.5, name="w", keep_ratio=keep_ratio, seed=1)
     back = encoded.dense("w")
     kept = back != 0
-    assert torch.equal(back[kept], dW[kept].sign() * 0.5 / keep_ratio)
+    # BitDelta's code: mask = ones; mask[diff < 0] = 0; weight = (2 * mask - 1) * scale
+    assert torch.equal(back[kept], torch.where(dW[kept] < 0, -0.5, 0.5) / keep_ratio)
     assert int(kept.sum()) == encoded.facts["kept"][0]
     assert abs(int(kept.sum()) / (M * N) - keep_ratio) < 0.05
     assert len(encoded.tensors["codes"]) == packed_bytes(int(kept.sum()), 1)

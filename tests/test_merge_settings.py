@@ -104,6 +104,8 @@ def test_every_model_has_masks_of_its_own_and_the_seed_changes_all():
         (("merge_method=ties_1.8_1",), ("math=M",), "between 0 and 1"),
         (("merge_method=avg",), ("math=M:-1",), "must be positive"),
         (("merge_method=ties_0_1",), ("math=M:0",), "must be positive"),
+        (("merge_method=ta_1", "trim_scope=model"), ("math=M",), "ta_1 trims nothing"),
+        (("merge_method=ties_0.5_1", "trim_scope=layer"), ("math=M",), "layer is not one of tensor, model"),
         ((), ("math=M:nan",), "finite"),
         ((), ("math",), "name=path"),
         ((), ("math=M", "math=N:0.5"), "'math' is given twice"),

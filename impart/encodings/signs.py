@@ -13,11 +13,14 @@ FACTS = ("seed", "keep", "bits", "mu", "kept")
 
 
 def write(dW: Tensor, mu: float, *, name: str, keep_ratio: float, seed: int) -> Encoded:
-    """The signs of the entries of dW (m, n) that survive; each stands for +-mu over the keep ratio."""
+    """The signs of the entries of dW (m, n) that survive; each stands for +-mu over the keep ratio.
+
+    An entry of 0 has the sign +, as in BitDelta's code: it only knows negative entries and all others.
+    """
     m, n = dW.shape
     facts = {"seed": seed, "keep": max(1, round(keep_ratio * LEVELS)), "bits": 1, "mu": mu}
     mask = torch.from_numpy(entry_mask(name, Encoded("signs", (m, n), {}, facts))).to(dW.device)
-    kept = dW[mask] > 0
+    kept = dW[mask] >= 0
     return Encoded("signs", (m, n), {"codes": pack(kept, 1)}, {**facts, "kept": [len(kept)]})
 
 

@@ -18,6 +18,9 @@ class Ties(MergeMethod):
     `trim` is the share of each task vector's entries that is set to zero, as in the authors' code: `ties_0.8_1.0` keeps
     the largest 20 %. The paper (Appendix C) and the TIES authors quote the share that stays, the retain ratio: retain
     0.4, 0.6, 0.8 of the paper is trim 0.6, 0.4, 0.2 here.
+
+    It is trimmed tensor by tensor, as in ImPart's release; with the key `trim_scope: model` over all tensors of a model
+    together, as in the TIES authors' code and in MergeLM.
     """
 
     name: ClassVar = "ties"

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from impart import processes
-from impart.artifact import Delta
+from impart.artifact import Delta, is_delta, open_delta
 from impart.checkpoint import open_checkpoint
 from impart.compress import compress
 from impart.config import config_parser
 from impart.device import use_device
 from impart.errors import InputError
+from impart.files import user_path
 from impart.outputs import check_writable, refuse_existing
 from impart.reconstruct import write_model
 from impart.report import Report, start_logging
@@ -25,12 +26,18 @@ def sparsify(face: str, doc: str | None, arguments: Sequence[str]) -> None:
     start_logging()
     settings = load_settings(face, flags.config, flags.overrides)
     config, method, told = settings.config, settings.method, FACES[face]
-    check_outputs(config, flags.overwrite)
+    continues = lacks_only_the_model(config, flags.overwrite)
+    check_outputs(config, flags.overwrite, delta_is_there=continues)
     device = use_device(flags.device, flags.threads)
     report = Report(dataclasses.asdict(config) | method.settings())
     source = open_source(config, method, device, base_needed=config.save_model)
-    delta = compress(
-        source, method, config.save_dir, kind="sparse", seed=config.seed, overwrite=flags.overwrite, report=report
+    head = {"kind": "sparse", "method": method.name, "settings": method.settings(), "seed": config.seed}
+    delta = (
+        finished_delta(config, {**head, **source.head()}, source.matrices)
+        if continues
+        else compress(
+            source, method, config.save_dir, kind="sparse", seed=config.seed, overwrite=flags.overwrite, report=report
+        )
     )
     if delta is not None:
         print(told.summary(delta))
@@ -41,13 +48,33 @@ def sparsify(face: str, doc: str | None, arguments: Sequence[str]) -> None:
     processes.leave()
 
 
-def check_outputs(config: RunConfig, overwrite: bool) -> None:
+def lacks_only_the_model(config: RunConfig, overwrite: bool) -> bool:
+    """Whether an earlier run of save_model=true seems to have ended between the delta and the dense checkpoint."""
+    return config.save_model and not overwrite and is_delta(config.save_dir) and not model_dir(config).exists()
+
+
+def finished_delta(config: RunConfig, head: dict, matrices: Sequence[str]) -> Delta | None:
+    """The delta in save_dir, in the first process; InputError unless this run would make the same."""
+    if processes.rank() > 0:
+        return None
+    delta = open_delta(config.save_dir)
+    if {key: delta.manifest.get(key) for key in head} != head or sorted(delta.names()) != sorted(matrices):
+        raise InputError(
+            f"{config.save_dir!r} exists and is of other models or settings; name another folder, or add --overwrite "
+            "to replace it"
+        )
+    delta.verify()
+    return delta
+
+
+def check_outputs(config: RunConfig, overwrite: bool, delta_is_there: bool) -> None:
     """InputError for a place that a run may not write to, or a second one within the first."""
     inputs = (config.base_model, config.ftm_dir, config.svd_dir)
-    refuse_existing(Path(config.save_dir), overwrite, inputs)
+    if not delta_is_there:
+        refuse_existing(Path(config.save_dir), overwrite, inputs)
     if config.save_model:
         refuse_existing(model_dir(config), overwrite, (*inputs, config.save_dir))
-        if model_dir(config).expanduser().resolve() == Path(config.save_dir).expanduser().resolve():
+        if user_path(model_dir(config)).resolve() == user_path(config.save_dir).resolve():
             raise InputError(
                 f"model_dir={str(model_dir(config))!r} is save_dir, where the delta goes; name another folder"
             )
@@ -64,7 +91,7 @@ def write_dense(config: RunConfig, delta: Delta, device, overwrite: bool) -> Non
 
 def table_file(config: RunConfig) -> Path:
     """The CSV of a run, in its log_dir."""
-    return Path(config.log_dir or ".").expanduser() / f"{Path(config.save_dir).name}.csv"
+    return user_path(config.log_dir or ".") / f"{Path(config.save_dir).name}.csv"
 
 
 def model_dir(config: RunConfig) -> Path:

@@ -339,6 +339,25 @@ def test_save_model_writes_the_dense_checkpoint_as_well(pair, sparse, tmp_path, 
     assert files_of(tmp_path / "elsewhere") == files_of(tmp_path / "merged") and not (tmp_path / "b_model").exists()
 
 
+def test_save_model_goes_on_after_the_delta(pair, tmp_path, called):
+    """As after a kill in between; but not over the delta of other settings or models."""
+    out, model = tmp_path / "out", tmp_path / "out_model"
+    command = (*models(pair), *IMPART, "save_model=true", f"save_dir={out}")
+    run(called, *command)
+    delta, dense = (out / "delta.json").read_bytes(), (model / "model.safetensors").read_bytes()
+    shutil.rmtree(model)
+    assert "dense checkpoint" in run(called, *command).out
+    assert (out / "delta.json").read_bytes() == delta and (model / "model.safetensors").read_bytes() == dense
+    shutil.rmtree(model)
+    for changed in (["seed=5"], ["weight_types=[mlp.up_proj]"], [f"ftm_dir={pair[0]}"]):
+        ended = called(sparsify.main, "--threads", "1", *command, *changed)
+        assert ended.code == 2 and "is of other models or settings" in ended.err and not model.exists()
+    shard = next(out.glob("layer-*"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    ended = called(sparsify.main, "--threads", "1", *command)
+    assert ended.code == 2 and "altered" in ended.err and not model.exists()
+
+
 def test_save_model_over_a_saved_svd_finds_the_base_by_itself(pair, svd_delta, tmp_path, called):
     run(called, f"svd_dir={svd_delta}", *IMPART, "save_model=true", f"save_dir={tmp_path / 'out'}")
     assert set(tensors_of(tmp_path / "out_model")) == set(tensors_of(pair[1]))

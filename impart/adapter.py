@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from impart.checkpoint import Checkpoint, open_checkpoint, source_folder, tensor_bytes
-from impart.companions import companions_of
+from impart.companions import companion_name, companions_of
 from impart.errors import InputError
 from impart.weight_files import TensorSpec, file_tensors, read_json
 
@@ -54,6 +54,7 @@ class AdaptedCheckpoint(Checkpoint):
         self._factors: dict[str, dict[str, Tensor]] = {}  # parameter -> A, B
         self._embeddings: set[str] = set()
         self._saved: dict[str, Tensor] = {}
+        self._digests: dict[str, str] = {}
         for key, tensor in file_tensors(_weights(folder, source)).items():
             self._place(key.removeprefix(PREFIX), tensor)
         self._scales = {name: self._scale(name, settings) for name in self._factors}
@@ -122,9 +123,8 @@ class AdaptedCheckpoint(Checkpoint):
     def companions(self) -> list[Path]:
         """The base's small files, or the adapter's of the same name."""
         own = [file for file in companions_of(self.folder) if file.name not in (CONFIG, "README.md")]
-        return sorted(
-            {file.name: file for file in (*self.base.companions(), *own)}.values(), key=lambda file: file.name
-        )
+        by_name = {companion_name(file): file for file in (*self.base.companions(), *own)}
+        return [by_name[name] for name in sorted(by_name)]
 
     def fingerprint(self) -> str:
         """sha256 over the base's fingerprint, all tensors of the adapter and their scales."""

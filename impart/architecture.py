@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 from impart.errors import InputError
 
-LINEAR = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?(?:self_attn|mlp|block_sparse_moe)\.(?:.+)\.weight$")
+LINEAR = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?(?:self_att\w+|mlp|block_sparse_moe)\.(?:.+)\.weight$")
 # departs from the paper, which has no mixtures: a router compares near-equal scores, is tiny, and stays exact.
 ROUTER = re.compile(r"\.(?:gate|router|shared_expert_gate)(?:\.(?:wg|layer))?\.weight$")
 VOCABULARY = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(?:weight|bias)$")
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-ATTENTION = "self_attn"
+ATTENTION = re.compile(r"(?:^|\.)self_att(?:n|ention)\.")
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"  # ends of their names
 BUFFERS = "rotary_emb.inv_freq"  # computed when a model is loaded; only old checkpoints store it
 
@@ -29,6 +29,7 @@ STRUCTURE = (
     "num_experts",
     "num_local_experts",
 )
+COUNTS = (*IDENTITY[1:], "vocab_size", "max_position_embeddings")  # whole numbers, where a config has them
 # Where config.json of a multimodal model keeps the settings of its language model, vocab_size among them.
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
@@ -53,7 +54,7 @@ def is_linear(name: str) -> bool:
 
 def is_attention(name: str) -> bool:
     """Whether a linear weight belongs to attention; the others are mlp's."""
-    return f".{ATTENTION}." in f".{name}"
+    return ATTENTION.search(name) is not None
 
 
 def is_vocabulary(name: str) -> bool:
@@ -80,8 +81,9 @@ def weight_type(name: str) -> str:
 
 def rope_theta(config: dict[str, Any]) -> float:
     """The base of the rotary embeddings, under either of its two places; Llama's default where it is in neither."""
-    nested = config.get("rope_parameters") or {}
-    return float(config.get("rope_theta") or nested.get("rope_theta") or 10000.0)
+    nested = config.get("rope_parameters")
+    found = config.get("rope_theta") or (nested.get("rope_theta") if isinstance(nested, dict) else None)
+    return float(found) if isinstance(found, int | float) else 10000.0
 
 
 def select_matrices(

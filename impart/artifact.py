@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 
 from impart.checkpoint import Checkpoint
-from impart.companions import stays_inside
+from impart.companions import companion_name, stays_inside
 from impart.dtypes import DTYPES
 from impart.encodings.encoded import Encoded, Triplets, encoding_of, refuse_non_finite
 from impart.errors import InputError
-from impart.files import sha256_of
+from impart.files import sha256_of, user_path
 from impart.json_fields import REMEDY
 from impart.manifest import read_manifest
 from impart.outputs import MANIFEST
@@ -101,7 +101,8 @@ class Delta:
     def companions(self) -> list[Path]:
         """The fine-tuned model's config, tokenizer and other small files; InputError unless they are as recorded."""
         folder, recorded = self.path / COMPANIONS, self.manifest["files"]
-        present = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+        inside = sorted(path for path in folder.rglob("*") if not path.is_dir()) if folder.is_dir() else []
+        present = [str(path.relative_to(folder)) for path in inside]
         foreign = next((name for name in present if name not in recorded and not name.startswith(".")), None)
         if foreign is not None:
             raise InputError(f"{folder} holds {foreign!r}, which {MANIFEST} does not list; remove it, or {REMEDY}")
@@ -116,7 +117,7 @@ class Delta:
         if (
             not file.is_file()
             or not stays_inside(file, self.path)
-            or sha256_of(file) != self.manifest["files"][file.name]
+            or sha256_of(file) != self.manifest["files"][companion_name(file)]
         ):
             raise InputError(
                 f"{file} is missing or altered (its sha256 is not the one in {MANIFEST}), or a link out of the delta; "
@@ -131,10 +132,17 @@ class Delta:
         self.companions()
 
     def check_base(self, base: Checkpoint) -> None:
-        """InputError when `base` is not the model that this delta was taken from.
+        """InputError when `base` is not the model that this delta was taken from."""
+        self.check_shapes(base)
+        expected, found = self.manifest["base"]["fingerprint"], base.fingerprint()
+        if expected != found:
+            raise InputError(
+                f"{str(self.path)!r} is a delta of {self.manifest['base']['source']!r} (fingerprint "
+                f"{expected[:12]}), but {base.source!r} has fingerprint {found[:12]}; give that base"
+            )
 
-        Every matrix has the base's shape: of no other size may a stranger's delta ask for memory.
-        """
+    def check_shapes(self, base: Checkpoint) -> None:
+        """InputError unless every matrix has the base's shape: a stranger's delta may ask for no other memory."""
         for name in self.names():
             shape = base.shape(name) if name in base else None
             if shape != self.shape(name):
@@ -142,12 +150,6 @@ class Delta:
                     f"{str(self.path)!r} holds a matrix {name} of shape {list(self.shape(name))}, but "
                     f"{base.source!r} has {'none' if shape is None else list(shape)} of this name; give that base"
                 )
-        expected, found = self.manifest["base"]["fingerprint"], base.fingerprint()
-        if expected != found:
-            raise InputError(
-                f"{str(self.path)!r} is a delta of {self.manifest['base']['source']!r} (fingerprint "
-                f"{expected[:12]}), but {base.source!r} has fingerprint {found[:12]}; give that base"
-            )
 
     def check_finetuned(self, finetuned: Checkpoint) -> None:
         """InputError when `finetuned` is not the model that this delta leads to."""
@@ -222,12 +224,12 @@ class Delta:
 
 def is_delta(path: str | Path) -> bool:
     """Whether `path` is a finished delta artifact."""
-    return (Path(path) / MANIFEST).is_file()
+    return (user_path(path) / MANIFEST).is_file()
 
 
 def open_delta(path: str | Path) -> Delta:
     """A finished artifact, its delta.json checked in full; InputError when it is none, unfinished, or not sound."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not is_delta(path):
         unfinished = path.with_name(path.name + ".partial")
         remedy = (

@@ -20,10 +20,11 @@ from impart import processes
 from impart.architecture import layer_of
 from impart.artifact import COMPANIONS, MANIFEST, Delta, open_delta
 from impart.checkpoint import Checkpoint
+from impart.companions import companion_name, copy_companion
 from impart.dtypes import DTYPE_CODES
 from impart.encodings.encoded import Encoded
 from impart.errors import InputError
-from impart.files import free_space, give_default_mode, sha256_of, sync_file, write_atomically
+from impart.files import free_space, give_default_mode, sha256_of, sync_file, user_path, write_atomically
 from impart.manifest import CHECKSUM, FORMAT, VERSION, checksum
 from impart.outputs import Output, refuse_existing
 from impart.report import Report, versions
@@ -67,7 +68,7 @@ class DeltaWriter:
         needed_bytes: int,
         overwrite: bool = False,
     ):
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         refuse_existing(self.path, overwrite)
         self._output = Output(self.path)
         self._partial = self._output.partial
@@ -172,10 +173,9 @@ class DeltaWriter:
         (self._partial / COMPANIONS).mkdir(exist_ok=True)
         files = {}
         for source in companions:
-            copy = self._partial / COMPANIONS / source.name
-            shutil.copyfile(source, copy)
+            copy = copy_companion(source, self._partial / COMPANIONS)
             sync_file(copy)
-            files[source.name] = sha256_of(copy)
+            files[companion_name(source)] = sha256_of(copy)
         manifest = {
             **self._head,
             "matrices": {name: entry for record in records for name, entry in record["matrices"].items()},

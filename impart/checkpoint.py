@@ -7,7 +7,6 @@ whatever else its authors ship. No function here holds more than the tensors tha
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from impart.architecture import BUFFERS, HEAD, linear_names
-from impart.companions import companions_of
+from impart.architecture import COUNTS, linear_names
+from impart.companions import companions_of, copy_companion
 from impart.dtypes import DTYPE_CODES
 from impart.errors import InputError
-from impart.files import free_space, sync_file
+from impart.files import free_space, sync_file, user_path
 from impart.hub import fetch_model, is_hub_id
+from impart.identity import fingerprint
 from impart.outputs import MARKER, Output, refuse_existing
-from impart.weight_files import TensorSpec, file_specs, load_bin, read_json, weight_files
+from impart.weight_files import TensorSpec, file_specs, load_bin, read_json, refuse_wrapped, weight_files
 
 PIECE_BYTES = 1 << 23  # of a tensor that is read or looked through
 
@@ -33,14 +33,21 @@ class Checkpoint:
     def __init__(self, path: Path, source: str):
         self.path, self.source = path, source
         self.config = read_json(path / "config.json", f"checkpoint {source!r}")
+        for key in COUNTS:
+            if not isinstance(self.config.get(key), int | None):
+                raise InputError(f"{path / 'config.json'}: {key} is {self.config[key]!r:.80}, not a whole number")
         self._specs: dict[str, TensorSpec] = {}
         self._files: dict[str, Path] = {}
+        self._digests: dict[str, str] = {}
         for file, names in weight_files(path, source).items():
             for spec in file_specs(file):
                 self._specs[spec.name], self._files[spec.name] = spec, file
             missing = sorted(set(names) - set(self._specs))
             if missing:
                 raise InputError(f"{file} lacks {missing[0]!r}, which the index of {source!r} promises; fetch it again")
+        if not self._specs:
+            raise InputError(f"{source!r} holds no tensors; fetch it again")
+        refuse_wrapped(list(self._specs), source)
 
     def names(self) -> list[str]:
         """All tensors, sorted by layer number and name."""
@@ -80,9 +87,15 @@ class Checkpoint:
         return self._finite(name, self.tensor(name))
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The tensor's rows, some megabytes at a time, each checked: InputError when it holds NaN or Inf."""
+        """The tensor's rows, some megabytes at a time, each checked: InputError when it holds NaN or Inf.
+
+        Whoever reads them all has its digest afterwards: the fingerprint needs no second look at the file.
+        """
+        digest = hashlib.sha256()
         for piece in self._pieces(name):
+            digest.update(tensor_bytes(piece))
             yield self._finite(name, piece)
+        self._digests[name] = digest.hexdigest()
 
     def _pieces(self, name: str) -> Iterator[torch.Tensor]:
         """Successive rows as they lie in the file, which is mapped anew for each: a mapping counts every page read."""
@@ -117,30 +130,18 @@ class Checkpoint:
         """The folder's small files: config, tokenizer, generation config, licence and the like."""
         return companions_of(self.path)
 
+    def digest(self, name: str) -> str:
+        """sha256 of the tensor's values, in hexadecimal digits."""
+        if name not in self._digests:
+            digest = hashlib.sha256()
+            for piece in self._pieces(name):
+                digest.update(tensor_bytes(piece))
+            self._digests[name] = digest.hexdigest()
+        return self._digests[name]
+
     def fingerprint(self) -> str:
-        """sha256 over every tensor's name and shape and 8 evenly spaced rows of its values: another model differs.
-
-        A sample, because hashing 26 GB takes longer than compressing it on a GPU; any fine-tuning changes it.
-        Buffers and the head are left out, since the two file formats of one model differ in them.
-        """
-        digest = hashlib.sha256()
-        for name in self.names():
-            if name.endswith(BUFFERS) or name == HEAD:
-                continue
-            digest.update(f"{name} {list(self.shape(name))} {DTYPE_CODES[self.dtype(name)]}\n".encode())
-            digest.update(tensor_bytes(self._sampled_rows(name)))
-        return digest.hexdigest()
-
-    def _sampled_rows(self, name: str, count: int = 8) -> torch.Tensor:
-        shape, file = self.shape(name), self._files[name]
-        if len(shape) < 2 or shape[0] <= count:
-            return self.tensor(name)
-        rows = [index * (shape[0] - 1) // (count - 1) for index in range(count)]
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as shard:
-                view = shard.get_slice(name)
-                return torch.cat([view[row : row + 1] for row in rows])
-        return load_bin(file)[name].detach()[rows]
+        """What tells this model's weights from any other's, whatever files hold them."""
+        return fingerprint(self)
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -165,7 +166,7 @@ def check_named(*sources: str | Path | None) -> None:
 
 def _local_folder(source: str | Path) -> Path | None:
     """The model's folder, None where it has the form of a hub id; InputError for anything else."""
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), user_path(source)
     if path.is_dir():
         return path
     if path.exists():
@@ -185,7 +186,7 @@ class CheckpointWriter:
     def __init__(
         self, path: str | Path, plan: Sequence[TensorSpec], *, overwrite: bool = False, shard_bytes: int = 5 * 10**9
     ):
-        self.path, self.overwrite = Path(path).expanduser(), overwrite
+        self.path, self.overwrite = user_path(path), overwrite
         refuse_existing(self.path, overwrite)
         self._output = Output(self.path)
         self._partial = self._output.partial
@@ -241,14 +242,14 @@ class CheckpointWriter:
         if self._waiting:
             raise ValueError(f"{len(self._waiting)} planned tensors were never added, first {min(self._waiting)}")
         for file in companions:
-            shutil.copyfile(file, self._partial / file.name)
+            copy_companion(file, self._partial)
         if not self._single:
             index = {
                 "metadata": {"total_size": self.total_bytes},
                 "weight_map": {name: place[1].name for name, place in sorted(self._places.items())},
             }
             (self._partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-        for file in self._partial.iterdir():
+        for file in self._partial.rglob("*"):
             sync_file(file)
         self._output.publish()
 
@@ -271,4 +272,4 @@ def _shards(plan: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpe
 
 
 def _natural(name: str) -> list:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

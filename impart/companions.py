@@ -4,30 +4,39 @@ A list of kinds decides, since the folder of a trainer holds weights in every fo
 logs, under names that no list of exceptions would ever cover.
 """
 
+import hashlib
 import logging
 import os
 import re
+import shutil
 import stat
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from impart.files import sha256_of
+
 log = logging.getLogger(__name__)
 
-KINDS = (
-    # what the model is and how it generates
-    "config.json generation_config.json configuration.json quantization_config.json quantize_config.json "
-    "preprocessor_config.json processor_config.json image_processor_config.json video_preprocessor_config.json "
-    "params.json "
-    # its tokenizer
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
-    "tokenizer.model tokenizer.model.v* spiece.model sentencepiece*.model *.spm *.tiktoken tekken.json vocab.model "
-    # its chat templates
-    "chat_template.json *.jinja "
-    # its code, which runs only where --trust_remote_code asks for it
-    "*.py "
-    # what people must read
-    "license* licence* copying* copyright* notice* use_policy* acceptable_use_policy* readme* *.md citation*"
-).split()
+KINDS = {
+    "config": "config.json",
+    "generation_config": "generation_config.json",
+    "tokenizer": (
+        "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json vocab.txt "
+        "merges.txt tokenizer.model tokenizer.model.v* spiece.model sentencepiece*.model *.spm *.tiktoken tekken.json "
+        "vocab.model"
+    ),
+    "chat_template": "chat_template.json *.jinja",
+    "code": "*.py",  # runs only where --trust_remote_code asks for it
+    "other_settings": (
+        "configuration.json quantization_config.json quantize_config.json preprocessor_config.json "
+        "processor_config.json image_processor_config.json video_preprocessor_config.json params.json"
+    ),
+    "documents": (
+        "license* licence* copying* copyright* notice* use_policy* acceptable_use_policy* readme* *.md citation*"
+    ),
+}
+TEMPLATES = "additional_chat_templates"  # the one folder that belongs to them: further templates by name
 # The endings of weights and of what trainers leave, which no name of the list may have either.
 WEIGHT_ENDINGS = (
     ".safetensors .bin .pt .pth .pkl .pickle .ckpt .h5 .hdf5 .keras .msgpack .onnx .onnx_data .ot .gguf .ggml .nemo "
@@ -48,10 +57,39 @@ def is_weight(name: str) -> bool:
     return name.lower().endswith(tuple(WEIGHT_ENDINGS)) or bool(re.search(r"\.safetensors|\.gguf", name.lower()))
 
 
-def is_companion(name: str) -> bool:
-    """Whether a file of this name is of a kind that travels with a model."""
-    known = any(fnmatchcase(name.lower(), kind) for kind in KINDS)
-    return known and is_plain_name(name) and not is_weight(name)
+def kind_of(name: str) -> str | None:
+    """The kind of a file that travels with a model, by its name in the folder; None for all others."""
+    plain = name.removeprefix(f"{TEMPLATES}/")
+    if not is_plain_name(plain) or is_weight(plain):
+        return None
+    if plain != name:
+        return "chat_template" if plain.endswith(".jinja") else None
+    return next(
+        (kind for kind, names in KINDS.items() if any(fnmatchcase(name.lower(), form) for form in names.split())), None
+    )
+
+
+def companion_name(file: Path) -> str:
+    """What a companion is called in its model's folder: its name, or `additional_chat_templates/NAME`."""
+    return f"{TEMPLATES}/{file.name}" if file.parent.name == TEMPLATES else file.name
+
+
+def copy_companion(file: Path, folder: Path) -> Path:
+    """Copies a companion to its place in another model's folder, and returns the copy."""
+    copy = folder / companion_name(file)
+    copy.parent.mkdir(exist_ok=True)
+    return Path(shutil.copyfile(file, copy))
+
+
+def digests(files: Iterable[Path]) -> dict[str, str]:
+    """One sha256 for each kind of companion that decides what a model answers, over its files' names and bytes."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(files, key=companion_name):
+        name = companion_name(file)
+        kind = kind_of(name)
+        if kind is not None and kind != "documents":
+            found.setdefault(kind, []).append(f"{name} {sha256_of(file)}\n")
+    return {kind: hashlib.sha256("".join(lines).encode()).hexdigest() for kind, lines in found.items()}
 
 
 def stays_inside(file: Path, folder: Path) -> bool:
@@ -71,11 +109,12 @@ def stays_inside(file: Path, folder: Path) -> bool:
 def companions_of(folder: Path) -> list[Path]:
     """The small files of a model folder, by name; what else lies there and is no weight is named in the log."""
     found, left = [], []
-    for file in sorted(folder.iterdir()):
-        name, link = file.name, file.is_symlink()
-        if name.startswith(".") or is_weight(name) or (file.is_dir() and not link):
+    inner = folder / TEMPLATES
+    for file in sorted([*folder.iterdir(), *(inner.iterdir() if inner.is_dir() else ())]):
+        name, link = companion_name(file), file.is_symlink()
+        if file.name.startswith(".") or is_weight(name) or (file.is_dir() and not link):
             continue
-        wanted = is_companion(name)
+        wanted = kind_of(name) is not None
         if wanted and not stays_inside(file, folder):
             log.warning("%s is a link out of its folder and is left out; copy what it names there if it belongs", file)
         elif wanted and _is_small_file(file):

@@ -18,19 +18,20 @@ REMEDY = "fetch or make the delta again"
 
 @dataclass(frozen=True)
 class Field:
-    """A value of delta.json and the place where it stands, which every refusal names."""
+    """A value of a JSON file and the place where it stands, which every refusal names; and what then to do."""
 
     file: Path
     place: str
     value: Any
+    remedy: str = REMEDY
 
     def refuse(self, expected: str) -> NoReturn:
-        raise InputError(f"{self.file}: {self.place or 'it'} is {short(self.value)}, not {expected}; {REMEDY}")
+        raise InputError(f"{self.file}: {self.place or 'it'} is {short(self.value)}, not {expected}; {self.remedy}")
 
     def __getitem__(self, key: str | int) -> "Field":
         if key not in self.value if isinstance(key, str) else key >= len(self.value):
-            raise InputError(f"{self.file}: {self._at(key)} is missing; {REMEDY}")
-        return Field(self.file, self._at(key), self.value[key])
+            raise InputError(f"{self.file}: {self._at(key)} is missing; {self.remedy}")
+        return Field(self.file, self._at(key), self.value[key], self.remedy)
 
     def _at(self, key: str | int) -> str:
         return f"{self.place}.{key}" if self.place else str(key)
@@ -82,7 +83,7 @@ class Field:
             self.refuse(f"{expected!r}, {reason}")
 
 
-def parsed(file: Path) -> Any:
+def parsed(file: Path, remedy: str = REMEDY) -> Any:
     """JSON of bounded size without duplicate keys, NaN and Infinity, which would mean another thing to each reader."""
     size = file.stat().st_size
     if size > MAX_BYTES:
@@ -95,7 +96,7 @@ def parsed(file: Path) -> Any:
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors, numbers too long, brackets too deep
-        raise InputError(f"{file} is not valid JSON ({error}); {REMEDY}") from error
+        raise InputError(f"{file} is not valid JSON ({error}); {remedy}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

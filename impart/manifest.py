@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from impart.companions import is_plain_name, is_weight, stays_inside
+from impart.companions import is_plain_name, kind_of, stays_inside
 from impart.dtypes import DTYPES
 from impart.encodings.encoded import Layout, encoding_of
 from impart.errors import InputError
@@ -21,9 +21,9 @@ from impart.json_fields import REMEDY, Field, parsed, short
 from impart.masks import LEVELS, MASKS
 from impart.shard_header import ShardHeader, read_header
 
-FORMAT, VERSION = "impart-delta", 1
+FORMAT, VERSION = "impart-delta", 2  # 1: the fingerprints covered samples of the weights, and no sha256 was needed
 KINDS = ("svd", "sparse", "quantized")
-CHECKSUM = "sha256"  # the last key; artifacts of older versions lack it
+CHECKSUM = "sha256"  # the last key
 MAX_LENGTH = 1 << 31  # of one dimension of a tensor
 HEX_64 = re.compile(r"[0-9a-f]{64}")
 
@@ -42,9 +42,14 @@ def read_manifest(file: Path) -> dict[str, Any]:
         raise InputError(
             f"{str(file.parent)!r} has format version {version}, and this software reads up to {VERSION}; update it"
         )
+    if version < VERSION:
+        raise InputError(
+            f"{str(file.parent)!r} has format version {version}, which told base models apart by samples of their "
+            "weights; make the delta again"
+        )
     _check_head(root)
     _check_entries(root)
-    if CHECKSUM in root.value and root[CHECKSUM].value != checksum(root.value):
+    if root[CHECKSUM].value != checksum(root.value):
         raise InputError(f"{file} is altered (its content does not have the {CHECKSUM} that it names); {REMEDY}")
     _check_shards(root)
     return root.value
@@ -69,7 +74,7 @@ def _check_head(root: Field) -> None:
     for key in ("base", "finetuned"):
         model = root[key].mapping()
         model["source"].text()
-        model["fingerprint"].text()
+        model["fingerprint"].matching(HEX_64.fullmatch, "a sha256 in 64 hexadecimal digits")
         model["bytes"].integer(0)
     for key in ("versions", "matrices", "extras"):
         root[key].mapping()
@@ -84,9 +89,10 @@ def _check_head(root: Field) -> None:
         shard["header_bytes"].integer(8)
         shard["sha256"].matching(HEX_64.fullmatch, "a sha256 in 64 hexadecimal digits")
     for file, digest in root["files"].items():
-        if not is_plain_name(file) or is_weight(file):
+        if kind_of(file) is None:
             raise InputError(
-                f"{root.file}: files names {short(file)}; a small file has a plain name and holds no weights: {REMEDY}"
+                f"{root.file}: files names {short(file)}, which is no small file of a model such as config or "
+                f"tokenizer; {REMEDY}"
             )
         digest.matching(HEX_64.fullmatch, "a sha256 in 64 hexadecimal digits")
 

@@ -15,6 +15,7 @@ from impart.comparison import Comparison, check_comparable, compare
 from impart.config import option
 from impart.encodings.encoded import Triplets
 from impart.errors import InputError
+from impart.files import user_path
 from impart.method import Matrix, Method
 from impart.svd import delta_svd
 
@@ -240,4 +241,4 @@ def check_budgets(source: Source, method: Method) -> None:
 
 def is_folder(model: str | None) -> bool:
     """Whether a model is named by a folder of this machine."""
-    return model is not None and Path(model).expanduser().is_dir()
+    return model is not None and user_path(model).is_dir()

@@ -90,6 +90,8 @@ def delta_ratio(base: Checkpoint, model: Checkpoint) -> float:
 
 
 def _foreign_delta(base: CheckpointModel, model: DeltaModel) -> str | None:
+    """Why the delta is of another base; InputError for one that does not even fit this base."""
+    model.delta.check_shapes(base.checkpoint)
     try:
         model.delta.check_base(base.checkpoint)
     except InputError as error:

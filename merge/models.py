@@ -23,7 +23,7 @@ from impart.artifact import Delta, is_delta, open_delta
 from impart.checkpoint import Checkpoint, tensor_bytes
 from impart.dtypes import DTYPES
 from impart.errors import InputError
-from impart.weight_files import load_bin
+from impart.weight_files import load_bin, read_json
 from merge.settings import ModelEntry
 
 MAPPED_BYTES, PAGES = 1 << 20, 1 << 16  # of each model; what the system maps around a byte that is read
@@ -162,7 +162,7 @@ class DeltaModel(Model):
         super().__init__(
             entry,
             str(delta.path),
-            json.loads(config.read_text()) if config is not None else base.config,
+            read_json(config, str(delta.path)) if config is not None else base.config,
             [name for name in names if name not in dropped],
             hashlib.sha256(stated.encode()).hexdigest(),
         )

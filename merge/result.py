@@ -7,8 +7,10 @@ from pathlib import Path
 
 from impart.architecture import HEAD, TEXT_CONFIGS, is_vocabulary
 from impart.checkpoint import TensorSpec
+from impart.companions import companion_name, kind_of
 from impart.dtypes import long_name, parse_dtype
 from impart.errors import InputError
+from impart.weight_files import read_json
 from merge.models import CheckpointModel, DeltaModel
 from merge.settings import Config
 from merge.vocabulary import Alignment, copy_companions, merge_vocabularies
@@ -36,9 +38,9 @@ def gather_small_files(config: Config, base: CheckpointModel, models: Models, fo
 
 def has_template(files: Sequence[Path]) -> bool:
     return any(
-        file.name.startswith("chat_template")
+        kind_of(companion_name(file)) == "chat_template"
         or file.name == "tokenizer_config.json"
-        and "chat_template" in json.loads(file.read_text())
+        and "chat_template" in read_json(file, "the tokenizer")
         for file in files
     )
 

@@ -8,7 +8,6 @@ round number) is matched by its position among such rows.
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from impart.companions import copy_companion
 from impart.errors import InputError
 from impart.tokenizer import load_tokenizer
+from impart.weight_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def tokenizer_digest(companions: Sequence[Path]) -> str:
             continue
         content = file.read_bytes()
         if file.name == "tokenizer_config.json":  # its other keys, a chat template say, move no token
-            settings = json.loads(content)
+            settings = read_json(file, "the tokenizer")
             content = json.dumps(
                 {
                     key: value
@@ -206,7 +207,7 @@ def copy_companions(companions: Sequence[Path], folder: Path, with_tokenizer: bo
     for file in companions:
         card = file.name.lower().startswith("readme") or file.name in ("report.json", "config.json")
         if not card and (with_tokenizer or file.name not in TOKENIZER_FILES):
-            shutil.copyfile(file, folder / file.name)
+            copy_companion(file, folder)
 
 
 def _tokenizer_files(small: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:

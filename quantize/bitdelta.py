@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from impart.checkpoint import Checkpoint
 from impart.encodings.encoded import Encoded
+from impart.pretrained import load_pretrained
 from impart.report import progress
 
 log = logging.getLogger(__name__)
@@ -81,5 +82,7 @@ def distilled_scales(
 
 
 def _frozen_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype)
+    model: nn.Module = load_pretrained(
+        AutoModelForCausalLM, checkpoint.path, what="model", source=checkpoint.source, dtype=dtype
+    )
     return model.to(device).eval().requires_grad_(False)

@@ -43,6 +43,7 @@ from impart.device import use_device
 from impart.errors import InputError, run
 from impart.method import described_methods
 from impart.outputs import refuse_existing
+from impart.pretrained import add_trust_flag
 from impart.report import Report, start_logging, table
 from quantize.calibration import Text, digest, model_tokens, text_file
 from quantize.driver import Weights, quantize_layers
@@ -115,6 +116,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--save_compressed_delta_dir", required=True, help="folder of the quantized delta that is written"
     )
+    add_trust_flag(parser)
     add_run_flags(parser)
     add_config_flags(parser)
     return parser.parse_intermixed_args(arguments)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from impart.checkpoint import Checkpoint
 from impart.errors import InputError, reason_of
+from impart.pretrained import load_pretrained, trusted
 
 Call = tuple[tuple, dict]  # the arguments of one layer besides its input
 
@@ -27,10 +28,10 @@ class StreamedDecoder:
 
     def __init__(self, checkpoint: Checkpoint, layers_prefix: str, device: torch.device, dtype: torch.dtype):
         self.device, self.dtype, self.prefix = device, dtype, layers_prefix
+        config = load_pretrained(AutoConfig, checkpoint.path, what="config", source=checkpoint.source)
         try:
-            config = AutoConfig.from_pretrained(checkpoint.path)
             with init_empty_weights(include_buffers=False):
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted())
         except (ValueError, OSError) as error:
             raise InputError(
                 f"transformers cannot build {checkpoint.source!r} ({reason_of(error)}); calibration "

@@ -19,6 +19,7 @@ from impart.artifact import open_delta
 from impart.checkpoint import open_checkpoint
 from impart.dtypes import parse_dtype, short_name
 from impart.outputs import MARKER
+from sparsify import sparsify
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE = ("--threads", "1")
@@ -189,6 +190,23 @@ def test_report_and_info_agree_with_the_files(pair, svd_delta, called):
     assert str(pair[0]) in ended.out and "0 extra parameters" in ended.out
     assert ended.out == called(delta.main, "--info", "--delta_path", svd_delta).out
     assert ended.out == called(delta.main, "--info", "--delta_pth", svd_delta).out
+
+
+def test_info_names_the_matrix_with_the_worst_budget(pair, tmp_path, called):
+    arguments = (f"base_model={pair[0]}", f"ftm_dir={pair[1]}", "method=lowrank", "compression_ratio=16")
+    assert called(sparsify.main, "--threads", 1, *arguments, f"save_dir={tmp_path / 'd'}").code == 0
+    out = called(delta.main, "--info", tmp_path / "d").out
+    # of its 64 * 176 = 11264 values it may keep 704, and a triplet takes 240
+    assert "least used budget: model.layers.0.mlp.down_proj.weight (64 x 176) holds 68% of the values" in out
+
+
+def test_info_lists_what_travels_whole_by_kind(tmp_path, called):
+    base, tuned = family_pair(tmp_path / "models", "GptOss")
+    arguments = (f"base_model={base}", f"ftm_dir={tuned}", "method=dare", "compression_ratio=4")
+    assert called(sparsify.main, "--threads", 1, *arguments, f"save_dir={tmp_path / 'd'}").code == 0
+    out = called(delta.main, "--info", tmp_path / "d").out
+    assert "\n  mlp.experts.gate_up_proj, 4 x 16 x 48: 2 of 12,288 bytes\n" in out
+    assert out.index("gate_up_proj,") < out.index("mlp.experts.down_proj,")  # the larger first
 
 
 # Merge

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from eval.engine.engine import Engine, chosen_backend, chosen_dtype
 from eval.engine.memory import GIB, cache_bytes, refuse_for_hf, refuse_for_vllm, weight_bytes
@@ -41,6 +42,16 @@ def naive(engine: Engine, prompt: str, max_tokens: int) -> tuple[list[int], str]
         with torch.inference_mode():
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
     return ids[start:], tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+def test_a_model_that_lacks_a_weight_is_not_given_a_random_one(tmp_path):
+    folder = Path(shutil.copytree(TINY / "code", tmp_path / "m"))
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with Engine(folder, HF) as opened:
+        with pytest.raises(InputError, match="lacks the weights of 1 parameters of .*layers.1.mlp.up_proj"):
+            opened.generate(["x"], max_tokens=1)
 
 
 def test_batched_greedy_equals_a_loop_without_cache_and_padding(engine):

@@ -14,7 +14,7 @@ from manifests import edited, replace_companion
 
 import eval.engine.models as models
 from eval import gsm8k
-from eval.engine.models import ModelSource, cache_folder, make_room, model_name
+from eval.engine.models import ModelSource, identity_of, make_room, model_name, rebuilt_folder
 from impart.checkpoint import open_checkpoint
 from impart.errors import InputError
 
@@ -36,7 +36,8 @@ def test_names_in_the_results():
 def test_a_checkpoint_is_used_where_it_lies(pair, cache):
     source = ModelSource(str(pair[1]))
     assert source.name == pair[1].name and source.dtype == "bf16" and source.delta_facts is None
-    assert source.identity == {"fingerprint": open_checkpoint(pair[1]).fingerprint()}
+    assert source.identity["fingerprint"] == open_checkpoint(pair[1]).fingerprint()
+    assert set(source.identity) == {"fingerprint", "config", "generation_config", "tokenizer"}
     with source.folder() as folder:
         assert folder == pair[1]
     assert not cache.exists()
@@ -54,7 +55,7 @@ def test_a_delta_is_rebuilt_once(pair, svd_delta, cache):
         written = (folder / "config.json").stat().st_mtime_ns
     with ModelSource(str(svd_delta)).folder() as again:
         assert again == folder and (again / "config.json").stat().st_mtime_ns == written
-    assert [path.name for path in cache_folder().iterdir() if path.is_dir()] == [folder.name]
+    assert [path.name for path in rebuilt_folder().iterdir() if path.is_dir()] == [folder.name]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,51 @@ def test_the_wrong_base(pair, svd_delta):
     with pytest.raises(InputError, match="fingerprint .* give that base"):
         with ModelSource(str(svd_delta), str(pair[1])).folder():
             pass
-    assert not [path for path in cache_folder().iterdir() if path.is_dir()]
+    assert not rebuilt_folder().exists()
+    with ModelSource(str(svd_delta)).folder():
+        pass
+    with pytest.raises(InputError, match="fingerprint .* give that base"):  # though the model is in the cache
+        with ModelSource(str(svd_delta), str(pair[1])).folder():
+            pass
+
+
+ANSWER = {
+    "config": ("config.json", "{}"),
+    "generation_config": ("generation_config.json", '{"eos_token_id": 5}'),
+    "tokenizer": ("tokenizer_config.json", '{"add_bos_token": false}'),
+    "chat_template": ("additional_chat_templates/tool_use.jinja", "{{ messages }}"),
+    "other_settings": ("preprocessor_config.json", "{}"),
+}
+
+
+@pytest.mark.parametrize("kind", ANSWER)
+def test_what_decides_the_answers_identifies_a_checkpoint(pair, tmp_path, kind):
+    copy = Path(shutil.copytree(pair[1], tmp_path / "model"))
+    (copy / "README.md").write_text("about it")
+    (copy / "modeling.py").write_text("it does not run")
+    before = ModelSource(str(pair[1])).identity
+    assert ModelSource(str(copy)).identity == before
+    file = copy / ANSWER[kind][0]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(ANSWER[kind][1])
+    after = identity_of(open_checkpoint(copy))
+    assert {key for key in {*before, *after} if before.get(key) != after.get(key)} == {kind}
+
+
+def test_code_identifies_a_model_where_it_may_run(pair, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(pair[1], tmp_path / "model"))
+    (copy / "modeling.py").write_text("1")
+    monkeypatch.setenv("IMPART_TRUST_REMOTE_CODE", "1")
+    assert "code" in identity_of(open_checkpoint(copy))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_rebuilt_model_that_was_altered_is_rebuilt(svd_delta, file):
+    with ModelSource(str(svd_delta)).folder() as folder:
+        good = (folder / file).read_bytes()
+    (folder / file).write_bytes(good[:-9] + bytes(reversed(good[-9:])))
+    with ModelSource(str(svd_delta)).folder() as again:
+        assert (again / file).read_bytes() == good
 
 
 def test_no_such_model():

@@ -20,8 +20,10 @@ LINEAR_NAMES = [
     "model.layers.0.mlp.experts.59.gate_proj.weight",
     "model.layers.0.mlp.shared_expert.up_proj.weight",
     "model.layers.0.self_attn.kv_a_proj_with_mqa.weight",
+    "model.layers.0.self_attention.kv_proj.weight",  # JetMoe
 ]
 OTHER_NAMES = [
+    "model.layers.0.self_attention.experts.router.layer.weight",
     "model.layers.0.block_sparse_moe.router.layer.weight",  # GraniteMoe, JetMoe
     "model.layers.0.mlp.gate.wg.weight",  # HunYuan
     "model.embed_tokens.weight",
@@ -61,7 +63,7 @@ def test_only_matrices_are_linear(tmp_path):
 
 
 def test_layers_and_types_of_names():
-    assert [layer_of(name) for name in LINEAR_NAMES] == [0, 31, 3, 2, 7, 7, 0, 0, 0, 0]
+    assert [layer_of(name) for name in LINEAR_NAMES] == [0, 31, 3, 2, 7, 7, 0, 0, 0, 0, 0]
     assert layer_of("transformer.h.11.mlp.weight") == 11 and layer_of("lm_head.weight") is None
     assert [weight_type(name) for name in LINEAR_NAMES] == [
         "self_attn.q_proj",
@@ -74,6 +76,7 @@ def test_layers_and_types_of_names():
         "mlp.experts.gate_proj",
         "mlp.shared_expert.up_proj",
         "self_attn.kv_a_proj_with_mqa",
+        "self_attention.kv_proj",
     ]
 
 

@@ -155,7 +155,7 @@ def test_factors_and_stored_tensors(finished):
 def test_the_manifest_says_what_decided_the_bytes(models, finished):
     manifest = json.loads((finished.path / MANIFEST).read_text())
     assert manifest == finished.manifest
-    assert manifest["format"] == "impart-delta" and manifest["version"] == 1 and manifest["seed"] == 3
+    assert manifest["format"] == "impart-delta" and manifest["version"] == 2 and manifest["seed"] == 3
     assert manifest["base"] == {
         "source": models[0].source,
         "fingerprint": models[0].fingerprint(),
@@ -230,9 +230,10 @@ def test_an_unfinished_run_is_named(models, tmp_path):
         ("[]", "has format None"),
         ('{"format": "gguf"}', "has format 'gguf', not 'impart-delta'"),
         (
-            '{"format": "impart-delta", "version": 2}',
-            "has format version 2, and this software reads up to 1; update it",
+            '{"format": "impart-delta", "version": 3}',
+            "has format version 3, and this software reads up to 2; update it",
         ),
+        ('{"format": "impart-delta", "version": 1}', "told base models apart by samples"),
     ],
 )
 def test_a_manifest_that_is_damaged_foreign_or_newer(copy, content, words):

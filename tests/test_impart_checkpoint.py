@@ -150,9 +150,12 @@ def test_an_index_that_promises_too_much_or_nothing(tmp_path, weights):
     content["weight_map"]["model.extra.weight"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(content))
     assert "lacks 'model.extra.weight', which the index of" in refused(path)
-    for text in ("{}", '{"weight_map": {}}', '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'):
+    for text in ("{}", '{"weight_map": {}}', '{"weight_map": ["a"]}'):
         index.write_text(text)
         assert "has no weight_map" in refused(path)
+    for file in (1, "../other/model.safetensors", "/etc/passwd", "x" * 5000, "a\0b", None, ["a"]):
+        index.write_text(json.dumps({"weight_map": {"a": file}}))
+        assert "which is no name of a file" in refused(path)
     for text in ("[]", "{", "\xff"):
         index.write_bytes(text.encode("latin-1"))
         assert "model.safetensors.index.json" in refused(path) and "fetch it again" in refused(path)
@@ -249,6 +252,8 @@ def test_a_hub_id_that_cannot_be_had_names_the_ways_out(tmp_path):
 
 
 def test_the_fingerprint_is_that_of_the_weights_not_of_the_files(tmp_path, weights):
+    weights = dict(weights)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()  # as a tied head, where it is stored
     forms = [
         open_checkpoint(write_checkpoint(tmp_path / f"{form}{shards}", weights, form=form, shards=shards)).fingerprint()
         for form in ("safetensors", "bin")
@@ -263,6 +268,12 @@ def test_the_fingerprint_is_that_of_the_weights_not_of_the_files(tmp_path, weigh
     assert len(set(forms)) == 1 and len(forms[0]) == 64
 
 
+def one_row_else(tensor):
+    other = tensor.clone()
+    other[3] += 1
+    return other
+
+
 def test_every_other_model_has_another_fingerprint(tmp_path, weights):
     name = "model.layers.1.self_attn.q_proj.weight"
     norm = weights["model.norm.weight"].clone()
@@ -271,6 +282,9 @@ def test_every_other_model_has_another_fingerprint(tmp_path, weights):
         weights,
         tuned_weights(weights),
         {**weights, "model.norm.weight": norm},
+        {**weights, "lm_head.weight": weights["lm_head.weight"].flip(0)},
+        {**weights, "model.embed_tokens.weight": one_row_else(weights["model.embed_tokens.weight"])},
+        {**weights, name: one_row_else(weights[name])},
         {**weights, name: weights[name].half()},
         {**weights, name: weights[name][:8]},
         {key: tensor for key, tensor in weights.items() if key != name},

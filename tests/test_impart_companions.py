@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from impart import companions
-from impart.companions import companions_of, is_companion, is_plain_name, is_weight
+from impart.companions import (
+    TEMPLATES,
+    companion_name,
+    companions_of,
+    copy_companion,
+    is_plain_name,
+    is_weight,
+    kind_of,
+)
 
 TRAVEL = """config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json
 added_tokens.json vocab.json merges.txt vocab.txt tokenizer.model tokenizer.model.v3 spiece.model
@@ -25,7 +33,7 @@ def test_what_travels_and_what_stays(tmp_path):
     for name in (*TRAVEL, *STAY):
         (tmp_path / name).write_text("x")
     assert [file.name for file in companions_of(tmp_path)] == sorted(TRAVEL)
-    assert all(map(is_companion, TRAVEL)) and not any(map(is_companion, STAY))
+    assert all(map(kind_of, TRAVEL)) and not any(map(kind_of, STAY))
     assert not any(map(is_weight, TRAVEL))
 
 
@@ -33,7 +41,7 @@ def test_what_travels_and_what_stays(tmp_path):
     "name", ["", ".", "..", "a/b", "../a", "/a", "a\\b", "C:a", ".a", "a\nb", "a\0", "\u202eb", "x" * 300]
 )
 def test_names_that_are_not_plain(name):
-    assert not is_plain_name(name) and not is_companion(name)
+    assert not is_plain_name(name) and kind_of(name) is None
 
 
 def test_what_is_left_out_is_said_unless_it_is_a_weight(tmp_path, caplog):
@@ -83,3 +91,14 @@ def test_no_file_is_small_that_is_as_large_as_weights(tmp_path, monkeypatch):
     assert len(companions_of(tmp_path)) == 1
     monkeypatch.setattr(companions, "MAX_BYTES", 99)
     assert companions_of(tmp_path) == []
+
+
+def test_further_templates_travel_in_their_folder(tmp_path):
+    folder, to = tmp_path / "model", tmp_path / "to"
+    (folder / TEMPLATES).mkdir(parents=True)
+    to.mkdir()
+    for name in ("config.json", f"{TEMPLATES}/tool_use.jinja", f"{TEMPLATES}/model.bin", f"{TEMPLATES}/notes.txt"):
+        (folder / name).write_text("x")
+    found = companions_of(folder)
+    assert sorted(map(companion_name, found)) == [f"{TEMPLATES}/tool_use.jinja", "config.json"]
+    assert sorted(copy_companion(file, to) for file in found) == [to / TEMPLATES / "tool_use.jinja", to / "config.json"]

@@ -30,12 +30,12 @@ def matrix(manifest):
     return manifest["matrices"][Q]
 
 
-def test_a_manifest_names_its_own_sha256_last_and_opens_without_it(copy):
+def test_a_manifest_names_its_own_sha256_last_and_does_not_open_without_it(copy):
     manifest = json.loads((copy / "delta.json").read_text())
     assert list(manifest)[-1] == CHECKSUM and manifest[CHECKSUM] == checksum(manifest)
     with edited(copy, signed=False):
         pass
-    assert CHECKSUM not in open_delta(copy).manifest  # as those of older versions
+    assert "sha256 is missing" in refused(open_delta, copy)
 
 
 EDITS = {
@@ -85,18 +85,21 @@ EDITS = {
     "absolute companion": ("files names '/etc/passwd'", lambda m: m["files"].update({"/etc/passwd": "0" * 64})),
     "companion above": ("files names '../x'", lambda m: m["files"].update({"../x": "0" * 64})),
     "companion in a subfolder": ("files names 'a/b'", lambda m: m["files"].update({"a/b": "0" * 64})),
-    "companion is a weight": ("no weights", lambda m: m["files"].update({"pytorch_model.bin": "0" * 64})),
-    "companion is an index": ("no weights", lambda m: m["files"].update({"model.safetensors.index.json": "0" * 64})),
+    "companion is a weight": ("no small file of a model", lambda m: m["files"].update({"pytorch_model.bin": "0" * 64})),
+    "companion is an index": ("no small file", lambda m: m["files"].update({"model.safetensors.index.json": "0" * 64})),
+    "template in another folder": ("no small file", lambda m: m["files"].update({"templates/a.jinja": "0" * 64})),
+    "no template": ("no small file", lambda m: m["files"].update({"additional_chat_templates/a.py": "0" * 64})),
+    "template above": ("no small", lambda m: m["files"].update({"additional_chat_templates/../a.jinja": "0" * 64})),
+    "companion of no kind": ("no small file of a model", lambda m: m["files"].update({"notes": "0" * 64})),
     "hidden companion": ("files names '.x'", lambda m: m["files"].update({".x": "0" * 64})),
     "a surrogate": ("is not valid JSON", lambda m: m.update(method="\ud800")),
     "NaN": ("NaN is not a finite number", lambda m: m["settings"].update(C=float("nan"))),
 }
 
 
-@pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("words, change", EDITS.values(), ids=list(EDITS))
-def test_a_field_that_is_wrong_is_named(copy, words, change, signed):
-    with edited(copy, signed=signed) as manifest:
+def test_a_field_that_is_wrong_is_named(copy, words, change):
+    with edited(copy) as manifest:
         change(manifest)
     message = refused(open_delta, copy)
     assert words in message and ("delta.json" in message or "shard" in message), message
@@ -133,9 +136,8 @@ def leaves(value, path=()):
 
 
 def test_no_value_of_any_field_ends_in_a_traceback(copy):
-    """Every field in turn gone or of another type, not signed: an InputError, or an artifact that reads the same."""
-    good, reference = json.loads((copy / "delta.json").read_text()), open_delta(copy).reconstruct(Q)
-    del good[CHECKSUM]
+    """Every field in turn gone or of another type, and signed: an InputError, or an artifact that reads."""
+    good = json.loads((copy / "delta.json").read_text())
     kept = (Q, "model.layers.0.self_attn.k_proj.weight")  # one that is stored, one that is empty
     places = [p for p in leaves(good) if p[0] != "matrices" or len(p) == 1 or p[1] in kept]
     refusals = 0
@@ -149,11 +151,13 @@ def test_no_value_of_any_field_ends_in_a_traceback(copy):
                 del at[place[-1]]
             else:
                 at[place[-1]] = value
+            if place != (CHECKSUM,):
+                manifest[CHECKSUM] = checksum(manifest)
             (copy / "delta.json").write_text(json.dumps(manifest))
             try:
                 delta = open_delta(copy)
                 delta.sizes(), delta.parts(), delta.rank(Q)
-                assert torch.equal(delta.reconstruct(Q), reference)
+                assert bool(torch.isfinite(delta.reconstruct(Q)).all())
             except InputError as error:
                 assert "\n" not in str(error)
                 refusals += 1

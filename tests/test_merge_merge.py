@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import llama_shapes, random_weights, tuned_weights, write_checkpoint
+from manifests import edited
 from safetensors.torch import load_file
 
 from impart.checkpoint import open_checkpoint
 from merge import merge
 from merge.methods import task_arithmetic, ties
 from merge.settings import model_seed
+from merge.thresholds import trimmed_count
 from sparsify import sparsify
 
 NAMES = ("math", "code", "chat")
@@ -70,6 +73,26 @@ def assert_same(ours, theirs):
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if not torch.equal(ours[name].view(torch.uint8), theirs[name].view(torch.uint8))]
     assert not different, different
+
+
+def test_ties_may_trim_over_all_tensors_of_a_model(merged, zoo):
+    """As the authors of TIES do: the smallest entries of the flattened task vector, wherever they stand."""
+    base = weights_of(zoo / "base")
+    deltas = {
+        name: {key: w.float() - base[key].float() for key, w in weights_of(zoo / name).items()} for name in NAMES[:2]
+    }
+    for vector in deltas.values():
+        flat = torch.cat([delta.flatten() for delta in vector.values()])
+        cut = flat.abs().sort().values[trimmed_count(len(flat), 0.7)]
+        for key, delta in vector.items():
+            vector[key] = torch.where(delta.abs() >= cut, delta, 0)
+    expected = {key: ties(base[key], [vector[key] for vector in deltas.values()], 0.0, 0.8) for key in base}
+    models = {name: zoo / name for name in NAMES[:2]}
+    ours, report = merged("ties_0.7_0.8", "trim_scope=model", **models)
+    assert_same(ours, expected)
+    assert report["settings"]["trim_scope"] == "model"
+    by_tensor, _ = merged("ties_0.7_0.8", **models)
+    assert any(not torch.equal(ours[key], by_tensor[key]) for key in ours)
 
 
 # ---------------------------------------------------------------- identities
@@ -169,6 +192,45 @@ def test_masks_on_the_fly_equal_artifacts_made_before(merged, called, zoo, tmp_p
     assert not torch.equal(fly[query], plain[query])
     other, _ = merged(method, *mask, "seed=5", math=zoo / "math", code=zoo / "code")
     assert not torch.equal(fly[query], other[query])
+
+
+def test_no_force_merges_a_delta_of_another_size(called, zoo, tmp_path):
+    """A stranger's delta would decide how much memory is asked for: rows of a vocabulary are its to choose."""
+    path = sparse(called, zoo, "math", tmp_path / "delta", "method=dare", "compression_ratio=2")
+    with edited(path) as manifest:
+        name = "lm_head.weight"
+        manifest["extras"].pop(name, None)
+        some = next(iter(manifest["matrices"].values()))
+        manifest["matrices"][name] = some | {
+            "encoding": "empty",
+            "tensors": [],
+            "shape": [10**9, 64],
+            "rank": 0,
+            "kept": [0, 0],
+            "bits": 16,
+            "bytes": 0,
+        }
+        manifest["finetuned"]["bytes"] = 10**12
+    arguments = (
+        "--merge_method",
+        "ta_1",
+        "--ptm_pth",
+        zoo / "base",
+        "--math_pth",
+        path,
+        "--save_pth",
+        tmp_path / "out",
+    )
+    ended = called(merge.main, *arguments, "--force")
+    assert ended.code == 2 and ended.err.count("error:") == 1 and not (tmp_path / "out").exists()
+
+
+def test_further_chat_templates_reach_the_merged_model(merged, zoo, tmp_path):
+    model = Path(shutil.copytree(zoo / "math", tmp_path / "math"))
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    merged("ta_1.0", "tokenizer=math", math=model)
+    assert (tmp_path / "out0" / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ messages }}"
 
 
 def test_an_artifact_of_another_base_is_refused(called, zoo, tmp_path):

@@ -36,6 +36,7 @@ from impart.errors import InputError, run
 from impart.files import replace_folder
 from impart.hub import is_hub_id, load_rows
 from impart.outputs import refuse_existing
+from impart.pretrained import load_pretrained
 from impart.records import read_records
 from impart.report import start_logging
 from impart.tokenizer import load_tokenizer
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"batch={config.batch} does not divide over {accelerator.num_processes} processes")
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(base.path, base.source)
-    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+    model = load_pretrained(AutoModelForCausalLM, base.path, what="model", dtype=torch.float32)
     items = [item for pair in pairs if (item := tokenized(*pair, tokenizer, config)) is not None]
     model, losses = train(model, items, config, accelerator)
     save(model, losses, config, tokenizer, accelerator)

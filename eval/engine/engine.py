@@ -16,7 +16,8 @@ from eval.engine.completion import Backend, Completion
 from eval.engine.memory import cache_bytes, free_memory, refuse_for_hf, weight_bytes
 from eval.engine.settings import EngineSettings, longest_sequence, positions_of
 from eval.engine.vllm_model import VllmModel, tensor_parallel, vllm_problem
-from impart.errors import InputError, reason_of
+from impart.errors import InputError
+from impart.pretrained import load_pretrained
 from impart.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,4 @@ def chosen_dtype(backend: str, own: str) -> str:
 def _config_of(folder: str | Path) -> Any:
     from transformers import AutoConfig  # seconds of import, not needed by --rescore
 
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except Exception as error:  # as with the tokenizer
-        raise InputError(f"model {str(folder)!r}: its config cannot be loaded ({reason_of(error)})") from error
+    return load_pretrained(AutoConfig, folder, what="config")

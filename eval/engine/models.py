@@ -8,6 +8,7 @@ are removed, but never one that a running evaluation uses.
 import contextlib
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -18,13 +19,18 @@ import torch
 
 from impart.artifact import COMPANIONS, MANIFEST, Delta, is_delta, open_delta
 from impart.checkpoint import Checkpoint, open_checkpoint
+from impart.companions import digests
 from impart.dtypes import DTYPE_NAMES, short_name
 from impart.errors import InputError
+from impart.files import user_path, write_atomically
+from impart.identity import cache_folder
+from impart.pretrained import trusted
 from impart.reconstruct import planned_tensors, write_model
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CACHE_GB = 100.0
+IDENTITY = ".identity.json"  # in a rebuilt model, written last: what it was then
 
 
 class ModelSource:
@@ -51,7 +57,7 @@ class ModelSource:
             if base_model:
                 raise InputError(f"--base_model is for delta artifacts, but {source!r} is a whole checkpoint")
             checkpoint = open_checkpoint(source)
-            self.identity = {"fingerprint": checkpoint.fingerprint()}
+            self.identity = identity_of(checkpoint)
             dtype, self.tokenizer_folder = checkpoint.model_dtype(), checkpoint.path
         # The model's own, as in DTYPE of the command line.
         self.dtype = short_name(dtype) if dtype in DTYPE_NAMES.values() else "fp32"
@@ -63,18 +69,27 @@ class ModelSource:
             yield open_checkpoint(self.source).path
         else:
             base = _open_base(self._delta, self.base_model)
+            self._delta.check_base(base)  # also where the model was rebuilt before, over the right one
             with rebuilt(self._delta, base, self.identity["delta"]) as path:
                 yield path
 
 
 def model_name(source: str) -> str:
     """What a model is called in the results: the last part of its path or id."""
-    return Path(source).expanduser().resolve().name or "model"
+    return user_path(source).resolve().name or "model"
 
 
-def cache_folder() -> Path:
+def identity_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Everything of a model that decides its answers, as digests by what they are of."""
+    files = digests(checkpoint.companions())
+    if not trusted():  # then it is not run
+        files.pop("code", None)
+    return {"fingerprint": checkpoint.fingerprint(), **files}
+
+
+def rebuilt_folder() -> Path:
     """Where rebuilt models are kept."""
-    return Path(os.environ.get("IMPART_CACHE") or Path.home() / ".cache" / "impart") / "reconstructed"
+    return cache_folder() / "reconstructed"
 
 
 @contextlib.contextmanager
@@ -83,22 +98,32 @@ def rebuilt(delta: Delta, base: Checkpoint, key: str) -> Iterator[Path]:
 
     The lock file lies beside the folder. Whoever holds it exclusively may write or remove the model; users share it.
     """
-    folder = cache_folder()
+    folder = rebuilt_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / key[:32]
     with path.with_suffix(".lock").open("w") as lock:
         while True:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.is_dir():
+            if not is_intact(path):
+                shutil.rmtree(path, ignore_errors=True)
                 make_room(sum(spec.nbytes for spec in planned_tensors(delta, base)), keep=path)
                 log.info("rebuilding %s over %s into %s", delta.path, base.source, path)
                 write_model(delta, base, path)
+                write_atomically(path / IDENTITY, json.dumps(identity_of(open_checkpoint(path))).encode())
             fcntl.flock(lock, fcntl.LOCK_SH)
             # Changing an exclusive lock into a shared one is not atomic: another process may have removed the model.
             if path.is_dir():
                 break
         os.utime(lock.name)  # the time of last use, by which room is made
         yield path
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a rebuilt model is still what was written."""
+    try:
+        return json.loads((path / IDENTITY).read_text()) == identity_of(open_checkpoint(path))
+    except (OSError, ValueError):  # not there, not finished, or broken: InputError is a ValueError
+        return False
 
 
 def make_room(needed: int, keep: Path) -> None:

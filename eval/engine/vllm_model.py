@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from eval.engine.completion import Completion
@@ -14,6 +15,8 @@ from eval.engine.settings import EngineSettings
 from impart.dtypes import long_name
 from impart.errors import InputError, reason_of
 from impart.overlay import Overlay
+from impart.pretrained import trusted
+from impart.weight_files import stale_index
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,8 @@ class VllmModel:
     def __init__(self, path: str, config, max_model_len: int, ranks: int, settings: EngineSettings):
         import torch
 
+        if (leftover := stale_index(Path(path))) is not None:
+            raise InputError(f"{leftover} is a leftover beside a single file, but vLLM reads by it; move it away")
         gpus = torch.cuda.device_count()
         weights, cache = weight_bytes(path, settings.dtype), cache_bytes(config, max_model_len, settings.dtype)
         if gpus:
@@ -38,6 +43,7 @@ class VllmModel:
         self.llm: Any = _started(
             lambda: LLM(
                 model=path,
+                trust_remote_code=trusted(),
                 dtype=long_name(settings.dtype),
                 max_model_len=max_model_len,
                 tensor_parallel_size=ranks,

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     assert triplets is not None  # the shipped models differ
     U, s, V = (part.numpy() for part in triplets)
     encoded = method.encode(matrix, SEED)
-    mask_U, mask_V = factor_masks(NAME, encoded)
+    mask_U, mask_V = (mask.numpy() for mask in factor_masks(NAME, encoded))
 
     figure = plt.figure(figsize=(13, 3.6), dpi=130)
     grid = figure.add_gridspec(1, 5, width_ratios=(1.5, 1.7, 1.9, 1.7, 1.3), wspace=0.34, left=0.03, right=0.985,
@@ -58,7 +58,14 @@ def main(arguments: Sequence[str]) -> None:
     image(panels[0], dW.numpy(), f"dW = fine-tuned $-$ base\n{m} x {n}, 16 bit")
     factors(panels[1], U, V, None, None, "SVD\nU, s, V")
     kept_shares(panels[2], s, m, n)
-    factors(panels[3], U, V, mask_U.T, mask_V.T, "masks from a seed (grey: dropped),\nthe rest times 1 / (1 $-$ p)")
+    factors(
+        panels[3],
+        U,
+        V,
+        mask_U.T,
+        mask_V.T,
+        "masks from a seed (grey: dropped),\nthe rest times 1 / (1 $-$ p)",
+    )
     stored(panels[4], encoded.nbytes, 2 * m * n)
     for left, right in zip(panels[:-1], panels[1:], strict=True):
         x = (left.get_position().x1 + right.get_position().x0) / 2

@@ -95,7 +95,7 @@ def sparse_matrix(size: int, cr: float, beta: float, C: float, accounting: Accou
 def quantized(source: Encoded, grid: str) -> Encoded:
     """Random codes in the layout and number of real ones: what is timed and counted here does not depend on them."""
     (m, n), r = source.shape, source.facts["rank"]
-    masks = tuple(torch.from_numpy(mask) for mask in factor_masks(NAME, source))
+    masks = factor_masks(NAME, source)
     plan, generator = cut_plan(PLAN, r, NAME), torch.Generator().manual_seed(1)
     codes = tuple(torch.randint(0, 4, mask.shape, generator=generator).to(torch.uint8) * mask for mask in masks)
     if grid == "compact":

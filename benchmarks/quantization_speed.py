@@ -212,7 +212,7 @@ def plain_layer(
     for short in (name for stage in STAGES for name in stage):
         name = next(name for name in encoded if f".{short}." in name)
         U, s, V = encoded[name].factors(name)
-        mask_U, mask_V = (torch.from_numpy(mask).to(device) for mask in factor_masks(name, encoded[name]))
+        mask_U, mask_V = factor_masks(name, encoded[name])
         spans = list(plan_spans(cut_plan(rule.attn_plan, len(s), name)))
         Vq, Uq = torch.zeros_like(V), torch.zeros_like(U)
         for bits, a, b in spans:

@@ -20,7 +20,7 @@ from impart.architecture import is_attention
 from impart.bit_plan import CutPlan, Plan, cut_plan, plan_bits, plan_spans
 from impart.encodings import quantized_entries, quantized_groups, quantized_vectors
 from impart.encodings.encoded import Encoded
-from impart.encodings.masked import entry_mask, factor_masks
+from impart.encodings.masked import factor_masks, stored_entry_mask
 from quantize.grid import fp16_unit, top_codes, zero_byte
 from quantize.sparse_gptq import (
     Inverse,
@@ -96,8 +96,7 @@ def quantize_matrix(name: str, source: Encoded, H: Tensor, inverse: Inverse, rul
         encoded, errors = _quantize_entries(name, source, H, inverse, rule)
         return encoded, _finite(errors) | remedies(rule, [inverse])
     U, s, V = source.factors(name)  # (m, r), (r,), (n, r)
-    mask_U, mask_V = (torch.from_numpy(mask).to(U.device) for mask in factor_masks(name, source))
-    masks = mask_U, mask_V
+    masks = factor_masks(name, source)
     plan = rule.plan(name, len(s))
     quantize = _quantize_vectors if rule.grid == "compact" else _quantize_groups
     encoded, Uq, Vq, of_ranks = quantize(name, source, (U, s, V.T), masks, plan, H, inverse, rule)
@@ -176,7 +175,7 @@ def _quantize_groups(
 
 def _quantize_entries(name: str, source: Encoded, H: Tensor, inverse: Inverse, rule: Rule) -> tuple[Encoded, dict]:
     W, bits = source.dense(name), rule.entry_bits  # (m, n), masked and rescaled
-    mask = torch.from_numpy(entry_mask(name, source)).to(W.device)
+    mask = stored_entry_mask(name, source)
     unit = fp16_unit(W)
     W = W / unit
     if rule.grid == "compact":

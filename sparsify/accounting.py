@@ -3,13 +3,15 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from impart.bit_plan import REST, Plan, cut_plan, plan_bits
+from impart.device_masks import draw_mask
 from impart.encodings import quantized_entries
 from impart.encodings.codes import codes_bytes, expected_code_bits
 from impart.encodings.encoded import encoding_of
 from impart.encodings.headers import header_bytes
-from impart.masks import MASKS, keep_thresholds
+from impart.masks import keep_thresholds
 from impart.packing import packed_bytes
 from sparsify.allocation import Cost
 
@@ -46,11 +48,17 @@ class Accounting:
         return lambda p: expected_code_bits(p, m, n, bits) + 8 * (header + self._overhead(m, n, len(p), endless))
 
     def drawn_bytes(
-        self, name: str, m: int, n: int, p: np.ndarray, *, seed: int, mask: str, cr: float
+        self, name: str, m: int, n: int, p: np.ndarray, *, seed: int, mask: str, cr: float, device: torch.device
     ) -> tuple[int, int]:
-        """Bytes of the codes, and of all that is stored of the matrix, with the masks of this seed."""
+        """Bytes of the codes, and of all that is stored of the matrix, with the masks of this seed.
+
+        `device` is where the masks are drawn.
+        """
         t = keep_thresholds(p)
-        kept_U, kept_V = (MASKS[mask](seed, name, letter, t, rows).sum(1) for letter, rows in (("U", m), ("V", n)))
+        kept_U, kept_V = (
+            draw_mask(mask, seed, name, letter, t, rows, device).sum(1).cpu().numpy()
+            for letter, rows in (("U", m), ("V", n))
+        )
         return self.kept_bytes(name, m, n, (kept_U, kept_V), cr)
 
     def kept_bytes(self, name: str, m: int, n: int, kept: tuple[np.ndarray, np.ndarray], cr: float) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from impart.encodings import (
     sparse_svd,
     svd,
 )
-from impart.encodings.masked import entry_mask, factor_masks
+from impart.encodings.masked import factor_masks, stored_entry_mask
 from impart.packing import packed_bytes
 
 M, N, PLAN = 37, 53, [[8, 2], [3, 5], [2, 12]]
@@ -29,7 +29,7 @@ def sparse_source(mask="bernoulli", drop=(0.05, 0.9)):
 
 
 def masks_of(source):
-    return tuple(torch.from_numpy(mask) for mask in factor_masks("w", source))
+    return factor_masks("w", source)
 
 
 def random_codes(masks):
@@ -96,7 +96,7 @@ def test_grids_by_groups(groupsize):
 def test_entries(bits, groupsize):
     generator = torch.Generator().manual_seed(0)
     source = sparse_entries.write(torch.randn(M, N, generator=generator) * 1e-5, 0.3, seed=4, name="w")
-    mask = torch.from_numpy(entry_mask("w", source))
+    mask = stored_entry_mask("w", source)
     codes = torch.randint(0, 2**bits, (M, N), generator=generator).to(torch.uint8) * mask
     groups = 1 if groupsize is None else -(-N // groupsize)
     scale, unit = torch.rand(M, groups, generator=generator) + 0.1, 1e-6
@@ -114,7 +114,7 @@ def test_entries(bits, groupsize):
 def test_more_than_256_groups():
     columns = 700
     source = sparse_entries.write(torch.randn(5, columns), 0.5, seed=4, name="w")
-    mask = torch.from_numpy(entry_mask("w", source))
+    mask = stored_entry_mask("w", source)
     group = torch.randperm(columns, generator=torch.Generator().manual_seed(0)) // 2  # 350 groups
     scale = torch.arange(350).expand(5, 350) / 349 + 0.0
     encoded = quantized_entries.write(mask.to(torch.uint8), mask, 2, scale, torch.zeros(5, 350), group, 1.0, source)

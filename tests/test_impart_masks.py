@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from impart.masks import LEVELS, MASKS, bernoulli_mask, exact_count_mask, keep_thresholds, kept_values, scattered
+from impart import device_masks
+from impart.device_masks import draw_mask, torch_mask
+from impart.masks import LEVELS, MASKS, bernoulli_mask, exact_count_mask, keep_thresholds, scattered
 
 ROOT = Path(__file__).resolve().parents[1]
 WORD = (1 << 64) - 1
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def outputs(key):
@@ -225,6 +228,10 @@ def test_of_equal_draws_at_the_boundary_the_first_row_is_kept():
     assert mask.sum() == count
     assert mask[order[count - 1][1]] and not mask[order[count][1]]
     assert order[count - 1][1] < order[count][1]
+    for device in DEVICES:
+        assert np.array_equal(
+            torch_mask("exact_count", 0, "n", "U", np.array([t]), rows, device, first=column)[0].cpu(), mask
+        )
 
 
 @pytest.mark.parametrize("rows", [10, 333, 1024])
@@ -250,30 +257,36 @@ def test_thresholds_round_to_the_nearest_level_and_never_drop_all():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_scattered_is_the_inverse_of_kept_values(dtype):
-    mask = bernoulli_mask(0, "n", "U", keep_thresholds(np.linspace(0, 0.95, 20)), 50)
+def test_scattered_is_the_inverse_of_choosing_what_the_mask_keeps(dtype):
+    mask = draw_mask("bernoulli", 0, "n", "U", keep_thresholds(np.linspace(0, 0.95, 20)), 50, "cpu")
     x = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
-    values = kept_values(x, mask)
-    assert values.dtype == dtype and values.tolist() == [
-        float(x[k, i]) for k in range(20) for i in range(50) if mask[k, i]
-    ]
-    dense = scattered(values, mask)
+    dense = scattered(x[mask], mask)
     assert dense.dtype == torch.float32
-    assert torch.equal(dense, x.float() * torch.from_numpy(mask))
-    assert torch.equal(kept_values(dense.to(dtype), mask), values)
+    assert torch.equal(dense, x.float() * mask)
 
 
 def test_values_that_do_not_fit_the_mask_are_refused():
-    mask = np.array([[True, False], [True, True]])
+    mask = torch.tensor([[True, False], [True, True]])
     with pytest.raises((RuntimeError, IndexError)):
         scattered(torch.ones(2), mask)
     with pytest.raises((RuntimeError, IndexError)):
         scattered(torch.ones(4), mask)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_gets_the_same_values_as_the_cpu():
-    mask = bernoulli_mask(0, "n", "U", np.full(64, 20000), 1000)
-    x = torch.randn(64, 1000)
-    assert torch.equal(kept_values(x.cuda(), mask).cpu(), kept_values(x, mask))
-    assert torch.equal(scattered(kept_values(x.cuda(), mask), mask).cpu(), scattered(kept_values(x, mask), mask))
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("rows", [1, 3, 8, 1003])
+@pytest.mark.parametrize("first", [0, 17])
+def test_torch_draws_the_bits_of_numpy(monkeypatch, device, kind, rows, first):
+    monkeypatch.setattr(device_masks, "BLOCK_WORDS", 5000)  # several blocks
+    t = np.concatenate([[1, 2, 255, 32767, 32768, 32769, 65535, LEVELS], np.arange(100, 30000, 999)])
+    for name in ("a", "model.layers.3.mlp.up_proj.weight"):
+        found = torch_mask(kind, 7, name, "V", t, rows, device, first)
+        assert found.device.type == device
+        assert np.array_equal(found.cpu().numpy(), MASKS[kind](7, name, "V", t, rows, first))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_mask_of_no_column_is_empty_on_every_device(device, kind):
+    assert draw_mask(kind, 0, "n", "U", np.empty(0, dtype=np.int64), 12, device).shape == (0, 12)

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from impart.bit_plan import PAPER_PLAN, checked_plan, cut_plan, plan_bits
 from impart.encodings import quantized_entries, quantized_groups, quantized_vectors
 from impart.encodings.encoded import Encoded
-from impart.encodings.masked import entry_mask, factor_masks
+from impart.encodings.masked import factor_masks, stored_entry_mask
 from impart.svd import delta_svd
 from sparsify.accounting import Accounting
 
@@ -26,7 +26,7 @@ def triplets(m, n, rank):
 def quantized(source: Encoded, grid: str, groupsize: int) -> Encoded:
     """Codes that mean nothing, in the layout and number that real ones have."""
     m, n = source.shape
-    masks = tuple(torch.from_numpy(mask) for mask in factor_masks(NAME, source))
+    masks = factor_masks(NAME, source)
     r = len(masks[0])
     plan, codes = cut_plan(PLAN, r, NAME), tuple(mask.to(torch.uint8) for mask in masks)
     if grid == "compact":
@@ -141,7 +141,7 @@ def test_dare_s_share_follows_from_bits_and_ratio(bits, grid):
     values = dare_quantized(dW, name=NAME, cr=32, bits=bits, seed=0, accounting=Accounting(None, "paper", grid))
     assert values.facts["kept"][0] == pytest.approx(16 / (bits * 32) * dW.numel(), rel=0.05)
     stored = dare_quantized(dW, name=NAME, cr=32, bits=bits, seed=0, accounting=Accounting(None, "bytes", grid))
-    mask = torch.from_numpy(entry_mask(NAME, stored))
+    mask = stored_entry_mask(NAME, stored)
     group = None if grid == "compact" else torch.arange(640) // 128
     shape = (512, 1) if grid == "compact" else (512, 5)
     encoded = quantized_entries.write(

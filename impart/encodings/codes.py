@@ -28,7 +28,7 @@ def packed_factors(codes: Sequence[Tensor], masks: Sequence[Tensor], plan: CutPl
     )
 
 
-def unpacked_factors(packed: Tensor, masks: Sequence[np.ndarray], plan: CutPlan) -> tuple[Tensor, Tensor]:
+def unpacked_factors(packed: Tensor, masks: Sequence[Tensor], plan: CutPlan) -> tuple[Tensor, Tensor]:
     """Codes (r, m), (r, n) as fp32, 0 where masked."""
     start, factors = 0, []
     for mask in masks:
@@ -48,9 +48,9 @@ def next_codes(packed: Tensor, start: int, bits: int, count: int) -> tuple[Tenso
     return unpack(packed[start:end], bits, count), end
 
 
-def shifted(codes: Tensor, mask: np.ndarray, zero: Tensor) -> Tensor:
+def shifted(codes: Tensor, mask: Tensor, zero: Tensor) -> Tensor:
     """codes - zero where kept, 0 elsewhere; in place."""
-    return codes.sub_(zero).mul_(torch.from_numpy(np.ascontiguousarray(mask)).to(codes.device))
+    return codes.sub_(zero).mul_(mask)
 
 
 def of_source(

@@ -58,6 +58,11 @@ class Encoded:
         return Encoded(self.encoding, self.shape, moved, self.facts)
 
     @property
+    def device(self) -> torch.device:
+        """Where its tensors lie."""
+        return next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

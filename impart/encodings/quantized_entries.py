@@ -5,7 +5,7 @@ from torch import Tensor
 
 from impart.encodings.codes import group_count, group_index, index_bytes, mask_origin, shifted, zero_step
 from impart.encodings.encoded import Encoded, Facts, Layout, Shape
-from impart.encodings.masked import entry_mask
+from impart.encodings.masked import stored_entry_mask
 from impart.masks import scattered
 from impart.packing import pack, packed_bytes, unpack
 
@@ -54,7 +54,7 @@ def layout(shape: Shape, facts: Facts) -> Layout:
 def dense(name: str, encoded: Encoded) -> Tensor:
     """dW^ (m, n) in fp32."""
     (m, _), facts, tensors = encoded.shape, encoded.facts, encoded.tensors
-    mask, bits = entry_mask(name, encoded), facts["bits"]
+    mask, bits = stored_entry_mask(name, encoded), facts["bits"]
     codes = scattered(unpack(tensors["codes"], bits, facts["kept"][0]), mask)
     scale = tensors["scales"].float() * facts["scale"]
     if "groups" in tensors:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,9 +100,7 @@ def overhead_bytes(m: int, n: int, rank: int, plan: Plan, groupsize: int, masked
     return (TRIPLET_BYTES + THRESHOLD_BYTES * masked) * rank + 2 * grids + zeros + index * (n + rank)
 
 
-def _dequantized(
-    encoded: Encoded, codes: tuple[Tensor, Tensor], masks: tuple[np.ndarray, np.ndarray]
-) -> tuple[Tensor, Tensor]:
+def _dequantized(encoded: Encoded, codes: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """U (m, r) and V (n, r): the stored grids, unpacked in the order in which `write` packs them, on the codes."""
     m, r, plan, tensors = encoded.shape[0], encoded.facts["rank"], encoded.facts["plan"], encoded.tensors
     groups = tensors["groups"].long()

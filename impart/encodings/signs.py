@@ -1,10 +1,9 @@
 """The signs of entries of dW and one scale (BitDelta): one bit per kept entry."""
 
-import torch
 from torch import Tensor
 
 from impart.encodings.encoded import Encoded, Facts, Layout, Shape
-from impart.encodings.masked import entry_mask
+from impart.encodings.masked import entry_mask, stored_entry_mask
 from impart.masks import LEVELS, scattered
 from impart.packing import pack, packed_bytes, unpack
 
@@ -19,8 +18,7 @@ def write(dW: Tensor, mu: float, *, name: str, keep_ratio: float, seed: int) -> 
     """
     m, n = dW.shape
     facts = {"seed": seed, "keep": max(1, round(keep_ratio * LEVELS)), "bits": 1, "mu": mu}
-    mask = torch.from_numpy(entry_mask(name, Encoded("signs", (m, n), {}, facts))).to(dW.device)
-    kept = dW[mask] >= 0
+    kept = dW[entry_mask(name, (m, n), seed, facts["keep"], dW.device)] >= 0
     return Encoded("signs", (m, n), {"codes": pack(kept, 1)}, {**facts, "kept": [len(kept)]})
 
 
@@ -35,4 +33,4 @@ def dense(name: str, encoded: Encoded) -> Tensor:
     codes = unpack(encoded.tensors["codes"], 1, facts["kept"][0])
     values = codes.float().mul_(2).sub_(1).mul_(facts["mu"] * LEVELS / facts["keep"])
     whole = facts["keep"] == LEVELS
-    return values.view(encoded.shape) if whole else scattered(values, entry_mask(name, encoded))
+    return values.view(encoded.shape) if whole else scattered(values, stored_entry_mask(name, encoded))

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from impart.encodings.encoded import Encoded, Facts, Layout, Shape
-from impart.encodings.masked import entry_mask
-from impart.masks import LEVELS, keep_thresholds, kept_values, scattered
+from impart.encodings.masked import entry_mask, stored_entry_mask
+from impart.masks import LEVELS, keep_thresholds, scattered
 
 TENSORS = {"values": "kept values"}
 FACTS = ("kept", "bits", "seed", "keep", "rescale", "scale")
@@ -15,9 +15,8 @@ FACTS = ("kept", "bits", "seed", "keep", "rescale", "scale")
 def write(dW: Tensor, keep_ratio: float, *, seed: int, name: str, rescale: bool = True) -> Encoded:
     """dW (m, n), each entry of which is kept with probability `keep_ratio`."""
     (m, n), keep = dW.shape, int(keep_thresholds(np.array([1.0 - keep_ratio]))[0])
-    mask_of = Encoded("sparse_entries", (m, n), {}, {"seed": seed, "keep": keep})
     values, scale = _in_fp16_range(
-        torch.cat([kept_values(dW[rows], entry_mask(name, mask_of, rows)) for rows in _row_blocks(m, n)])
+        torch.cat([dW[rows][entry_mask(name, (m, n), seed, keep, dW.device, rows)] for rows in _row_blocks(m, n)])
     )
     facts = {"kept": [len(values)], "bits": 16, "seed": seed, "keep": keep, "rescale": rescale, "scale": scale}
     return Encoded("sparse_entries", (m, n), {"values": values}, facts)
@@ -33,7 +32,7 @@ def dense(name: str, encoded: Encoded) -> Tensor:
     (m, n), facts, values, start = encoded.shape, encoded.facts, encoded.tensors["values"], 0
     dW = torch.empty(m, n, dtype=torch.float32, device=values.device)
     for rows in _row_blocks(m, n):
-        mask = entry_mask(name, encoded, rows)
+        mask = stored_entry_mask(name, encoded, rows)
         count = int(mask.sum())
         dW[rows] = scattered(values[start : start + count], mask)
         start += count

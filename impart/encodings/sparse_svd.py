@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from impart.bit_plan import Plan
+from impart.device_masks import draw_mask
 from impart.encodings.encoded import Encoded, Facts, Layout, Shape, Triplets, product
 from impart.encodings.masked import (
     THRESHOLD_BYTES,
@@ -18,7 +19,7 @@ from impart.encodings.masked import (
     stored_thresholds,
     thresholds,
 )
-from impart.masks import MASKS, keep_thresholds, kept_values, scattered
+from impart.masks import keep_thresholds, scattered
 
 TENSORS = {"values": "kept values", "s": "singular values", "keep": "keep thresholds"}
 FACTS = ("rank", "kept", "bits", "seed", "mask", "rescale", "s_1")
@@ -29,7 +30,7 @@ def write(U: Tensor, s: Tensor, V: Tensor, p: np.ndarray, *, seed: int, name: st
     (m, r), n = U.shape, len(V)
     t = keep_thresholds(p)
     kept = [
-        kept_values(factor.T.to(torch.float16), MASKS[mask](seed, name, letter, t, len(factor)))
+        factor.T.to(torch.float16)[draw_mask(mask, seed, name, letter, t, len(factor), factor.device)]
         for letter, factor in (("U", U), ("V", V))
     ]
     tensors = {"values": torch.cat(kept), "s": (s / s[0]).to(torch.float16), "keep": stored_thresholds(t)}

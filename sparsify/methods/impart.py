@@ -230,7 +230,7 @@ def impart_to_size(
     p = quantized_ratios(all_values(triplets), preprune_ratio(m, n, beta), C, cost, budget)
 
     def drawn(q: np.ndarray) -> tuple[int, int]:
-        return accounting.drawn_bytes(name, m, n, q, seed=seed, mask=mask, cr=cr)
+        return accounting.drawn_bytes(name, m, n, q, seed=seed, mask=mask, cr=cr, device=triplets[0].device)
 
     if accounting.count == "bytes":  # the masks that are drawn, not only their mean, have to fit
         p = redrawn(p, cost, lambda q: 8 * drawn(q)[1], budget)

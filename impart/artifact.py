@@ -22,6 +22,7 @@ from impart.json_fields import REMEDY
 from impart.manifest import read_manifest
 from impart.outputs import MANIFEST
 from impart.report import progress
+from impart.workers import in_order, readers
 
 COMPANIONS = "model"
 
@@ -127,8 +128,9 @@ class Delta:
 
     def verify(self) -> None:
         """InputError unless every shard is there and holds the bytes that delta.json recorded."""
-        for file in progress(list(self.manifest["shards"]), what="verifying the delta", unit="shard"):
-            self._verify(file)
+        files = progress(list(self.manifest["shards"]), what="verifying the delta", unit="shard")
+        for _ in in_order(self._verify, files, readers()):
+            pass
         self.companions()
 
     def check_base(self, base: Checkpoint) -> None:

@@ -11,6 +11,7 @@ from impart.architecture import IDENTITY, linear_names
 from impart.checkpoint import Checkpoint
 from impart.errors import InputError
 from impart.report import progress
+from impart.workers import in_order, readers
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,10 @@ def compare(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) ->
     """Reads both models once: NaN and Inf are errors, and what did not change need not be stored."""
     check_comparable(base, finetuned, matrices)
     chosen, unchanged, extras = set(matrices), set(), []
-    for name in progress(finetuned.names(), what="checking weights", unit="tensor"):
-        if _same(base, finetuned, name):
+    names = finetuned.names()
+    same = in_order(lambda name: _same(base, finetuned, name), names, readers())
+    for name, unchanged_here in zip(progress(names, what="checking weights", unit="tensor"), same, strict=True):
+        if unchanged_here:
             unchanged.add(name)
         elif name not in chosen:
             extras.append(name)

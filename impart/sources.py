@@ -41,6 +41,7 @@ class Origin:
 class Source(ABC):
     """One fine-tuned model's deltas, matrix by matrix, and what travels beside them."""
 
+    device: torch.device  # where deltas and triplets are computed
     matrices: list[str]  # names of the compressed weights
     extras: list[str]  # names of other parameters that changed and travel whole
     dropped: list[str]  # names of parameters that only the base has
@@ -106,7 +107,7 @@ class ModelSource(Source):
     """Deltas computed from two checkpoints as they are asked for."""
 
     def __init__(self, pair: Comparison, device: torch.device):
-        self._pair, self._device = pair, device
+        self._pair, self.device = pair, device
         self.matrices, self.extras, self.dropped = pair.matrices, pair.extras, pair.dropped
 
     def shape(self, name: str) -> tuple[int, int]:
@@ -123,7 +124,7 @@ class ModelSource(Source):
         return triplets if float(triplets[1][0]) > 0 else None  # equal values in two dtypes
 
     def dense(self, name: str) -> torch.Tensor:
-        return self._pair.delta(name, self._device)
+        return self._pair.delta(name, self.device)
 
     def extra(self, name: str) -> torch.Tensor:
         return self._pair.finetuned.tensor(name)
@@ -147,7 +148,7 @@ class SvdSource(Source):
                 f"{str(delta.path)!r} is a {delta.manifest['kind']} delta; an SVD delta is wanted here, "
                 "as delta.py --svd makes it"
             )
-        self._delta, self._device = delta, device
+        self._delta, self.device = delta, device
         chosen = set(matrices)
         left_out = [name for name in delta.names() if name not in chosen]
         if finetuned is not None:
@@ -170,11 +171,11 @@ class SvdSource(Source):
     def triplets(self, name: str, rank: int) -> Triplets | None:
         if self._delta.rank(name) == 0:
             return None
-        U, s, V = (factor[..., :rank].contiguous() for factor in self._delta.factors(name, self._device))
+        U, s, V = (factor[..., :rank].contiguous() for factor in self._delta.factors(name, self.device))
         return U, s, V
 
     def dense(self, name: str) -> torch.Tensor:
-        return self._delta.reconstruct(name, device=self._device)
+        return self._delta.reconstruct(name, device=self.device)
 
     def require(self, method: Method) -> None:
         for name in self.matrices:

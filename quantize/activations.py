@@ -66,10 +66,9 @@ class Activations:
         for hidden in self._inputs:
             call = self._calls[len(hidden)][layer]
             for name, x in self._decoder.inputs(layer, names, self._used(hidden), call):
-                x = x.float()
                 if name not in found:
                     found[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
-                found[name].addmm_(x.T, x, alpha=2 / self.tokens)
+                _add_gram(found[name], x, 2 / self.tokens)
         return found
 
     def _output(self, layer: int, index: int) -> Tensor:
@@ -81,3 +80,15 @@ class Activations:
 
     def _kept(self, hidden: Tensor) -> Tensor:
         return hidden.cpu() if self._spilled else hidden
+
+
+def _add_gram(H: Tensor, x: Tensor, scale: float) -> None:
+    """H (n, n) += scale * x^T x of inputs (tokens, n), summed in fp32.
+
+    A GPU multiplies 16-bit inputs as they are, 15 times as fast: the product of two of them is exact in fp32.
+    """
+    if x.is_cuda and x.dtype.itemsize == 2:
+        H.add_(torch.mm(x.T, x, out_dtype=torch.float32), alpha=scale)
+    else:
+        x = x.float()
+        H.addmm_(x.T, x, alpha=scale)

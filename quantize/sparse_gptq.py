@@ -11,12 +11,13 @@ every row, with the same inputs; rows may have different bits, so all rank group
     quantize_vectors     one grid for every row (V) or column (U), fitted beforehand; masked entries' errors spread too
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from quantize import block_kernel
 from quantize.grid import fitted_grid, fp16_unit, minmax_grid, top_codes
 
 BLOCK = 128  # columns that collect the errors of everything to their left together (a lazy batch)
@@ -125,7 +126,7 @@ def quantize_groups(W: Tensor, mask: Tensor, inverse: Inverse, bits: int | Tenso
 
     # A group's grid depends on what the errors before it made of its columns, so a span of the sweep is one group.
     spans = [(first, min(first + size, columns)) for first in starts]
-    codes = _sweep(W, mask, inverse, [top_codes(bits, W)] * columns, spans, grid_at, propagate=False)
+    codes = _sweep(W, mask, inverse, top_codes(bits, W), spans, grid_at, propagate=False)
     group = torch.empty(columns, dtype=torch.long, device=W.device)
     group[inverse.order] = torch.arange(columns, device=W.device) // size
     return Quantized(codes, scale, zero, group, mask.bool())
@@ -140,7 +141,7 @@ def quantize_vectors(W: Tensor, mask: Tensor, inverse: Inverse, bits: int | Tens
     columns = W.shape[1]
     if along_rows:
         scale, zero = fitted_grid(W, mask, bits)
-        top = [top_codes(bits, W)] * columns
+        top = top_codes(bits, W)
         codes = _sweep(W, mask, inverse, top, [(0, columns)], lambda *_: (scale, zero), propagate=True)
         return Quantized(codes, scale[:, None], zero[:, None], torch.zeros_like(inverse.order), mask.bool())
     # Grids along columns have no scale of a row, which the sweep wants. Count every column in its own steps instead: an
@@ -150,7 +151,7 @@ def quantize_vectors(W: Tensor, mask: Tensor, inverse: Inverse, bits: int | Tens
     steps, zeros, tops = (x[inverse.order, None] for x in (scale, zero, top_codes(bits, W.T)))
     counted = replace(inverse, factor=inverse.factor * steps / steps.T)
     one = torch.ones_like(steps)
-    codes = _sweep(W / scale, mask, counted, list(tops), [(0, columns)], lambda *_: (one, zeros), propagate=True)
+    codes = _sweep(W / scale, mask, counted, tops, [(0, columns)], lambda *_: (one, zeros), propagate=True)
     return Quantized(codes, scale[None], zero[None], torch.arange(columns, device=W.device), mask.bool())
 
 
@@ -158,14 +159,15 @@ def _sweep(
     W: Tensor,
     mask: Tensor,
     inverse: Inverse,
-    top: Sequence[Tensor],
+    top: Tensor,
     spans: list[tuple[int, int]],
     grid_at: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
     propagate: bool,
 ) -> Tensor:
     """Algorithm 2 in the order of `inverse` -> codes (rows, columns), uint8, in W's own order.
 
-    `grid_at` gives scale and zero of a span of columns when its turn comes; a scale holds for a whole row of the span.
+    `top` (rows,) or (columns, 1) are the largest codes. `grid_at` gives scale and zero of a span of columns when its
+    turn comes; a scale holds for a whole row of the span.
 
     Columns collect the errors to their left when their turn comes: those of earlier spans together with their span,
     those of earlier blocks with their block, those of earlier sub-blocks with their sub-block, the last on their own.
@@ -175,7 +177,7 @@ def _sweep(
     R, diagonal = inverse.factor, inverse.factor.diagonal()[:, None]
     Wt = W.T.contiguous().index_select(0, inverse.order)  # (columns, rows)
     Mt = mask.bool().T.contiguous().view(torch.uint8).index_select(0, inverse.order)
-    codes = torch.empty_like(Mt)
+    codes, top = torch.empty_like(Mt), top.expand_as(Wt)
     for first, last in spans:
         X, M, here = Wt[first:last], Mt[first:last].to(W.dtype), slice(first, last)
         _collect(X, R[:first, here], Wt[:first])
@@ -190,31 +192,36 @@ def _sweep(
 
 
 @torch.inference_mode()  # five small calls per column, each faster without autograd's bookkeeping
-def _quantize_span(
-    X: Tensor, M: Tensor, R: Tensor, zero: Tensor, top: Sequence[Tensor], codes: Tensor, propagate: bool
-) -> None:
+def _quantize_span(X: Tensor, M: Tensor, R: Tensor, zero: Tensor, top: Tensor, codes: Tensor, propagate: bool) -> None:
     """X (columns, rows), w / scale + zero of a span, becomes its errors in steps; fills `codes`, 0 where M is 0."""
     R.diagonal().zero_()  # what is left says how much of each error reaches the columns to its right
+    zero = zero.expand_as(X)
+    quantize_block = block_kernel.quantize_block if block_kernel.usable(X) else _quantize_block
+    for block in range(0, len(X), BLOCK):
+        here = slice(block, min(block + BLOCK, len(X)))
+        _collect(X[here], R[:block, here], X[:block])
+        quantize_block(X[here], M[here], R[here, here], zero[here], top[here], codes[here], propagate)
+
+
+def _quantize_block(X: Tensor, M: Tensor, R: Tensor, zero: Tensor, top: Tensor, codes: Tensor, propagate: bool) -> None:
+    """`_quantize_span` of the columns of one block, for which `zero` and `top` have the shape of X."""
     # `part` below holds errors of columns that are done and weights of columns to come. A column collects with one
     # product over all of them: its column r of R is 0 where weights stand, so that every call has the same shape.
     rounded, (x, low) = X.new_empty(SUB_BLOCK, X.shape[1]), X.new_zeros(2, X.shape[1])
     # A masked entry becomes 0, which is code `zero`, and has an error to spread; or it stays what it is and has none.
-    masked = zero.expand_as(X).unbind() if propagate else [x] * len(X)
-    for block in range(0, len(X), BLOCK):
-        end = min(block + BLOCK, len(X))
-        _collect(X[block:end], R[:block, block:end], X[:block])
-        for sub in range(block, end, SUB_BLOCK):
-            here = slice(sub, min(sub + SUB_BLOCK, end))
-            _collect(X[here], R[block:sub, here], X[block:sub])
-            part, C = X[here].T, rounded[: len(X[here])]
-            reach = R[here, here].T.contiguous()  # addmv is slow with a strided vector
-            for w, m, c, r, t, other in zip(part.T, M[here], C, reach, top[here], masked[here], strict=True):
-                torch.addmv(w, part, r, alpha=-1, out=x)  # collect: r is 0 at this column and to the right of it
-                torch.round(x, out=c)
-                torch.clamp(c, low, t, out=c)
-                torch.lerp(other, c, m, out=c)  # the code where m is 1, `other` where it is 0: cheaper than where()
-                torch.sub(x, c, out=w)  # the error in steps
-            codes[here] = C.mul_(M[here])  # a masked entry has no code
+    masked = zero.unbind() if propagate else [x] * len(X)
+    for sub in range(0, len(X), SUB_BLOCK):
+        here = slice(sub, min(sub + SUB_BLOCK, len(X)))
+        _collect(X[here], R[:sub, here], X[:sub])
+        part, C = X[here].T, rounded[: len(X[here])]
+        reach = R[here, here].T.contiguous()  # addmv is slow with a strided vector
+        for w, m, c, r, t, other in zip(part.T, M[here], C, reach, top[here], masked[here], strict=True):
+            torch.addmv(w, part, r, alpha=-1, out=x)  # collect: r is 0 at this column and to the right of it
+            torch.round(x, out=c)
+            torch.clamp(c, low, t, out=c)
+            torch.lerp(other, c, m, out=c)  # the code where m is 1, `other` where it is 0: cheaper than where()
+            torch.sub(x, c, out=w)  # the error in steps
+        codes[here] = C.mul_(M[here])  # a masked entry has no code
 
 
 def _collect(X: Tensor, R: Tensor, errors: Tensor) -> None:

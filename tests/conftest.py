@@ -19,6 +19,13 @@ os.environ["VIRTUAL_ENV"] = sys.prefix
 os.environ.pop("IMPART_INSTALL", None)
 
 
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a script ended."""

@@ -153,7 +153,7 @@ def test_without_vectors_of_low_bits():
     assert torch.equal(encoded.dense("w"), torch.full((M, N), 75.0))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 def test_factors_are_bit_exact_on_the_gpu():
 
     source = sparse_source()

@@ -44,7 +44,7 @@ def test_a_stream_of_the_wrong_length_is_refused():
         unpack(torch.zeros(3, dtype=torch.uint8), 3, 9)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_same_bytes_on_the_gpu(bits):
     codes = torch.randint(0, 2**bits, (100_003,), dtype=torch.uint8)

@@ -149,7 +149,7 @@ def test_the_same_bits_every_time():
         assert all(torch.equal(a, b) for a, b in zip(delta_svd(dW, rank), delta_svd(dW, rank), strict=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.cuda
 def test_a_gpu_gives_the_same_triplets():
     dW = spectrum_matrix(200, 120, fine_tuning_spectrum(120))
     U, s, V = (factor.cpu() for factor in delta_svd(dW.cuda(), 40))

@@ -10,6 +10,7 @@ for its SVD. A limit is what the counted operations or bytes would take at the r
     python benchmarks/gpu.py whole --folder /dev/shm --out /tmp
 """
 
+import gc
 import shutil
 import sys
 import tempfile
@@ -48,7 +49,6 @@ from sparsify.allocation import preprune_ratio, sparsity_ratios, uv_sparsity
 SHAPES = {(5120, 5120): 4, (13824, 5120): 2, (5120, 13824): 1}  # of one layer of a 13B model, and how many of each
 LAYERS, RANK, BETA, C, CR = 40, 2048, 0.6, 1.0, 32  # RANK: what beta 0.6 leaves of a square matrix
 GPU = torch.device("cuda", 0)
-EIGH_OPERATIONS = 6  # times n^3: tridiagonal form 4/3, divide and conquer 8/3, back-transformation 2
 Row = tuple[Any, ...]
 
 
@@ -190,8 +190,7 @@ def svd_section(rates: dict[str, float], *_: Any):
         dW, k = delta(m, n, device=GPU), min(m, n)
         ours = seconds(partial(delta_svd, dW), 3)
         layer += count * ours
-        gram, product = 2 * max(m, n) * k * k, 2 * m * n * k
-        limit = (gram + EIGH_OPERATIONS * k**3) / rates["float64"] + product / rates["float32"]
+        limit = svd_limit(max(m, n), k, rates)
         theirs = []
         for driver in ("gesvd", "gesvdj", "gesvda"):
             plain = partial(torch.linalg.svd, dW, full_matrices=False, driver=driver)
@@ -202,14 +201,25 @@ def svd_section(rates: dict[str, float], *_: Any):
     yield markdown("SVD", ("matrix", "here", "of the limit", "slower: gesvd", "gesvdj", "gesvda"), rows)
     dW = delta(5120, 5120, device=GPU)
     delta_svd(dW)
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
         delta_svd(dW)
         torch.cuda.synchronize()
     yield profile_table("Where the time of one 5120 x 5120 SVD goes", seen)
 
 
+def svd_limit(m: int, n: int, rates: dict[str, float]) -> float:
+    """Seconds that the steps of one SVD, m >= n, would take at the rates: the Gram matrix and A V as products.
+
+    Half of the tridiagonal form's 4/3 n^3 operations read the triangle that is left once for every column; the rest of
+    them, divide and conquer (8/3 n^3) and the back-transformation (2 n^3) are products.
+    """
+    triangle_bytes = 8 * n**3 / 6
+    products = 2 * m * n * n + (2 / 3 + 8 / 3 + 2) * n**3
+    return products / rates["float64"] + triangle_bytes / rates["bytes"] + 2 * m * n * n / rates["float32"]
+
+
 def profile_table(title: str, seen: profile, most: int = 8) -> str:
-    events = [event for event in seen.key_averages() if event.self_device_time_total and not event.self_cpu_time_total]
+    events = [event for event in seen.key_averages() if event.self_device_time_total]
     kernels = sorted(events, key=lambda event: -event.self_device_time_total)
     whole = sum(event.self_device_time_total for event in kernels)
     rows = [
@@ -284,7 +294,7 @@ def step_times(folder: Path, out: Path, layers: int, quantized: bool = True) -> 
     found = {}
 
     def step(name: str, work: Callable[[], Any]) -> None:
-        torch.cuda.synchronize()
+        gc.collect()  # models of the step before, whose modules refer to each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()

@@ -48,7 +48,7 @@ def reconstructed(
 
 def rebuilt_weight(base: Checkpoint, name: str, dW: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The base's weight + dW (m, n), added in fp32 and rounded once, to `dtype`; on the device of dW."""
-    return base.tensor(name).to(dW.device).float().add_(dW).to(dtype)
+    return base.tensor(name, dW.device).float().add_(dW).to(dtype)
 
 
 def write_model(

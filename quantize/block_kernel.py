@@ -33,7 +33,7 @@ def quantize_block(X: Tensor, M: Tensor, R: Tensor, zero: Tensor, top: Tensor, c
     _block[(triton.cdiv(rows, ROWS),)](
         X,
         M,
-        R,
+        R.contiguous(),
         zero,
         top,
         codes,
@@ -41,7 +41,6 @@ def quantize_block(X: Tensor, M: Tensor, R: Tensor, zero: Tensor, top: Tensor, c
         columns,
         X.stride(0),
         M.stride(0),
-        R.stride(0),
         codes.stride(0),
         *zero.stride(),
         *top.stride(),
@@ -66,7 +65,6 @@ if triton is not None:
         columns,
         of_X,
         of_M,
-        of_R,
         of_codes,
         zero_by_column,
         zero_by_row,
@@ -91,7 +89,7 @@ if triton is not None:
             code = tl.minimum(tl.maximum(libdevice.rint(w), 0.0), t)
             error = w - tl.where(kept, code, z if PROPAGATE else w)
             tl.store(codes + j.to(tl.int64) * of_codes + r, tl.where(kept, code, 0.0).to(tl.uint8), mask=inside)
-            reach = tl.load(R + j * of_R + c, mask=c < columns, other=0.0)
+            reach = tl.load(R + j * columns + c, mask=c < columns, other=0.0)
             after = (c > j)[:, None]
             x = tl.where(here, error[None, :], tl.where(after, x - reach[:, None] * error[None, :], x))
         tl.store(places, x, mask=tile)

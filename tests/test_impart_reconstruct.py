@@ -76,7 +76,7 @@ def test_one_tensor_is_read_at_a_time(opened):
         def __getattr__(self, name):
             return getattr(base, name)
 
-        def tensor(self, name):
+        def tensor(self, name, device="cpu"):
             read.append(name)
             return base.tensor(name)
 

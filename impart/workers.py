@@ -53,6 +53,7 @@ def on_own_stream(work: Callable[[Item], Result], device: torch.device) -> Calla
     """
     if device.type != "cuda":
         return work
+    torch.linalg.eigvalsh(torch.ones(1, 1, device=device))  # torch loads its solvers once, which threads may not do
 
     def streamed(item: Item) -> Result:
         if not hasattr(_own, "stream"):

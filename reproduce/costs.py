@@ -36,7 +36,8 @@ class Device:
 
 
 CPU = Device(svd=2.75e-10, mask=4.3e-9, flops=4e10, answer_flops=4e9, most_tokens=1600, merge=3.2e-8)
-GPU = Device(svd=3.4e-12, mask=4e-11, flops=1e14, answer_flops=6e13, most_tokens=20000, merge=2e-9)
+# svd, mask and flops as benchmarks/gpu.md measured them on an H200; the others are estimates.
+GPU = Device(svd=8e-13, mask=2.5e-11, flops=3.7e14, answer_flops=6e13, most_tokens=20000, merge=2e-9)
 
 
 @dataclass(frozen=True)

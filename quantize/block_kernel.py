@@ -83,12 +83,12 @@ if triton is not None:
         for j in range(columns):
             here = (c == j)[:, None]
             w = tl.sum(tl.where(here, x, 0.0), 0)
-            kept = tl.load(M + j.to(tl.int64) * of_M + r, mask=inside, other=0.0) != 0
+            kept = tl.load(M + tl.cast(j, tl.int64) * of_M + r, mask=inside, other=0.0) != 0
             z = tl.load(zero + j * zero_by_column + r * zero_by_row, mask=inside, other=0.0)
             t = tl.load(top + j * top_by_column + r * top_by_row, mask=inside, other=0.0)
             code = tl.minimum(tl.maximum(libdevice.rint(w), 0.0), t)
             error = w - tl.where(kept, code, z if PROPAGATE else w)
-            tl.store(codes + j.to(tl.int64) * of_codes + r, tl.where(kept, code, 0.0).to(tl.uint8), mask=inside)
+            tl.store(codes + tl.cast(j, tl.int64) * of_codes + r, tl.where(kept, code, 0.0).to(tl.uint8), mask=inside)
             reach = tl.load(R + j * columns + c, mask=c < columns, other=0.0)
             after = (c > j)[:, None]
             x = tl.where(here, error[None, :], tl.where(after, x - reach[:, None] * error[None, :], x))

@@ -3,44 +3,20 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_quantize_sparse_gptq import problem
+from sweeps import shares_that_differ
 
 import delta
 from impart.artifact import open_delta
-from quantize import block_kernel
-from quantize.sparse_gptq import inverse_of, quantize_groups, quantize_vectors
 from sparsify import sparsify
 
 pytestmark = pytest.mark.cuda
 
 
-@pytest.fixture
-def by_loop(monkeypatch):
-    """Runs work with the loop of small calls in place of the kernel."""
-
-    def run(work):
-        with monkeypatch.context() as patch:
-            patch.setattr(block_kernel, "usable", lambda X: False)
-            return work()
-
-    return run
-
-
 @pytest.mark.parametrize("rows, columns", [(37, 150), (5, 128), (300, 257), (1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_kernel_gives_the_codes_of_the_loop(by_loop, rows, columns, dtype):
-    W, mask, H = (x.cuda() for x in problem(rows, columns))
-    W, inverse = W.to(dtype), inverse_of(H.to(dtype))
-    bits = torch.arange(rows, device="cuda") % 3 + 2
-    for sweep in (
-        lambda: quantize_vectors(W, mask, inverse, bits, along_rows=True),
-        lambda: quantize_vectors(W, mask, inverse, torch.arange(columns, device="cuda") % 3 + 2, along_rows=False),
-        lambda: quantize_groups(W, mask, inverse, bits, 64),
-        lambda: quantize_groups(W, mask, inverse, 3),
-    ):
-        ours, theirs = sweep(), by_loop(sweep)
-        differ = (ours.codes != theirs.codes).double().mean()
-        assert differ == 0 if dtype == torch.float64 else differ < 1e-2  # a rounding that flips takes others with it
+def test_the_kernel_gives_the_codes_of_the_loop(rows, columns, dtype):
+    most = 0 if dtype == torch.float64 else 1e-2  # in fp32 a rounding may flip, and takes others with it
+    assert max(shares_that_differ(rows, columns, "cuda", dtype)) <= most
 
 
 def files(folder):

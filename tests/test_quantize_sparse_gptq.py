@@ -1,6 +1,11 @@
 """Sparse GPTQ against the paper's steps (quantize/reference.py), and what must hold whatever the weights are."""
 
+import importlib.util
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,3 +223,12 @@ def test_float32_is_enough():
     wide, narrow = sparse_gptq(W, mask, H, 2, 32), sparse_gptq(W.float(), mask, H.float(), 2, 32)
     assert narrow.dtype == torch.float32
     assert cost(W, narrow.double(), H) < 1.2 * cost(W, wide, H)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed here")
+def test_the_gpu_kernel_gives_the_codes_of_the_loop_under_tritons_interpreter():
+    program = Path(__file__).with_name("interpreted_kernel.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(program.parents[1])}
+    ended = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.split() == ["0.0"] * 8

@@ -17,8 +17,9 @@ def write(dW: Tensor, mu: float, *, name: str, keep_ratio: float, seed: int) -> 
     An entry of 0 has the sign +, as in BitDelta's code: it only knows negative entries and all others.
     """
     m, n = dW.shape
-    facts = {"seed": seed, "keep": max(1, round(keep_ratio * LEVELS)), "bits": 1, "mu": mu}
-    kept = dW[entry_mask(name, (m, n), seed, facts["keep"], dW.device)] >= 0
+    keep = max(1, round(keep_ratio * LEVELS))
+    facts = {"seed": seed, "keep": keep, "bits": 1, "mu": mu}
+    kept = dW[entry_mask(name, (m, n), seed, keep, dW.device)] >= 0
     return Encoded("signs", (m, n), {"codes": pack(kept, 1)}, {**facts, "kept": [len(kept)]})
 
 

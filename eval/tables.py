@@ -24,12 +24,13 @@ from pathlib import Path
 if not __package__:  # run as `python eval/tables.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.report.cells import Cell, Scored, cell, grid
+from eval.report.cells import NATS, Cell, Scored, cell, grid
 from eval.report.paper import (
     Printed,
     aligned,
     best_markdown,
     columns_of,
+    number,
     own_table,
     paper_markdown,
     paper_rows,
@@ -177,9 +178,9 @@ def leaderboard(scored: Sequence[Scored]) -> str:
             if one.benchmark == benchmark:
                 runs.setdefault((one.model, one.method, one.ratio, one.mark), []).append(one)
         ranked = sorted(
-            ((key, cell(group)) for key, group in runs.items()), key=lambda pair: (-pair[1].mean, str(pair[0]))
+            ((key, cell(group)) for key, group in runs.items()), key=lambda pair: (-pair[1].merit, str(pair[0]))
         )
-        lines = [["rank", "model", "method", "CR", "byte ratio", f"{benchmark}, % (95 % interval)"]]
+        lines = [["rank", "model", "method", "CR", "byte ratio", heading(benchmark, ranked[0][1])]]
         lines += [
             [
                 str(rank),
@@ -198,7 +199,8 @@ def leaderboard(scored: Sequence[Scored]) -> str:
 def markdown(benchmark: str, whole: Mapping[str, Cell], rows: Mapping[str, Mapping[float, Cell]]) -> str:
     """One benchmark as a Markdown table."""
     ratios = sorted({ratio for row in rows.values() for ratio in row})
-    header = [f"{benchmark}, % (95 % interval)", *([f"CR {ratio:g}" for ratio in ratios] or ["score"])]
+    some = next(iter([*whole.values(), *(found for row in rows.values() for found in row.values())]))
+    header = [heading(benchmark, some), *([f"CR {ratio:g}" for ratio in ratios] or ["score"])]
     lines = [[f"{name} (whole)", str(found), *[""] * (len(ratios) - 1)] for name, found in whole.items()]
     lines += [
         [label, *(str(row[ratio]) if ratio in row else "not run" for ratio in ratios)] for label, row in rows.items()
@@ -206,6 +208,11 @@ def markdown(benchmark: str, whole: Mapping[str, Cell], rows: Mapping[str, Mappi
     seeds = sorted({found.seeds for row in rows.values() for found in row.values()})
     note = [f"\nMean over {'-'.join(map(str, seeds))} seeds."] if seeds else []
     return "\n".join([*aligned([header, *lines]), *note])
+
+
+def heading(benchmark: str, found: Cell) -> str:
+    """What a column of scores is called: the benchmark, and in what it is measured."""
+    return f"{benchmark}, {'nats per token' if found.measure == NATS else '%'} (95 % interval)"
 
 
 def overview_rows(grids: Mapping) -> list[tuple]:
@@ -223,9 +230,7 @@ def overview_rows(grids: Mapping) -> list[tuple]:
                     label,
                     ratio,
                     byte_ratio,
-                    f"{found.mean:.3f}",
-                    f"{found.low:.3f}",
-                    f"{found.high:.3f}",
+                    *(number(value, found.measure) for value in (found.mean, found.low, found.high)),
                     found.seeds,
                     found.mark,
                 )

@@ -17,17 +17,22 @@ from pathlib import Path
 if not __package__:  # run as `python eval/tiny.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.engine.models import model_name
 from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmarks
-from eval.run.data import Items, Source, load_items
+from eval.run.data import TINY_DATA, Items, Source, load_items
 from eval.run.descriptions import Description
-from eval.run.options import Options, add_weak_sandbox, benchmark_parser, options_from, parse
+from eval.run.options import (
+    Options,
+    add_weak_sandbox,
+    benchmark_parser,
+    options_from,
+    parse,
+    refuse_one_name_for_two,
+)
 from eval.scoring.programs import sandbox_layers
 from eval.scoring.tiny import CHECKS, SCORERS
 from impart.config import Parser
 from impart.errors import InputError, run
 
-DATA = Path(__file__).resolve().parents[1] / "assets" / "tiny" / "data"
 FIELDS: dict[str, dict[str, type]] = {
     "math": {"prompt": str, "answer": int},
     "code": {"prompt": str, "entry_point": str, "tests": list},
@@ -64,7 +69,7 @@ def tiny(task: str, split: str, options: Options) -> Benchmark:
     """One skill as a benchmark of its own."""
     skill = SKILLS[task]
     source = Source(skill.name, f"{task}_{split}.jsonl", FIELDS[task], id_field="id")
-    items = load_items(source, options.data or DATA, options.limit, options.subset)
+    items = load_items(source, options.data or TINY_DATA, options.limit, options.subset)
     if task == "chat":
         refuse_unknown_checks(items)
     template, prompts = prompts_for(skill, [item["prompt"] for item in items.items], options)
@@ -107,15 +112,7 @@ def main(arguments: Sequence[str]) -> None:
     unknown = [task for task in tasks if task not in SKILLS]
     if unknown:
         raise InputError(f"--tasks {given.tasks!r}: {unknown[0]!r} is no task; known: {', '.join(SKILLS)}")
-    if options.name and len(given.models) > 1:
-        raise InputError("--name names one model, but several are given; leave it out")
-    names = [model_name(model) for model in given.models]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise InputError(
-            f"two models are called {twice!r}, and their results would have one file name; run them one by one "
-            "with --name"
-        )
+    refuse_one_name_for_two(given.models, options)
     for model in given.models:
         one = replace(options, model=model)
         for result in run_benchmarks([tiny(task, given.split, one) for task in tasks], one):

@@ -20,7 +20,7 @@ from reproduce.steps import STAGES, Step
 START = 3.0  # seconds until a script has imported what it needs
 ENGINE_START = 60.0  # seconds until vLLM answers
 DISK_RATE = 1e9  # bytes per second
-SMALL = 50e6  # parameters below which the hf backend answers, which is loaded in a moment
+SMALL = 500e6  # parameters below which the hf backend answers, which is loaded in a moment
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ SEEDS=${SEEDS:-0}
 source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start grid_search wizardmath_13b "$@"
 for pair in $PAIRS; do
-    case $pair in tiny/*) ;; *) [ -f "${VALIDATION:-}" ] || fail "VALIDATION=${VALIDATION:-} is no file: name held-out items" ;; esac
+    is_shipped "$pair" || [ -f "${VALIDATION:-}" ] || fail "VALIDATION=${VALIDATION:-} is no file: name held-out items"
 done
 for pair in $PAIRS; do
     for ratio in ${RATIOS:-$(of "$pair" compression_ratio)}; do

@@ -9,11 +9,11 @@
 # VALIDATION: a folder with one held-out file per benchmark, named as the benchmark's own (gsm8k_test.jsonl, ...: what
 # eval/<benchmark>.py --data reads). Each point is one merge and one evaluation, the merged model is removed again, points
 # that are done are skipped. The paper's grid; its retain ratios 0.8, 0.6, 0.4 are the trim ratios 0.2, 0.4, 0.6.
-TINY=tiny/merging SEEDS=${SEEDS:-0}
+MODELS=merging SEEDS=${SEEDS:-0}
 source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start grid_search_merge merging_13b "$@"
 for pair in $PAIRS; do
-    case $pair in tiny/*) ;; *) [ -d "${VALIDATION:-}" ] || fail "VALIDATION=${VALIDATION:-} is no folder: name one with held-out items" ;; esac
+    is_shipped "$pair" || [ -d "${VALIDATION:-}" ] || fail "VALIDATION=${VALIDATION:-} is no folder: name one with held-out items"
 done
 for pair in $PAIRS; do
     for mask in ${MASKS:-none dare impart}; do

@@ -5,7 +5,7 @@
 #   echo "sparse impart $pair"    names one thing to have (reproduce/things.py has every kind) ...
 #   ... | plan --table 1          and plan.py makes what is missing and prints the table
 #
-#   PAIR, --pairs "..."   pairs (folders of configs/); `tiny` stands for the tiny pair's three models
+#   PAIR, --pairs "..."   pairs (folders of configs/); `tiny` and `small` stand for those pairs' three models
 #   SEEDS, --seeds "..."  seeds of the masks (default 0 1 2)
 #   JOBS, --jobs N        steps at a time (default: one per GPU; without one 1, for the tiny pair one per core)
 #   LAUNCH                prefix of every step, such as LAUNCH="srun --gpus=1 -n1" JOBS=16 for Slurm
@@ -42,7 +42,8 @@ start() {  # name "default pairs" arguments...
     if [ "${KEEP:-no}" = yes ]; then FLAGS+=(--keep); fi
     if [ -n "${JOBS:-}" ]; then FLAGS+=(--jobs "$JOBS"); fi
     PAIRS=" $PAIR "
-    PAIRS=${PAIRS// tiny / ${TINY:-tiny/math tiny/code tiny/chat} }
+    PAIRS=${PAIRS// tiny /$(models_of tiny)}
+    PAIRS=${PAIRS// small /$(models_of smollm2)}
     OUT=$RUNS/tables/$([ "$PAIR" = "$default" ] && echo paper || echo "${PAIR// /+}" | tr / -)
     FLAGS+=(--pairs "$PAIRS" --seeds "${SEEDS:-0 1 2}" --out "$OUT")
     for pair in $PAIRS; do
@@ -52,10 +53,19 @@ start() {  # name "default pairs" arguments...
     FLAGS+=(--python "$PYTHON")
 }
 
-environment_kind() {  # the tiny pair does without vLLM and the harnesses
+models_of() {  # folder of configs/ -> " folder/math folder/code folder/chat "; MODELS names others
+    local model
+    for model in ${MODELS:-math code chat}; do printf ' %s/%s ' "$1" "$model"; done
+}
+
+is_shipped() {  # pair: whether this repository makes its models and its held-out items
+    case $1 in tiny/* | smollm2/*) ;; *) return 1 ;; esac
+}
+
+environment_kind() {  # their evaluations do without vLLM and the harnesses
     local pair
     for pair in $PAIRS; do
-        case $pair in tiny/*) ;; *) echo full; return ;; esac
+        is_shipped "$pair" || { echo full; return; }
     done
     echo core
 }

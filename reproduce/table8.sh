@@ -2,9 +2,9 @@
 # Table 8: math, code and chat models merged by task arithmetic and TIES, with DARE or ImPart before it or not.
 #
 #   bash reproduce/table8.sh                        the 13B models; configs/llamacoder_13b trains the code model
-#   PAIR=tiny bash reproduce/table8.sh              the tiny pair's three models
-# Models, lambda, trim ratio and sparsities: configs/merging_13b/pair.yaml and configs/tiny/merging/pair.yaml.
-TINY=tiny/merging
+#   PAIR=tiny bash reproduce/table8.sh              the tiny pair's three models; PAIR=small the small pair's
+# Models, lambda, trim ratio and sparsities: configs/merging_13b/pair.yaml, configs/tiny/merging/pair.yaml, configs/smollm2/merging/pair.yaml.
+MODELS=merging
 source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start table8 merging_13b "$@"
 for pair in $PAIRS; do

@@ -1,18 +1,18 @@
 # Chooses the Python environment that a script runs in. Sourced, it offers two functions, which set $PYTHON:
 #
-#   find_environment core|full   the active environment (VIRTUAL_ENV, CONDA_PREFIX), else IMPART_VENV, else .venv at the
-#                                top of the repository. Installs nothing: where packages are missing it ends with one
-#                                error line, exit 2.
-#   use_environment core|full    the same, but makes .venv where nothing is active, and installs the requirements into
-#                                it. An active environment belongs to the user: it is installed into only with
-#                                IMPART_INSTALL=yes.
+#   find_environment KIND   the active environment (VIRTUAL_ENV, CONDA_PREFIX), else IMPART_VENV, else .venv at the top
+#                           of the repository. Installs nothing: where packages are missing it ends with one error
+#                           line, exit 2.
+#   use_environment KIND    the same, but makes .venv where nothing is active, and installs the requirements into it. An
+#                           active environment belongs to the user: it is installed into only with IMPART_INSTALL=yes.
 #
-# Run as a script, it installs: bash requirements/environment.sh core|full
+# KIND: core, full, or small (what makes the small pair: the core and a reader of its base model's format).
+# Run as a script, it installs: bash requirements/environment.sh core|full|small
 # The variables that it reads are listed in requirements/README.md.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-use_environment() {  # core|full
+use_environment() {  # KIND
     choose_environment
     if [ "$ACTIVE" = yes ]; then
         is_stamped "$1" && return
@@ -26,7 +26,7 @@ use_environment() {  # core|full
     is_stamped "$1" || install_requirements "$1"
 }
 
-find_environment() {  # core|full
+find_environment() {  # KIND
     choose_environment
     if [ ! -x "$PYTHON" ]; then
         echo "error: there is no Python environment in $ENVIRONMENT; make one with: $(installing_command "$1")" >&2
@@ -64,7 +64,7 @@ make_environment() {
     "$MAKER" -m venv "$ENVIRONMENT" || exit 1
 }
 
-install_requirements() {  # core|full
+install_requirements() {  # KIND
     local file torch
     file=$(requirements_of "$1")
     echo "installing $file into $ENVIRONMENT (once; a minute for the core, several for everything)" >&2
@@ -86,34 +86,35 @@ install_requirements() {  # core|full
     fingerprint_of "$file" > "$ENVIRONMENT/.impart-requirements-$1"
 }
 
-refuse_environment() {  # core|full "missing packages"
+refuse_environment() {  # KIND "missing packages"
     local instead=
     if [ "$ACTIVE" = yes ]; then instead="deactivate it to use one of the suite's own, or "; fi
     echo "error: the environment $ENVIRONMENT lacks $2; ${instead}install with: $(installing_command "$1")" >&2
     exit 2
 }
 
-installing_command() {  # core|full -> a command line that can be pasted
+installing_command() {  # KIND -> a command line that can be pasted
     local consent=
     if [ "$ACTIVE" = yes ]; then consent="IMPART_INSTALL=yes "; fi
     printf '%sbash %q %s' "$consent" "$ROOT/requirements/environment.sh" "$1"
 }
 
-missing_packages() {  # core|full -> the names that cannot be imported, "a, b", or nothing
+missing_packages() {  # KIND -> the names that cannot be imported, "a, b", or nothing
     (cd "$ROOT" && "$PYTHON" requirements/missing.py "$(requirements_of "$1")")
 }
 
-requirements_of() {  # core|full -> file
+requirements_of() {  # KIND -> file
     if [ -n "${IMPART_REQUIREMENTS:-}" ]; then echo "$IMPART_REQUIREMENTS"
     elif [ "$1" = core ]; then echo requirements-core.txt
+    elif [ "$1" = small ]; then echo requirements-small.txt
     elif nvidia-smi -L >/dev/null 2>&1; then echo requirements.txt
     else echo requirements-cpu.txt; fi
 }
 
-is_stamped() {  # core|full: a complete environment is recognised without starting Python; full has the core in it
+is_stamped() {  # KIND: a complete environment is recognised without starting Python; all have the core in them
     local kind stamp
-    for kind in core full; do
-        if [ "$1" = full ] && [ "$kind" = core ]; then continue; fi
+    for kind in core full small; do
+        if [ "$1" != core ] && [ "$1" != "$kind" ]; then continue; fi
         stamp=$ENVIRONMENT/.impart-requirements-$kind
         if [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint_of "$(requirements_of "$kind")")" ]; then return 0; fi
     done
@@ -127,8 +128,8 @@ fingerprint_of() {  # requirements file -> one word for the state of all of them
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     set -euo pipefail
     case ${1:-} in
-        core | full) use_environment "$1" ;;
-        *) echo "error: which requirements? usage: bash requirements/environment.sh core|full" >&2; exit 2 ;;
+        core | full | small) use_environment "$1" ;;
+        *) echo "error: which requirements? usage: bash requirements/environment.sh core|full|small" >&2; exit 2 ;;
     esac
     echo "$PYTHON"
 fi

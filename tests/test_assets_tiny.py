@@ -73,7 +73,7 @@ def test_shipped_data_is_what_the_generators_give(skill, split):
     assert len({item.key for item in items}) == 200
     fields = {"math": {"answer"}, "code": {"entry_point", "tests"}, "chat": {"checks"}}[skill]
     for record in records(skill, split):
-        assert set(record) == {"id", "prompt"} | fields
+        assert set(record) == {"id", "prompt", "completion"} | fields
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

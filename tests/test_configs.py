@@ -40,9 +40,10 @@ def test_every_yaml_is_a_row_a_pair_or_a_training_recipe():
     assert sorted(CONFIGS.glob("**/*.yaml")) == sorted([*ROWS, *PAIRS, *TRAINING])
 
 
-def test_every_pair_of_table_2_and_the_tiny_ones_have_a_folder():
-    assert {named(file.parent) for file in SINGLE} == {*PAPER_PAIRS, "tiny/math", "tiny/code", "tiny/chat"}
-    assert {named(file.parent) for file in MERGING} == {"merging_13b", "tiny/merging"}
+def test_every_pair_of_table_2_and_those_of_this_repository_have_a_folder():
+    own = {f"{pair}/{skill}" for pair in ("tiny", "smollm2") for skill in ("math", "code", "chat")}
+    assert {named(file.parent) for file in SINGLE} == {*PAPER_PAIRS, *own, "smollm2/gsm8k", "smollm2_135m"}
+    assert {named(file.parent) for file in MERGING} == {"merging_13b", "tiny/merging", "smollm2/merging"}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=named)
@@ -87,7 +88,9 @@ def test_a_pairs_benchmarks_are_scripts_of_eval(file):
 def test_every_ratio_of_a_pair_is_feasible_in_every_table(file):
     pair = load_pair(str(file))
     shapes = [(5120, 5120), (13824, 5120), (4096, 1024)]
-    if pair.base_model.startswith("assets/"):
+    if pair.hidden_size == 576:
+        shapes = [(576, 576), (192, 576), (1536, 576), (576, 1536)]
+    if pair.base_model.startswith("assets/tiny/"):
         base = open_checkpoint(ROOT / pair.base_model)
         shapes = [base.shape(name) for name in linear_names(base)]
     for ratio in pair.ratios:

@@ -16,11 +16,14 @@ from impart.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("tiny_math", "tiny_code", "tiny_chat")
+LOSSES = ("loss_math", "loss_code", "loss_chat")
 PAPER = {"gsm8k": 1319, "math": 5000, "humaneval": 164, "mbpp": 378, "ifeval": 541, "alpacaeval": 805}
 
 
 def test_all_benchmarks_are_found_with_what_the_tables_need():
-    assert {name: one.items for name, one in described().items()} == PAPER | dict.fromkeys(TINY, 200)
+    assert {name: one.items for name, one in described().items()} == PAPER | dict.fromkeys(TINY, 200) | dict.fromkeys(
+        LOSSES, 100
+    )
     for name, one in described().items():
         assert one.name == name and one.title and one.scoring and one.answer_tokens > 0
         assert (ROOT / one.script).is_file() and one.script.parent == Path("eval")

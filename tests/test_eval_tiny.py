@@ -10,9 +10,10 @@ import pytest
 import delta
 import eval.tiny as tiny
 from assets.tiny import tasks
+from eval.run.data import TINY_DATA
 from eval.run.results import read_lines
 from eval.scoring.tiny import SCORERS, program, score_code, score_math
-from eval.tiny import DATA, MAX_TOKENS, STOP
+from eval.tiny import MAX_TOKENS, STOP
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "assets" / "tiny"
@@ -27,7 +28,7 @@ def golds(task: str, split: str) -> tuple[list[dict], list[str]]:
 @pytest.mark.parametrize("task", ["math", "code", "chat"])
 def test_every_gold_completion_is_correct(task, split):
     items, completions = golds(task, split)
-    assert [item for item in read_lines(DATA / f"{task}_{split}.jsonl")] == items
+    assert [item for item in read_lines(TINY_DATA / f"{task}_{split}.jsonl")] == items
     verdicts = SCORERS[task](items, completions)
     assert [verdict for verdict in verdicts if not verdict.correct] == []
     assert not any(stop in completion for stop in STOP[task] for completion in completions)

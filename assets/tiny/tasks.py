@@ -29,8 +29,9 @@ class Item:
     spec: dict = field(hash=False)
 
     def record(self, number: int, split: str) -> dict:
-        """The line of the shipped jsonl file (no gold completion: answers are checked, not compared)."""
-        return {"id": f"{self.skill}-{split}-{number}", "prompt": self.prompt, **self.spec}
+        """The line of the shipped jsonl file. Answers are checked by the spec; the completion is what a loss is of."""
+        identity = f"{self.skill}-{split}-{number}"
+        return {"id": identity, "prompt": self.prompt, "completion": self.completion, **self.spec}
 
 
 def split_of(key: str) -> str:

@@ -24,11 +24,11 @@ if not __package__:  # run as `python assets/tiny/train.py`: import from the rep
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from assets.rho import rho
 from assets.tiny.circuit import start_with_copy_heads
 from assets.tiny.pretraining import documents
 from assets.tiny.tasks import SKILLS, draw, held_out, jsonl
@@ -211,13 +211,6 @@ def accuracy(folder: Path, skill: str, data: Path) -> float:
     records = [record for _, record in read_records(data)]
     completions = complete(*load(folder), [record["prompt"] for record in records])
     return 100 * sum(verdict.correct for verdict in SCORERS[skill](records, completions)) / len(records)
-
-
-def rho(base: Path, tuned: Path) -> float:
-    """Mean over the linear weights of norm(tuned - base) / norm(base)."""
-    old, new = (load_file(folder / "model.safetensors") for folder in (base, tuned))
-    names = [name for name in old if old[name].dim() == 2 and (".mlp." in name or ".self_attn." in name)]
-    return sum(float((new[n].float() - old[n].float()).norm() / old[n].float().norm()) for n in names) / len(names)
 
 
 def write_data(folder: Path, overwrite: bool) -> None:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.run.descriptions import PAPER
-from eval.run.results import wilson_interval
+from eval.run.results import Z95, wilson_interval
 from impart.errors import InputError
+
+PERCENT, NATS = "percent", "nats"  # measures: a share that is right, a mean negative log-likelihood
+DIGITS = {PERCENT: 1, NATS: 4}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One result file: a model on a benchmark, and per item whether it was right."""
+    """One result file: a model on a benchmark, and what each item came to."""
 
     benchmark: str
     model: str
@@ -21,8 +24,9 @@ class Scored:
     settings: tuple[tuple[str, str], ...]
     score: float
     byte_ratio: float | None  # of the linear layers, true
-    correct: tuple[float, ...]
+    per_item: tuple[float, ...]  # 1 for right and 0 for wrong, or the item's loss
     mark: str = ""  # what sets the score apart from one by the paper's rule: "scoring: release"
+    measure: str = PERCENT
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,16 @@ class Cell:
     seeds: int
     byte_ratio: float | None
     mark: str = ""  # of its runs
+    measure: str = PERCENT
 
     def __str__(self) -> str:
-        return _marked(f"{self.mean:.1f} ({self.low:.1f}-{self.high:.1f})", self.mark)
+        digits = DIGITS[self.measure]
+        return _marked(f"{self.mean:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})", self.mark)
+
+    @property
+    def merit(self) -> float:
+        """Larger is better."""
+        return self.mean if self.measure == PERCENT else -self.mean
 
 
 def grid(scored: Sequence[Scored]) -> tuple[dict[str, Cell], dict[str, dict[float, Cell]]]:
@@ -61,8 +72,8 @@ def cell(runs: Sequence[Scored]) -> Cell:
     """Mean over runs and a 95 % interval from both sources of chance: which items were asked, which seed was drawn.
 
     The variances of the item means over n and of the run means over their number are added (what is left over counts
-    in both, so the interval errs on the wide side); Wilson's interval at the sample size with that variance follows.
-    InputError for runs that were scored by different rules.
+    in both, so the interval errs on the wide side). Of a share follows Wilson's interval at the sample size with that
+    variance, of a loss the normal distribution's. InputError for runs that were scored by different rules.
     """
     marks = {one.mark for one in runs}
     if len(marks) > 1:
@@ -70,29 +81,47 @@ def cell(runs: Sequence[Scored]) -> Cell:
             f"{runs[0].model}, {runs[0].benchmark}: runs of one cell were scored by different rules "
             f"({', '.join(sorted(mark or PAPER for mark in marks))}); score them alike with --rescore --scoring"
         )
-    scores, n = [one.score for one in runs], len(runs[0].correct)
-    other = next((one for one in runs if len(one.correct) != n), None)
+    scores, n, measure = [one.score for one in runs], len(runs[0].per_item), runs[0].measure
+    other = next((one for one in runs if len(one.per_item) != n), None)
     if other is not None:
         raise InputError(
             f"{runs[0].benchmark}: runs of {runs[0].model} and {other.model} belong to one cell, but have {n} and "
-            f"{len(other.correct)} items; evaluate them on the same items, or keep them in two folders"
+            f"{len(other.per_item)} items; evaluate them on the same items, or keep them in two folders"
         )
     mean = sum(scores) / len(scores)
-    share = mean / 100
-    by_item = [sum(marks) / len(runs) for marks in zip(*(one.correct for one in runs), strict=True)]
-    variance = _variance(by_item) / max(n, 1) + _variance([score / 100 for score in scores]) / len(runs)
-    size = share * (1 - share) / variance if variance > 0 else n
-    low, high = wilson_interval(share * size, size)
+    unit = 100 if measure == PERCENT else 1
+    by_item = [sum(marks) / len(runs) for marks in zip(*(one.per_item for one in runs), strict=True)]
+    variance = _variance(by_item) / max(n, 1) + _variance([score / unit for score in scores]) / len(runs)
+    if measure == PERCENT:
+        share = mean / 100
+        size = share * (1 - share) / variance if variance > 0 else n
+        low, high = wilson_interval(share * size, size)
+    else:
+        low, high = mean - Z95 * math.sqrt(variance), mean + Z95 * math.sqrt(variance)
     ratios = [one.byte_ratio for one in runs if one.byte_ratio is not None]
-    return Cell(mean, low, high, len(runs), sum(ratios) / len(ratios) if ratios else None, marks.pop())
+    byte_ratio = sum(ratios) / len(ratios) if ratios else None
+    return Cell(mean, low, high, len(runs), byte_ratio, marks.pop(), measure)
+
+
+def gain_kept(found: Cell, base: Cell, tuned: Cell) -> Cell:
+    """The share of what fine-tuning gained, in per cent: (base - loss) / (base - fine-tuned), for each bound of a loss.
+
+    The base and the fine-tuned model count as known: all three losses are of the same items, and move together.
+    """
+    mean, low, high = (
+        100 * (base.mean - loss) / (base.mean - tuned.mean) for loss in (found.mean, found.high, found.low)
+    )
+    return Cell(mean, low, high, found.seeds, found.byte_ratio, found.mark)
 
 
 def average(cells: Sequence[Cell]) -> Cell:
-    """The mean over benchmarks; their errors are independent, so that the half-widths add up in squares."""
+    """The mean over benchmarks of one measure; errors are independent, so that the half-widths add up in squares."""
     mean = sum(one.mean for one in cells) / len(cells)
     half = math.sqrt(math.fsum(((one.high - one.low) / 2) ** 2 for one in cells)) / len(cells)
+    most = 100.0 if cells[0].measure == PERCENT else math.inf
+    low, high = max(0.0, mean - half), min(most, mean + half)
     mark = ", ".join(dict.fromkeys(one.mark for one in cells if one.mark))
-    return Cell(mean, max(0.0, mean - half), min(100.0, mean + half), min(one.seeds for one in cells), None, mark)
+    return Cell(mean, low, high, min(one.seeds for one in cells), None, mark, cells[0].measure)
 
 
 def _marked(name: str, mark: str) -> str:

@@ -1,20 +1,20 @@
 """Figures of scores: against the compression ratio, as the paper draws them. The same numbers give the same bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 
-from eval.report.cells import Cell
-from eval.report.paper import Cells, Column, Printed
+from eval.report.cells import NATS, Cell
+from eval.report.paper import BASE, TUNED, Cells, Column, Printed, kept
 from impart.errors import InputError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend has to be chosen first
 
 SUFFIXES = (".png", ".svg", ".pdf")
-LINES = (("backbone", "backbone", ":"), ("fine_tuned", "fine-tuned", "--"))  # row of a plan, label, dashes
+LINES = ((BASE, "backbone", ":"), (TUNED, "fine-tuned", "--"))  # row of a plan, label, dashes
 
 
 def check_figure(file: Path) -> None:
@@ -33,7 +33,9 @@ def draw_results(
             panel.axhline(found.mean, linestyle=dashes, color="0.45", linewidth=1.2, label=f"{name} (whole)")
         for (label, row), marker in zip(rows.items(), cycle("osD^vPX*<>"), strict=False):
             _curve(panel, row, marker, label)
-        _finish(panel, benchmark, [ratio for row in rows.values() for ratio in row])
+        drawn = [found for row in rows.values() for found in row.values()]
+        ratios = [ratio for row in rows.values() for ratio in row]
+        _finish(panel, benchmark, ratios, unit_of([*whole.values(), *drawn]))
     save(figure, file)
 
 
@@ -43,12 +45,19 @@ def draw_table(file: Path, printed: Printed, columns: Sequence[Column], cells: C
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.8), squeeze=False)
     for panel, (pair, benchmark) in zip(axes[0], panels, strict=True):
         own = [column for column in columns if (column.pair, column.benchmark) == (pair, benchmark)]
-        for row, label, dashes in LINES:
+        as_gain = any(kept(cells, row, column) for row in printed.labels for column in own)
+        for (row, label, dashes), share in zip(LINES, (0, 100), strict=True):
             found = next((cells[row, column] for column in own if (row, column) in cells), None)
             if found is not None:
-                panel.axhline(found.mean, linestyle=dashes, color="0.45", linewidth=1.2, label=label)
+                panel.axhline(
+                    share if as_gain else found.mean, linestyle=dashes, color="0.45", linewidth=1.2, label=label
+                )
         for (row, label), marker in zip(printed.labels.items(), cycle("osD^"), strict=False):
-            curve = {float(column.ratio): cells[row, column] for column in own if (row, column) in cells}
+            curve = {
+                float(column.ratio): kept(cells, row, column) or cells[row, column]
+                for column in own
+                if (row, column) in cells
+            }
             colour = _curve(panel, curve, marker, label) if curve else None
             paper = {
                 float(column.ratio): printed.scores[row, column] for column in own if (row, column) in printed.scores
@@ -63,8 +72,18 @@ def draw_table(file: Path, printed: Printed, columns: Sequence[Column], cells: C
                     color=colour,
                     label=f"{label}, paper",
                 )
-        _finish(panel, f"{pair}: {benchmark}", [float(column.ratio) for column in own])
+        unit = (
+            "gain of fine-tuning that is kept, %"
+            if as_gain
+            else unit_of(cells[row, column] for row in printed.labels for column in own if (row, column) in cells)
+        )
+        _finish(panel, f"{pair}: {benchmark}", [float(column.ratio) for column in own], unit)
     save(figure, file)
+
+
+def unit_of(cells: Iterable[Cell]) -> str:
+    """What the axis of scores is called."""
+    return "loss, nats per token" if any(found.measure == NATS for found in cells) else "score, %"
 
 
 def save(figure, file: Path) -> None:
@@ -86,11 +105,13 @@ def _curve(panel, row: Mapping[float, Cell], marker: str, label: str) -> str:
     return drawn.lines[0].get_color()
 
 
-def _finish(panel, title: str, ratios: Sequence[float]) -> None:
+def _finish(panel, title: str, ratios: Sequence[float], unit: str) -> None:
     ticks = sorted(set(ratios))
     panel.set_xscale("log", base=2)
     panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.minorticks_off()
-    panel.set(title=title, xlabel="nominal compression ratio of the linear layers", ylabel="score, %", ylim=(-3, 103))
+    panel.set(title=title, xlabel="nominal compression ratio of the linear layers", ylabel=unit)
+    if unit.endswith("%"):
+        panel.set_ylim(-3, 103)
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)

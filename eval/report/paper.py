@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from eval.report.cells import Cell, average
+from eval.report.cells import NATS, PERCENT, Cell, average, gain_kept
 from eval.run.descriptions import by_result_name
 from impart.errors import InputError
 from impart.records import read_text
@@ -54,6 +54,7 @@ class Printed:
 
 Plan = Mapping[tuple[str, Column], Sequence[Path]]  # result files of each cell, one per seed
 Cells = Mapping[tuple[str, Column], Cell]
+BASE, TUNED = "backbone", "fine_tuned"  # rows of the whole models
 
 
 def printed_table(number: int, file: Path = PAPER) -> Printed:
@@ -120,18 +121,33 @@ def columns_of(plan: Plan, printed: Printed) -> list[Column]:
 def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) -> str:
     """A line per benchmark, a column per method: our mean and interval; the paper's number; the difference."""
     with_paper = any((row, column) in printed.scores for row in printed.labels for column in columns)
+    losses = {column for (_, column), found in cells.items() if found.measure == NATS}
     form = "our mean (95 % interval) / the paper's number / difference" if with_paper else "mean (95 % interval)"
     lines = [[f"%, {form}", *printed.labels.values()]]
     lines += [
-        [str(column), *(_text(cells.get((row, column)), printed.scores.get((row, column))) for row in printed.labels)]
+        [
+            str(column),
+            *(
+                _text(cells.get((row, column)), printed.scores.get((row, column)), kept(cells, row, column))
+                for row in printed.labels
+            ),
+        ]
         for column in columns
     ]
-    if len({(column.pair, column.benchmark) for column in columns}) == len(columns) > 1:
-        lines.append(["average", *(_average(printed, row, columns, cells) for row in printed.labels)])
+    for name, own in (
+        ("average", [column for column in columns if column not in losses]),
+        ("average loss", [column for column in columns if column in losses]),
+    ):
+        if len({(column.pair, column.benchmark) for column in own}) == len(own) > 1:
+            lines.append([name, *(_average(printed, row, own, cells) for row in printed.labels)])
     seeds = sorted({one.seeds for one in cells.values()})
     notes = [f"Means over {' or '.join(map(str, seeds))} seeds." if seeds else "Nothing of this table was run."]
     if any(one.mark for one in cells.values()):
         notes.append("A cell with [...] was not scored by the paper's rule.")
+    if losses:
+        notes.append(
+            "Held-out losses are in nats per token, and after them the share of fine-tuning's gain that is kept."
+        )
     if with_paper:
         notes += printed.notes
     elif printed.scores:
@@ -142,7 +158,7 @@ def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) ->
 def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> list[tuple]:
     """The same as lines of a CSV, with its header."""
     ours_header = ("seeds", "mean", "low", "high", "byte_ratio", "mark")
-    rows: list[tuple] = [("row", "pair", "benchmark", "ratio", *ours_header, "paper", "difference")]
+    rows: list[tuple] = [("row", "pair", "benchmark", "ratio", *ours_header, "paper", "difference", "kept")]
     for row in printed.labels:
         for column in columns:
             found, paper = cells.get((row, column)), printed.scores.get((row, column))
@@ -151,7 +167,7 @@ def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> lis
                 if found is None
                 else (
                     found.seeds,
-                    *(f"{value:.3f}" for value in (found.mean, found.low, found.high)),
+                    *(number(value, found.measure) for value in (found.mean, found.low, found.high)),
                     "" if found.byte_ratio is None else f"{found.byte_ratio:.3f}",
                     found.mark,
                 )
@@ -165,9 +181,32 @@ def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> lis
                     *ours,
                     "" if paper is None else f"{paper:.2f}",
                     f"{found.mean - paper:.3f}" if found is not None and paper is not None else "",
+                    "" if (share := kept(cells, row, column)) is None else f"{share.mean:.2f}",
                 )
             )
     return rows
+
+
+def kept(cells: Cells, row: str, column: Column) -> Cell | None:
+    """The share of the gain of fine-tuning that a row keeps of a loss; None for whole models, and without them."""
+    found = cells.get((row, column))
+    whole = [
+        next((cells[one, at] for one, at in cells if one == name and _same(at, column)), None) for name in (BASE, TUNED)
+    ]
+    if found is None or found.measure != NATS or row in (BASE, TUNED) or None in whole:
+        return None
+    base, tuned = whole
+    assert base and tuned
+    return gain_kept(found, base, tuned)
+
+
+def _same(one: Column, other: Column) -> bool:
+    return (one.pair, one.benchmark) == (other.pair, other.benchmark)
+
+
+def number(value: float, measure: str) -> str:
+    """A mean or a bound as CSV files have it."""
+    return f"{value:.3f}" if measure == PERCENT else f"{value:.6f}"
 
 
 def best_markdown(plan: Plan, cells: Cells) -> str:
@@ -194,9 +233,10 @@ def _search_markdown(group: str, planned: Sequence[tuple[str, Column]], cells: C
     if not found:
         return f"{title}\n\n{NOT_RUN}\n"
     scores = {setting: average(own) if len(own) > 1 else own[0] for setting, own in found.items()}
-    best = max(scores, key=lambda setting: scores[setting].mean)
-    rivals = [setting for setting, one in scores.items() if setting != best and one.high >= scores[best].low]
-    lines = [["setting", *(names if len(names) > 1 else []), "validation score, % (95 % interval)"]]
+    best = max(scores, key=lambda setting: scores[setting].merit)
+    rivals = [setting for setting, one in scores.items() if setting != best and _overlap(one, scores[best])]
+    unit = "loss, nats" if scores[best].measure == NATS else "score, %"
+    lines = [["setting", *(names if len(names) > 1 else []), f"validation {unit} (95 % interval)"]]
     lines += [
         [setting, *(map(str, own) if len(own) > 1 else []), str(scores[setting])] for setting, own in found.items()
     ]
@@ -219,8 +259,14 @@ def _average(printed: Printed, row: str, columns: Sequence[Column], cells: Cells
     return _text(average(found) if len(found) == len(columns) else None, paper)
 
 
-def _text(found: Cell | None, paper: float | None) -> str:
+def _overlap(one: Cell, other: Cell) -> bool:
+    return one.high >= other.low and other.high >= one.low
+
+
+def _text(found: Cell | None, paper: float | None, share: Cell | None = None) -> str:
     ours = NOT_RUN if found is None else str(found)
+    if share is not None:
+        ours += f", {share.mean:.1f} %"
     if paper is None:
         return ours
     return f"{ours} / {paper:.2f} / {'-' if found is None else f'{found.mean - paper:+.1f}'}"

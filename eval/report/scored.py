@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.report.cells import Scored
+from eval.report.cells import PERCENT, Scored
 from eval.report.labels import label_of
 from eval.run.descriptions import PAPER
 from eval.run.results import RATIO_KEYS, read_lines, read_result
@@ -27,7 +27,6 @@ def read_scored(file: Path) -> Scored:
     settings = delta.get("settings", {})
     ratio = next((settings[key] for key in RATIO_KEYS if settings.get(key) is not None), None)
     others = sorted((key, str(value)) for key, value in settings.items() if key not in RATIO_KEYS and value is not None)
-    samples = read_lines(file.parent / result["samples"], ["correct"])
     return Scored(
         benchmark=result["benchmark"],
         model=result["model"],
@@ -37,5 +36,14 @@ def read_scored(file: Path) -> Scored:
         score=result["score"],
         byte_ratio=delta.get("linear_ratio"),
         mark=mark_of(result["settings"]),
-        correct=tuple(float(sample["correct"]) for sample in samples),
+        per_item=_per_item(file, result),
+        measure=result.get("measure", PERCENT),
     )
+
+
+def _per_item(file: Path, result: Mapping[str, Any]) -> tuple[float, ...]:
+    """Each item's mark or loss: in the result itself where it was exported without its samples."""
+    if "per_item" in result:
+        return tuple(map(float, result["per_item"]))
+    field = "correct" if result.get("measure", PERCENT) == PERCENT else "loss"
+    return tuple(float(sample[field]) for sample in read_lines(file.parent / result["samples"], [field]))

@@ -18,6 +18,7 @@ from impart.records import read_records
 
 log = logging.getLogger(__name__)
 
+TINY_DATA = Path(__file__).resolve().parents[2] / "assets" / "tiny" / "data"  # items of the tiny and the small pair
 KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping"}
 
 

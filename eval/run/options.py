@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.engine.models import model_name
 from eval.run.descriptions import PAPER, Description
 from impart.companions import is_plain_name
 from impart.config import Parser
@@ -179,3 +180,16 @@ def options_from(given: argparse.Namespace) -> Options:
         raise InputError(f"--rescore {rescore_file}: no such file; without FILE, write --rescore after MODEL")
     values = {key: value for key, value in vars(given).items() if key in Options.__dataclass_fields__}
     return Options(**{**values, "rescore": given.rescore is not None, "rescore_file": rescore_file})
+
+
+def refuse_one_name_for_two(models: Sequence[str], options: Options) -> None:
+    """InputError where several models of one command would have the same result files."""
+    if options.name and len(models) > 1:
+        raise InputError("--name names one model, but several are given; leave it out")
+    names = [model_name(model) for model in models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise InputError(
+            f"two models are called {twice!r}, and their results would have one file name; run them one by one "
+            "with --name"
+        )

@@ -27,6 +27,8 @@ from impart.report import versions
 
 log = logging.getLogger(__name__)
 
+Z95 = 1.959963984540054  # half a 95 % interval of the normal distribution, in standard deviations
+
 NO_RESULT = "it is not a result file: remove it or use --overwrite"
 REMEDY = "rerun with --overwrite"
 RATIO_KEYS = ("compression_ratio_qt", "compression_ratio")
@@ -41,9 +43,11 @@ RESULT: Mapping[str, Callable[[Field], object]] = {  # key of a result -> its ch
     "seconds": Field.number,
     "samples": lambda field: field.matching(is_plain_name, "the name of a file beside it"),
     "delta": lambda field: field.value is None or _check_delta(field),
+    "measure": Field.text,
+    "per_item": lambda field: [item.number() for item in field.elements()],
 }
-IN_TABLES = ("model", "benchmark", "score", "settings", "samples")
-PRINTED = (*IN_TABLES, "seed", "n", "stderr", "seconds")  # and scored again
+IN_TABLES = ("model", "benchmark", "score", "settings")
+PRINTED = (*IN_TABLES, "samples", "seed", "n", "stderr", "seconds")  # and scored again
 _TEXT: tuple[str, Callable[[Any], bool]] = ("text", lambda value: isinstance(value, str))
 _COUNT: tuple[str, Callable[[Any], bool]] = ("a whole number", lambda value: isinstance(value, int) and value >= 0)
 SAMPLE = {  # field of a sample -> what it is, and whether a value is that
@@ -53,6 +57,7 @@ SAMPLE = {  # field of a sample -> what it is, and whether a value is that
     "text": _TEXT,
     "tokens": _COUNT,
     "finish_reason": _TEXT,
+    "loss": ("a number", lambda value: isinstance(value, int | float) and math.isfinite(value)),
     "seconds": ("a number", lambda value: isinstance(value, int | float) and value >= 0),
     "correct": ("a truth value or a share", lambda value: isinstance(value, int | float) and 0 <= value <= 1),
 }
@@ -179,8 +184,9 @@ class Run:
 def read_result(path: Path, required: Collection[str] = IN_TABLES) -> dict:
     """A result file; InputError unless it has the `required` keys of RESULT, and these and all others are sound."""
     root = Field(path, "", parsed(path, NO_RESULT), NO_RESULT).mapping()
+    kept_in = "per_item" if "per_item" in root.value else "samples"  # of a result that was exported, or made here
     for key, check in RESULT.items():
-        if key in required or root.value.get(key) is not None:
+        if key in (*required, kept_in) or root.value.get(key) is not None:
             check(root[key])
     return root.value
 
@@ -227,7 +233,7 @@ def mean_score(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return {"score": 100 * p, "stderr": 100 * math.sqrt(p * (1 - p) / n), "interval_95": wilson_interval(correct, n)}
 
 
-def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(correct: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a share, in per cent; unlike score +- stderr it has a width at 0 and at 100, too.
 
     correct: may be fractional, as n may be (an effective sample size). z: of the normal distribution, 1.96 for 95 %.

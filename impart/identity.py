@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,11 @@ from impart.architecture import BUFFERS, EMBEDDING, HEAD
 from impart.dtypes import DTYPE_CODES
 from impart.files import write_atomically
 from impart.report import progress
+from impart.workers import in_order, readers
 
 if TYPE_CHECKING:
     from impart.checkpoint import Checkpoint
 
-READERS = 8  # hashing leaves Python's lock, and a disk answers several readers faster than one
 SETTLED = 10**8  # ns: a file that changed as shortly ago as clocks are coarse may change again unseen
 
 
@@ -52,8 +51,7 @@ def tensor_digests(checkpoint: "Checkpoint") -> dict[str, str]:
         memory = _Memory(file) if file is not None else None
         known = memory.read(names) if memory is not None else None
         if known is None:
-            with ThreadPoolExecutor(READERS) as readers:
-                known = dict(zip(names, readers.map(checkpoint.digest, names), strict=True))
+            known = dict(zip(names, in_order(checkpoint.digest, names, readers()), strict=True))
             if memory is not None:
                 memory.write(known)
         found |= known

@@ -147,3 +147,17 @@ def test_the_fingerprint_is_of_base_factors_and_scales(pair, tmp_path):
     assert open_finetuned(shutil.copytree(adapter, tmp_path / "copy")).fingerprint() == fingerprint
     assert open_finetuned(write_adapter(tmp_path / "alpha", pair[0], lora_alpha=9)).fingerprint() != fingerprint
     assert open_finetuned(adapter, open_checkpoint(pair[1])).fingerprint() != fingerprint
+
+
+@pytest.mark.parametrize("key", ["(", "[a", "(a+)+b", "(.*)*x", "(a){1,}"])
+def test_a_key_that_is_no_pattern_of_names_is_refused(pair, tmp_path, key):
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        adapter = write_adapter(tmp_path / f"a_{pattern}", pair[0], **{pattern: {key: 2}})
+        with pytest.raises(InputError, match=f"{pattern} has a key .* that is no pattern of names"):
+            open_finetuned(adapter)
+
+
+@pytest.mark.parametrize("value", [0, -1, "4", None, [4], 4.0, True])
+def test_a_rank_that_is_none_is_refused(pair, tmp_path, value):
+    with pytest.raises(InputError, match="has factors of shapes"):
+        open_finetuned(write_adapter(tmp_path / "a", pair[0], r=value, rank_pattern={}))

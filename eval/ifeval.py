@@ -2,6 +2,7 @@
 
     python eval/ifeval.py MODEL fp16                         # results/<model>/ifeval/0.json and 0.jsonl
     python eval/ifeval.py MODEL fp16 --chat_template auto    # not what the paper did: its prompts are bare
+    python eval/ifeval.py MODEL fp16 --bos                   # not either: they begin with no begin-of-sequence token
     python eval/ifeval.py MODEL fp16 --without_punkt         # only the 477 prompts that need no punkt_tab; named so
 
 Reads ifeval.jsonl (`key, prompt, instruction_id_list, kwargs`) or google/IFEval from the hub. The harness' task
@@ -51,7 +52,10 @@ def ifeval(options: Options, without_punkt: bool) -> Benchmark:
     check_punkt(items.items)
     for item in items.items:
         check_item(item, items.origin)
-    template, prompts = prompts_for(IFEVAL, [item["prompt"] for item in items.items], options)
+    # As lm-eval's backend for vLLM had it in 2025 (add_bos_token=False): the tokenizer adds nothing.
+    template, prompts = prompts_for(
+        IFEVAL, [item["prompt"] for item in items.items], options, special_tokens=options.bos
+    )
     return Benchmark(
         "ifeval_without_punkt" if without_punkt else IFEVAL.name,
         items.items,
@@ -59,8 +63,9 @@ def ifeval(options: Options, without_punkt: bool) -> Benchmark:
         MAX_TOKENS,
         (),
         score,
-        {"template": template, "metric": SCORED, "data_sha256": items.sha256},
+        {"template": template, "bos": options.bos, "metric": SCORED, "data_sha256": items.sha256},
         summary,
+        special_tokens=options.bos,
     )
 
 
@@ -77,6 +82,11 @@ def main(arguments: Sequence[str]) -> None:
         action="store_true",
         help="leave out the prompts whose checks need nltk's punkt_tab; the result is named "
         "ifeval_without_punkt, since it is another set",
+    )
+    parser.add_argument(
+        "--bos",
+        action="store_true",
+        help="let the tokenizer begin each prompt with its begin-of-sequence token, which the paper's backend did not",
     )
     given = parse(parser, arguments)
     options = options_from(given)

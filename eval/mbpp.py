@@ -13,7 +13,6 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as `python eval/mbpp.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,6 +22,7 @@ from eval.run.benchmark import Benchmark, print_result, run_benchmark
 from eval.run.descriptions import Description
 from eval.run.mbpp_items import EVALPLUS, chosen_file, evalplus_items, public_items
 from eval.run.options import Options, add_weak_sandbox, benchmark_parser, read_options
+from eval.run.prompts import ChatTemplate
 from eval.scoring.programs import sandbox_layers
 from impart.errors import InputError, run
 from impart.tokenizer import load_tokenizer
@@ -46,32 +46,32 @@ def mbpp(options: Options) -> Benchmark:
         raise InputError(f"MBPP needs the package evalplus ({error}): pip install evalplus") from error
     layers = sandbox_layers(options.weak_sandbox)
     source, path = chosen_file(options)
-    tokenizer = chat_tokenizer(options)
+    chat = chat_template(options)
     settings = {
-        "template": "none" if tokenizer is None else "evalplus chat",
+        "template": "none" if chat is None else "evalplus chat",
         "tests": "base" if source is EVALPLUS else "test_list",
     }
     if source is EVALPLUS:
         items, problems = evalplus_items(path, options)
         prompts = [item["prompt"] for item in items.items]
-        judge = functools.partial(judge_evalplus, problems=problems, direct=tokenizer is None, layers=layers)
+        judge = functools.partial(judge_evalplus, problems=problems, direct=chat is None, layers=layers)
     else:
         items = public_items(source, path, options)
         prompts = [public_prompt(item) for item in items.items]
-        judge = functools.partial(judge_public, direct=tokenizer is None, layers=layers)
+        judge = functools.partial(judge_public, direct=chat is None, layers=layers)
     return Benchmark(
         source.benchmark,
         items.items,
-        [asked(prompt, tokenizer) for prompt in prompts],
+        [asked(prompt, chat) for prompt in prompts],
         MAX_TOKENS,
-        stops(direct=tokenizer is None),
+        stops(direct=chat is None),
         judge,
         settings | {"data_sha256": items.sha256},
     )
 
 
-def chat_tokenizer(options: Options) -> Any | None:
-    """The tokenizer where EvalPlus would use its chat template; None for a direct completion."""
+def chat_template(options: Options) -> ChatTemplate | None:
+    """The tokenizer's chat template where EvalPlus would use it; None for a direct completion."""
     if options.chat_template not in (None, "auto", "none"):
         raise InputError(
             f"--chat_template {options.chat_template}: EvalPlus knows auto (the tokenizer's own, if it has "
@@ -80,7 +80,7 @@ def chat_tokenizer(options: Options) -> Any | None:
     if options.chat_template == "none" or options.model is None:
         return None
     tokenizer = load_tokenizer(ModelSource(options.model, options.base_model).tokenizer_folder)
-    return tokenizer if tokenizer.chat_template else None
+    return ChatTemplate(tokenizer) if tokenizer.chat_template else None
 
 
 def main(arguments: Sequence[str]) -> None:

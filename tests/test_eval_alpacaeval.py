@@ -53,7 +53,8 @@ def server():
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             self.server.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            body = json.dumps(self.server.body).encode()
+            body = self.server.body(len(self.server.requests)) if callable(self.server.body) else self.server.body
+            body = json.dumps(body).encode()
             self.send_response(self.server.status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -329,6 +330,32 @@ def test_a_file_of_answers_is_scored(called, data, answers, server, tmp_path):
     result = json.loads((tmp_path / "results/mine/alpacaeval_plain/0.json").read_text())
     assert result["n"] == result["verdicts"] == 6 and result["settings"]["judge"]["model"] == "j"
     assert result["score"] == pytest.approx(result["metrics"]["win_rate"]) and result["stderr"] > 0
+
+
+NO_VERDICT = {
+    "no logprobs": reply(),
+    "no tokens": {**reply("m"), "choices": [{**reply("m")["choices"][0], "logprobs": {"content": []}}]},
+    "neither": reply("x", "y"),
+    "no choice": {**reply("m"), "choices": []},  # at which the package stops, and keeps none of its 32
+    "null choices": {**reply("m"), "choices": None},
+}
+
+
+@pytest.mark.parametrize("what", NO_VERDICT)
+def test_a_judge_that_stops_giving_verdicts(called, data, answers, server, tmp_path, what):
+    """Not the score of those few that could be read, as if it were one of all; they are kept."""
+    command = ("--rescore", answers, "--data", data, "--judge_url", server.url, "--judge_model", "j")
+    command += ("--chat_template", "llama2", "--results_dir", tmp_path / "results")
+    server.body = lambda asked: reply("m", "M") if asked <= 3 else NO_VERDICT[what]
+    ended = called(alpacaeval.main, *command)
+    lost = "choice" in what
+    assert ended.code == 2 and "Traceback" not in ended.err, ended.err
+    assert ("gave no readable verdict" if lost else "4 of 6 verdicts of the judge 'j' cannot be read") in ended.err
+    assert not list((tmp_path / "results").rglob("0.json"))
+    asked = len(server.requests)
+    server.body = reply("m", "M")
+    assert called(alpacaeval.main, *command).code == 0
+    assert len(server.requests) - asked == 1 + (6 if lost else 4)  # the check, and the verdicts not read
 
 
 @pytest.fixture(scope="module")

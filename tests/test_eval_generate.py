@@ -90,6 +90,15 @@ def test_a_stop_string_across_tokens_and_in_the_order_given(engine):
     assert engine.generate(asked, max_tokens=40, stop=(longer, shorter))[0].text == ""
 
 
+@pytest.mark.parametrize("special_tokens", [True, False])
+def test_the_tokenizers_own_tokens_are_added_or_not(engine, monkeypatch, special_tokens):
+    seen = []
+    list(engine.stream(prompts("code", 1), max_tokens=1))  # loads
+    monkeypatch.setattr(engine._loaded, "stream", lambda ids, **_: seen.extend(ids) or iter(()))
+    engine.stream(prompts("code", 1), max_tokens=1, special_tokens=special_tokens)
+    assert [ids[0] == engine.tokenizer.bos_token_id for ids in seen] == [special_tokens]
+
+
 def test_stream_gives_every_position_once(engine):
     seen = [position for position, _ in engine.stream(prompts("code", 7), max_tokens=8)]
     assert sorted(seen) == list(range(7))
@@ -201,6 +210,15 @@ def test_bytes_of_weights_and_cache():
     # Llama-2-13B: 2 * 40 layers * 5120 * 2 bytes = 800 KiB a token.
     assert cache_bytes(config(), 4096, "fp16") == 4096 * 800 * 1024
     assert cache_bytes(config(num_key_value_heads=8), 4096, "fp32") == cache_bytes(config(), 4096, "fp16") * 2 // 5
+
+
+def test_models_without_attention_heads_or_with_several_numbers_of_them():
+    for none in (None, 0):
+        bare = config(num_attention_heads=none)
+        assert cache_bytes(bare, 4096, "fp16") == 0
+        assert tensor_parallel(bare, None, 8) == 1 and tensor_parallel(bare, 2, 8) == 2
+    mixed = config(num_attention_heads=[20, 40], num_key_value_heads=[10, 40])
+    assert cache_bytes(mixed, 4096, "fp16") == 4096 * 800 * 1024 and tensor_parallel(mixed, None, 8) == 8
 
 
 def test_gpus_that_are_too_small_are_told_before_loading():

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,14 @@ def test_the_settings_are_the_harness_own(tmp_path, no_punkt):
     benchmark = ifeval.ifeval(options_of("--data", write(tmp_path, ITEMS)), False)
     assert list(benchmark.prompts) == [loaded.doc_to_text(doc) for doc in loaded.eval_docs]
     assert (benchmark.max_tokens, benchmark.stop) == (1280, ())
+
+
+def test_prompts_begin_with_no_begin_of_sequence_token_unless_asked_for(tmp_path):
+    """As lm-eval's backend for vLLM sent them in 2025."""
+    path = write(tmp_path, ITEMS)
+    for bos in (False, True):
+        benchmark = ifeval.ifeval(replace(options_of("--data", path), bos=bos), False)
+        assert benchmark.special_tokens is bos and benchmark.settings["bos"] is bos
 
 
 def test_exactly_these_checks_need_punkt(no_punkt):

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from eval.run.options import benchmark_parser, read_options
 from eval.scoring import mbpp as mbpp_scoring
 from eval.scoring.mbpp import asked, judge_public, longest_code, public_prompt, solutions_of, stops
 from impart.errors import InputError
+from impart.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -201,6 +203,18 @@ def test_the_prompt_is_evalplus_own(plus_file):
     prompt = asked(PLUS[0]["prompt"], Chat())
     assert prompt.startswith("<user>Please provide a self-contained Python script") and prompt.endswith("```python\n")
     assert "\n```\n" in stops(direct=False) and "\nassert" not in stops(direct=False)
+
+
+def test_a_chat_template_that_writes_the_begin_token_does_not_double_it(plus_file, tmp_path):
+    model = byte_llama(tmp_path / "model", chat="{{ bos_token }}" + CHAT)
+    file = model / "tokenizer.json"
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]}
+    template["single"].append({"Sequence": {"id": "A", "type_id": 0}})
+    template |= {"pair": template["single"], "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": template}))
+    benchmark = mbpp.mbpp(replace(options_of("--data", str(plus_file)), model=str(model)))
+    ids = load_tokenizer(model)(benchmark.prompts[0])["input_ids"]
+    assert ids.count(0) == 1 and ids[0] == 0 and "Write a function." in benchmark.prompts[0]
 
 
 def test_solutions_are_sanitized_as_evalplus_does():

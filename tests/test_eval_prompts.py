@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from eval.run.first_prompt import check_first_prompt
 from eval.run.prompts import ALIASES, TEMPLATES, render, rendered, template_name
 from impart.errors import InputError
+from impart.tokenizer import load_tokenizer
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 
@@ -79,6 +81,80 @@ def test_auto_never_begins_with_two_begin_tokens(tokenizer_folder, adds):
     assert prompt == ("[hi]" if adds else "<s>[hi]")
     loaded = AutoTokenizer.from_pretrained(tokenizer_folder)
     assert loaded(prompt)["input_ids"].count(loaded.bos_token_id) == 1
+
+
+PARTS = (
+    "{% for m in messages %}{{ m['role'] }}: {% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %} bot:{% endif %}"
+)
+SELECTED = PARTS.replace("in m['content'] %}", "in m['content'] | selectattr('type', 'equalto', 'text') %}")
+
+
+@pytest.mark.parametrize("template", [PARTS, SELECTED])
+def test_a_template_that_wants_a_list_of_parts_gets_one(tokenizer_folder, template):
+    (tokenizer_folder / "chat_template.jinja").write_text(template)
+    assert rendered("auto", ["hi", "a\n b"], tokenizer_folder) == ["user: hi bot:", "user: a\n b bot:"]
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ raise_exception('system first') }}", "fails .*system first"),
+        ("{% for m in messages %}{{ m['nothing']['at all'] }}{% endfor %}", "fails"),
+        ("USER: ASSISTANT:", "leaves out the question"),
+        ("{% for m in messages %}{{ m['content'][0:2] }}{% endfor %}", "leaves out the question"),
+        ("{% for m in messages %", "fails"),
+    ],
+)
+def test_a_template_that_cannot_be_asked(tokenizer_folder, template, problem):
+    (tokenizer_folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(InputError, match=f"the tokenizer's chat template {problem}.*name another with --chat_template"):
+        rendered("auto", ["how many?"], tokenizer_folder)
+
+
+def test_without_the_tokenizers_tokens_a_templates_begin_token_stays(tokenizer_folder):
+    (tokenizer_folder / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    )
+    assert rendered("auto", ["hi"], tokenizer_folder) == ["[hi]"]
+    assert rendered("auto", ["hi"], tokenizer_folder, special_tokens=False) == ["<s>[hi]"]
+
+
+def test_the_first_prompt_is_looked_at_before_a_run(tokenizer_folder, caplog):
+    caplog.set_level("INFO")
+    tokenizer = load_tokenizer(tokenizer_folder)
+    item = {"id": "7", "question": "How many\n  apples?", "answer": "#### 2"}
+    check_first_prompt(item, "Q: How many apples? A:", tokenizer, special_tokens=True)
+    assert "the prompt of item 7: " in caplog.text and "1 begin-of-sequence at the start" in caplog.text
+    assert "'Q: How many apples? A:'" in caplog.text
+    with pytest.raises(InputError, match="item 7 holds none of its texts"):
+        check_first_prompt(item, "USER: ASSISTANT:", tokenizer, special_tokens=True)
+    with pytest.raises(InputError, match="begins with 2 begin-of-sequence tokens"):
+        check_first_prompt(item, "<s>Q: How many apples? A:", tokenizer, special_tokens=True)
+    check_first_prompt(item, "<s>Q: How many apples? A:", tokenizer, special_tokens=False)
+
+
+class Forgetful:
+    """A tokenizer of small letters that reads only the first ones."""
+
+    bos_token, bos_token_id = "<s>", 0
+
+    def __init__(self, keeps: int):
+        self.keeps = keeps
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [ord(letter) for letter in text[: self.keeps]]}
+
+    def decode(self, ids, **_):
+        return "".join(map(chr, ids)).lower()
+
+
+def test_a_tokenizer_that_loses_the_item(caplog):
+    item = {"id": "7", "question": "how many apples?"}
+    with pytest.raises(InputError, match="loses its item"):
+        check_first_prompt(item, "A long introduction. " + item["question"], Forgetful(20), special_tokens=False)
+    check_first_prompt({**item, "question": "How Many?"}, "Q: How Many?", Forgetful(99), special_tokens=False)
+    assert "does not keep all of its characters" in caplog.text
 
 
 def test_auto_without_a_template_or_a_model(tokenizer_folder):

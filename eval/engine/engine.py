@@ -44,13 +44,20 @@ class Engine:
         return [done[position] for position in range(len(prompts))]
 
     def stream(
-        self, prompts: Sequence[str], *, max_tokens: int, stop: Sequence[str] = (), names: Sequence[str] | None = None
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        names: Sequence[str] | None = None,
+        special_tokens: bool = True,
     ) -> Iterator[tuple[int, Completion]]:
         """(position, completion) as they finish, so that an interrupted run keeps what it has.
 
-        names: of the prompts, in messages. InputError for a prompt that leaves no room for an answer.
+        names: of the prompts, in messages. special_tokens: whether the tokenizer adds its own, as begin-of-sequence.
+        InputError for a prompt that leaves no room for an answer.
         """
-        ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        ids = [self.tokenizer(prompt, add_special_tokens=special_tokens)["input_ids"] for prompt in prompts]
         for position, row in enumerate(ids):
             if len(row) >= self.max_model_len:
                 name = names[position] if names else position

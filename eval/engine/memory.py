@@ -28,11 +28,28 @@ def weight_bytes(model: str, dtype: str) -> int:
 
 
 def cache_bytes(config: Any, tokens: int, dtype: str) -> int:
-    """Bytes of the keys and values of one sequence: 2 * layers * kv heads * head size * tokens."""
+    """Bytes of the keys and values of one sequence: 2 * layers * kv heads * head size * tokens.
+
+    0 for a model without attention, whose state does not grow with the sequence.
+    """
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    queries = attention_heads(config)
+    if queries is None:
+        return 0
+    heads = _largest(getattr(text, "num_key_value_heads", None)) or queries
+    head = getattr(text, "head_dim", None) or text.hidden_size // queries
     return 2 * text.num_hidden_layers * heads * head * tokens * (2 if dtype == "auto" else parse_dtype(dtype).itemsize)
+
+
+def attention_heads(config: Any) -> int | None:
+    """The heads of an attention layer, of the largest where they differ; None for a model without attention."""
+    text = config.get_text_config()
+    return _largest(getattr(text, "num_attention_heads", None)) or _largest(getattr(text, "num_query_heads", None))
+
+
+def _largest(heads: int | Sequence[int] | None) -> int | None:
+    """Heads as configs have them: one number, one of each layer, or none; 0 is none, too."""
+    return (heads if isinstance(heads, int) else max(heads or [0])) or None
 
 
 def gpu_memory() -> list[tuple[int, int]]:

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from eval.engine.completion import Completion
-from eval.engine.memory import cache_bytes, gpu_memory, ram_available, refuse_for_hf, refuse_for_vllm, weight_bytes
+from eval.engine.memory import (
+    attention_heads,
+    cache_bytes,
+    gpu_memory,
+    ram_available,
+    refuse_for_hf,
+    refuse_for_vllm,
+    weight_bytes,
+)
 from eval.engine.settings import EngineSettings
 from impart.dtypes import long_name
 from impart.errors import InputError, reason_of
@@ -134,11 +142,13 @@ def set_environment(gpus: int, sequence_bytes: int) -> None:
 
 def tensor_parallel(config: Any, wanted: int | None, gpus: int) -> int:
     """How many GPUs share the model; the attention heads have to divide evenly over them."""
-    heads, most = config.get_text_config().num_attention_heads, max(1, gpus)
+    heads, most = attention_heads(config), max(1, gpus)
     if wanted is None:
-        ranks = max(count for count in range(1, most + 1) if heads % count == 0)
+        ranks = max(count for count in range(1, most + 1) if count == 1 or heads and heads % count == 0)
         if ranks < most:
-            log.info("using %d of %d GPUs: %d attention heads do not divide evenly over more", ranks, most, heads)
+            log.info(
+                "using %d of %d GPUs: %s attention heads do not divide evenly over more", ranks, most, heads or "no"
+            )
         return ranks
     if wanted > most:
         raise InputError(
@@ -146,7 +156,7 @@ def tensor_parallel(config: Any, wanted: int | None, gpus: int) -> int:
             if gpus
             else f"--tensor_parallel {wanted}: there is no GPU; leave the flag out"
         )
-    if heads % wanted:
+    if heads and heads % wanted:
         raise InputError(f"--tensor_parallel {wanted} does not divide the model's {heads} attention heads")
     return wanted
 

@@ -18,6 +18,7 @@ from eval.engine.models import ModelSource, model_name
 from eval.engine.settings import EngineSettings
 from eval.run.data import completions_from
 from eval.run.descriptions import Description
+from eval.run.first_prompt import check_first_prompt
 from eval.run.options import Options
 from eval.run.prompts import rendered, template_name
 from eval.run.results import Run, mean_score
@@ -43,6 +44,7 @@ class Benchmark:
     score: Score  # (items, completions) -> one verdict per item
     settings: Mapping[str, Any] = field(default_factory=dict)  # what else decides the score: data, template, scoring
     summarise: Callable[[Sequence[Verdict]], Mapping[str, Any]] = mean_score  # -> {"score", "stderr", ...} in per cent
+    special_tokens: bool = True  # whether the tokenizer adds its own to the prompts: begin-of-sequence
 
 
 def run_benchmarks(benchmarks: Sequence[Benchmark], options: Options) -> list[dict]:
@@ -95,11 +97,15 @@ def evaluate(
     done = run.start(settings, overwrite=options.overwrite)
     missing = [position for position, item in enumerate(benchmark.items) if item["id"] not in done]
     if missing:
+        check_first_prompt(
+            benchmark.items[missing[0]], benchmark.prompts[missing[0]], engine().tokenizer, benchmark.special_tokens
+        )
         stream = engine().stream(
             [benchmark.prompts[position] for position in missing],
             max_tokens=benchmark.max_tokens,
             stop=benchmark.stop,
             names=[benchmark.items[position]["id"] for position in missing],
+            special_tokens=benchmark.special_tokens,
         )
         started = time.monotonic()
         for position, completion in progress(_Sized(stream, len(missing)), what=benchmark.name, unit="answer"):
@@ -167,11 +173,16 @@ def result_name(options: Options) -> str:
     )
 
 
-def prompts_for(benchmark: Description, instructions: Sequence[str], options: Options) -> tuple[str, list[str]]:
-    """The name of the template that --chat_template or the paper chose, and one prompt per instruction."""
+def prompts_for(
+    benchmark: Description, instructions: Sequence[str], options: Options, special_tokens: bool = True
+) -> tuple[str, list[str]]:
+    """The name of the template that --chat_template or the paper chose, and one prompt per instruction.
+
+    special_tokens: as the benchmark will have it.
+    """
     template = template_name(options.chat_template, benchmark.template)
     source = ModelSource(options.model, options.base_model) if template == "auto" and options.model else None
-    return template, rendered(template, instructions, source.tokenizer_folder if source else None)
+    return template, rendered(template, instructions, source.tokenizer_folder if source else None, special_tokens)
 
 
 def settings_of(benchmark: Benchmark) -> dict[str, Any]:
@@ -224,7 +235,9 @@ def print_result(result: Mapping[str, Any], options: Options) -> None:
     """One line on stdout: what was scored, the score and where the files are."""
     spread = "" if result["stderr"] is None else f" +- {result['stderr']:.2f}"
     file = options.results_dir / result["model"] / result["benchmark"] / f"{result['seed']}.json"
-    print(f"{result['benchmark']}  {result['model']}  {result['score']:.2f}{spread}  (n = {result['n']})  {file}")
+    of = f" of {result['n']}" if result.get("verdicts", result["n"]) < result["n"] else ""  # a judge may owe some
+    n = f"{result.get('verdicts', result['n'])}{of}"
+    print(f"{result['benchmark']}  {result['model']}  {result['score']:.2f}{spread}  (n = {n})  {file}")
 
 
 class _Sized:

@@ -46,6 +46,7 @@ class Options:
     chat_template: str | None
     overwrite: bool
     scoring: str = PAPER  # of benchmarks with several rules
+    bos: bool = False  # of IFEval: whether prompts begin with a begin-of-sequence token
     weak_sandbox: bool = False  # of benchmarks that run programs
 
 

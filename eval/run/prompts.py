@@ -1,13 +1,15 @@
 """How an instruction becomes a prompt: by a named template or the tokenizer's own.
 
-Templates carry no begin-of-sequence token: the tokenizer adds it, once, whatever the backend.
+Templates carry no begin-of-sequence token: the tokenizer adds it, once, whatever the backend (IFEval: `--bos`).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from impart.errors import InputError
+from eval.run.first_prompt import holds
+from impart.errors import InputError, reason_of
 from impart.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -52,10 +54,13 @@ def render(name: str, instruction: str) -> str:
     return TEMPLATES[name].replace("{instruction}", instruction)
 
 
-def rendered(name: str, instructions: Sequence[str], tokenizer_folder: Path | None = None) -> list[str]:
+def rendered(
+    name: str, instructions: Sequence[str], tokenizer_folder: Path | None = None, special_tokens: bool = True
+) -> list[str]:
     """The prompts of a named template or, for `auto`, of the chat template that the tokenizer brings.
 
-    InputError for `auto` without a tokenizer, or where the tokenizer has no chat template.
+    special_tokens: whether the tokenizer will add its own to the prompts. InputError for `auto` without a tokenizer,
+    without a chat template, or with one that cannot be asked a question.
     """
     if name != "auto":
         return [render(name, instruction) for instruction in instructions]
@@ -67,13 +72,59 @@ def rendered(name: str, instructions: Sequence[str], tokenizer_folder: Path | No
             f"--chat_template auto: the tokenizer of {tokenizer_folder} has no chat template; name one of "
             f"{', '.join(TEMPLATES)}"
         )
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True
-        )
+    chat = ChatTemplate(tokenizer, special_tokens)
+    return [
+        chat.apply_chat_template([{"role": "user", "content": instruction}], add_generation_prompt=True)
         for instruction in instructions
     ]
-    # The tokenizer adds its begin-of-sequence token again where it always does.
-    bos = tokenizer.bos_token
-    adds = bos is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return [prompt.removeprefix(bos) if adds else prompt for prompt in prompts]
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, given text in the form that it takes, and checked to have used it.
+
+    special_tokens: whether the tokenizer will add its own; then a begin-of-sequence token of the template is left out.
+    """
+
+    def __init__(self, tokenizer: Any, special_tokens: bool = True):
+        self.tokenizer, self.chat_template = tokenizer, tokenizer.chat_template
+        adds = special_tokens and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self.added = tokenizer.bos_token if adds and tokenizer.bos_token else ""
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], tokenize: bool = False, add_generation_prompt: bool = False
+    ) -> str:
+        """The prompt. InputError where the template fails, or leaves a message out, in both forms of content.
+
+        Most templates take a message's content as text; some, of models that also see pictures, as a list of parts.
+        """
+        assert not tokenize, "the engine tokenizes"
+        problem = "leaves out the question"
+        for form in (_as_text, _as_parts):
+            try:
+                prompt = self.tokenizer.apply_chat_template(
+                    [{**message, "content": form(message["content"])} for message in messages],
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            except Exception as error:  # whatever a template raises
+                problem = f"fails ({reason_of(error)})"
+                continue
+            if all(holds(prompt, message["content"]) for message in messages) and not _shows_parts(prompt, messages):
+                return prompt.removeprefix(self.added)
+        raise InputError(
+            f"the tokenizer's chat template {problem}; name another with --chat_template: {', '.join(TEMPLATES)}"
+        )
+
+
+def _shows_parts(prompt: str, messages: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a template has printed a list of parts as Python or JSON would, instead of the text in it."""
+    marks = ("'type': 'text'", '"type": "text"')
+    return any(mark in prompt and not any(mark in message["content"] for message in messages) for mark in marks)
+
+
+def _as_text(content: str) -> str:
+    return content
+
+
+def _as_parts(content: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}]

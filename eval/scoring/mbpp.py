@@ -53,10 +53,13 @@ _EXTRACTION = "import itertools\nfrom evalplus.syncheck import syntax_check"
 PRELOAD = ("evalplus.eval", "evalplus.gen.util")
 
 
-def asked(prompt: str, tokenizer: Any | None) -> str:
-    """EvalPlus' prompt: the docstring to continue, or its chat form where the tokenizer has a chat template."""
+def asked(prompt: str, chat: Any | None) -> str:
+    """EvalPlus' prompt: the docstring to continue, or its chat form where the tokenizer has a chat template.
+
+    chat: what EvalPlus takes for a tokenizer: `chat_template` and `apply_chat_template`.
+    """
     prompt = prompt.strip() + "\n"
-    return prompt if tokenizer is None else make_raw_chat_prompt(prompt, INSTRUCTION, RESPONSE, tokenizer)
+    return prompt if chat is None else make_raw_chat_prompt(prompt, INSTRUCTION, RESPONSE, chat)
 
 
 def stops(direct: bool) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 # Of the 805 instructions as a JSON list: df_gamed.csv counts them by position.
 OFFICIAL_SHA256 = "c5770d532bf3f697768ed9a57a05d8b58b2617321ca65070620f059676e7c99a"
+READABLE = 0.99  # least share of verdicts that must be read: the score of the others alone is not one of all
 LENGTH_CONTROLLED, PLAIN = "length_controlled_winrate", "win_rate"
 STANDARD_ERRORS = {LENGTH_CONTROLLED: "lc_standard_error", PLAIN: "standard_error"}
 
@@ -31,23 +32,36 @@ class Comparison:
         self.metrics: dict[str, float] = {}
 
     def score(self, items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[Verdict]:
-        """One verdict per item: correct where the judge prefers the answer to the reference."""
+        """One verdict per item: correct where the judge prefers the answer to the reference.
+
+        Verdicts that cannot be read are asked for once more; InputError where more than a few are left.
+        """
         outputs = [
             {"instruction": item["instruction"], "output": text} for item, text in zip(items, texts, strict=True)
         ]
         references = [{name: item[name] for name in ("instruction", "output", "generator")} for item in items]
-        self.metrics, annotations = compare(
-            self.judge, outputs, references, self.name, self.verdicts, self.metric, self.gamed
-        )
-        by_instruction = {row["instruction"]: row["preference"] for row in annotations}
-        preferences = [by_instruction.get(item["instruction"]) for item in items]  # from 1 (reference) to 2 (answer)
-        unread = [preference is None or preference != preference for preference in preferences]
+        for last in (False, True):
+            self.metrics, annotations = compare(
+                self.judge, outputs, references, self.name, self.verdicts, self.metric, self.gamed
+            )
+            by_instruction = {row["instruction"]: row["preference"] for row in annotations}
+            preferences = [by_instruction.get(item["instruction"]) for item in items]  # from 1 (reference) to 2
+            unread = [preference is None or preference != preference for preference in preferences]
+            if not any(unread) or last:
+                break
+            log.warning("%d of %d verdicts cannot be read; asking for them once more", sum(unread), len(unread))
+        if sum(unread) > (1 - READABLE) * len(unread):
+            raise InputError(
+                f"{sum(unread)} of {len(unread)} verdicts of the judge {self.judge.model!r} cannot be read: they have "
+                "no token probabilities (logprobs), or neither m nor M is among them; the answers and the other "
+                "verdicts are kept, run the same command again or take another judge"
+            )
         return [
             Verdict(
                 None if missing else preference,
                 None,
                 not missing and preference > 1.5,
-                "the judge's verdict was neither m nor M" if missing else "",
+                "the judge's verdict could not be read" if missing else "",
             )
             for preference, missing in zip(preferences, unread, strict=True)
         ]
@@ -103,12 +117,12 @@ def compare(
                 f"the judge {judge.model!r} failed: {reason_of(error)}; the answers and the verdicts so far are "
                 "kept, run the same command again"
             ) from error
-        except (KeyError, ValueError, TypeError) as error:
-            if forget_unread(verdicts):
-                raise
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise InputError(
-                f"the judge {judge.model!r} gave no readable verdict: neither m nor M was among its likeliest "
-                f"tokens in any of {len(outputs)} comparisons; the answers are kept, take another judge"
+                f"the judge {judge.model!r} gave no readable verdict in {len(outputs)} comparisons "
+                f"({reason_of(error)}): no token probabilities, or neither m nor M among its likeliest tokens; the "
+                f"answers are kept, and {forget_unread(verdicts)} verdicts; run the same command again or take "
+                "another judge"
             ) from error
     return dict(board.loc[name]), annotations
 

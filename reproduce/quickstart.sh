@@ -50,3 +50,4 @@ echo
 "$PYTHON" eval/tables.py "$out/results" --figure "$out/accuracy.png" --csv "$out/accuracy.csv"
 echo
 echo "figure: $out/accuracy.png   numbers: $out/accuracy.csv   deltas: $out/*_cr*_seed*"
+echo "next, on a pretrained model of 135 million parameters: bash reproduce/small_pair.sh && PAIR=small bash reproduce/table1.sh"

@@ -52,6 +52,22 @@ def load_pretrained(loader: Any, folder: str | Path, *, what: str, source: str =
         raise InputError(f"{reason} ({reason_of(error)}){_remedy(Path(folder), what)}") from error
 
 
+def load_model(folder: str | Path, source: str = "", **options: Any) -> Any:
+    """The causal language model with all of its weights; InputError where some are missing, which would be random."""
+    from transformers import AutoModelForCausalLM  # seconds of import
+
+    model, found = load_pretrained(
+        AutoModelForCausalLM, folder, what="model", source=source, output_loading_info=True, **options
+    )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise InputError(
+            f"model {source or str(folder)!r} lacks the weights of {len(missing)} parameters of its class "
+            f"{type(model).__name__}, the first {missing[0]}; are its tensors called otherwise, or is it only a part?"
+        )
+    return model
+
+
 def _remedy(folder: Path, what: str) -> str:
     if what != "tokenizer":
         return "; is it whole, and an architecture that this transformers has?"

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from impart.checkpoint import Checkpoint
 from impart.encodings.encoded import Encoded
-from impart.pretrained import load_pretrained
+from impart.pretrained import load_model
 from impart.report import progress
 
 log = logging.getLogger(__name__)
@@ -82,7 +81,5 @@ def distilled_scales(
 
 
 def _frozen_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    model: nn.Module = load_pretrained(
-        AutoModelForCausalLM, checkpoint.path, what="model", source=checkpoint.source, dtype=dtype
-    )
+    model: nn.Module = load_model(checkpoint.path, checkpoint.source, dtype=dtype)
     return model.to(device).eval().requires_grad_(False)

@@ -28,7 +28,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import Module
-from transformers import AutoModelForCausalLM
 
 from impart.checkpoint import open_checkpoint
 from impart.config import config_parser, load, option
@@ -36,7 +35,7 @@ from impart.errors import InputError, run
 from impart.files import replace_folder
 from impart.hub import is_hub_id, load_rows
 from impart.outputs import refuse_existing
-from impart.pretrained import load_pretrained
+from impart.pretrained import load_model
 from impart.records import read_records
 from impart.report import start_logging
 from impart.tokenizer import load_tokenizer
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"batch={config.batch} does not divide over {accelerator.num_processes} processes")
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(base.path, base.source)
-    model = load_pretrained(AutoModelForCausalLM, base.path, what="model", dtype=torch.float32)
+    model = load_model(base.path, base.source, dtype=torch.float32)
     items = [item for pair in pairs if (item := tokenized(*pair, tokenizer, config)) is not None]
     model, losses = train(model, items, config, accelerator)
     save(model, losses, config, tokenizer, accelerator)

@@ -1,16 +1,15 @@
 """The transformers backend of eval/engine/engine.py: batched greedy decoding that stops and cuts as vLLM does."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
 from eval.engine.completion import Completion
 from impart.dtypes import long_name
 from impart.errors import InputError
-from impart.pretrained import load_pretrained
+from impart.pretrained import load_model
 
 CONTEXT = 6  # prompt tokens decoded together with an answer, so that its first space is kept
 
@@ -21,7 +20,7 @@ class HfModel:
     def __init__(self, path: str, tokenizer, *, dtype: str, max_model_len: int, batch_size: int):
         transformers_logging.disable_progress_bar()  # one bar per model would bury the results
         placement = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {}
-        self.model = _loaded(path, dtype=long_name(dtype), **placement).eval()
+        self.model = load_model(path, dtype=long_name(dtype), **placement).eval()
         if torch.cuda.device_count() == 1:
             self.model.to("cuda")
         self.tokenizer, self.max_model_len, self.batch_size = tokenizer, max_model_len, batch_size
@@ -122,18 +121,6 @@ class RowEnds(StoppingCriteria):
         )
         # Bytes that are no whole character yet are never shown, as in vLLM.
         return whole[len(prefix) :].rstrip("\ufffd")
-
-
-def _loaded(path: str, **options: Any) -> Any:
-    """The model with all its weights; InputError where the folder lacks some, which transformers would draw anew."""
-    model, found = load_pretrained(AutoModelForCausalLM, path, what="model", output_loading_info=True, **options)
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise InputError(
-            f"model {path!r} lacks the weights of {len(missing)} parameters of its class {type(model).__name__}, "
-            f"the first is {missing[0]}; are its tensors called otherwise, or is it only a part?"
-        )
-    return model
 
 
 def _end_tokens(generation_config, tokenizer) -> list[int]:

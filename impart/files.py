@@ -13,7 +13,7 @@ def user_path(text: str | Path) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise InputError(f"{str(text)!r}: this machine has no such user; write the whole path") from error
+        raise InputError(f"{str(text)!r}: this machine knows no such home folder; write the whole path") from error
 
 
 def sha256_of(file: Path) -> str:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from impart.architecture import BUFFERS, EMBEDDING, HEAD
 from impart.dtypes import DTYPE_CODES
-from impart.files import write_atomically
+from impart.errors import InputError
+from impart.files import user_path, write_atomically
 from impart.report import progress
 from impart.workers import in_order, readers
 
@@ -59,8 +60,8 @@ def tensor_digests(checkpoint: "Checkpoint") -> dict[str, str]:
 
 
 def cache_folder() -> Path:
-    """Where this suite keeps what it can make again."""
-    return Path(os.environ.get("IMPART_CACHE") or Path.home() / ".cache" / "impart")
+    """Where this suite keeps what it can make again; InputError for a user without a home."""
+    return user_path(os.environ.get("IMPART_CACHE") or "~/.cache/impart")
 
 
 class _Memory:
@@ -70,20 +71,23 @@ class _Memory:
         path, status = os.path.realpath(file), file.stat()
         self._state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
         self._settled = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED
-        self._file = cache_folder() / "fingerprints" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+        self._name = f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+
+    def _file(self) -> Path:
+        return cache_folder() / "fingerprints" / self._name
 
     def read(self, names: Iterable[str]) -> dict[str, str] | None:
         """The digests of exactly these tensors, None where they are not known."""
         try:
-            content = json.loads(self._file.read_text(encoding="utf-8"))
+            content = json.loads(self._file().read_text(encoding="utf-8"))
             found = {name: str(content["tensors"][name]) for name in names}
             return found if content["state"] == self._state else None
-        except (OSError, ValueError, LookupError, TypeError):  # absent, or nothing that was written here
+        except (OSError, ValueError, LookupError, TypeError):  # absent, no cache, or nothing that was written here
             return None
 
     def write(self, found: Mapping[str, str]) -> None:
         """Remembers them, where the file is settled and the cache may be written to."""
         if self._settled:
-            with contextlib.suppress(OSError):
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(self._file, json.dumps({"state": self._state, "tensors": dict(found)}).encode())
+            with contextlib.suppress(OSError, InputError):
+                self._file().parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._file(), json.dumps({"state": self._state, "tensors": dict(found)}).encode())

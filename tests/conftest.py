@@ -41,8 +41,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_the_tests(tmp_path_factory):
+    """Nothing of the tests' models stays in the user's cache."""
+    os.environ["IMPART_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
-def environment() -> dict[str, str]:
+def environment(cache_of_the_tests) -> dict[str, str]:
     """For subprocesses: offline, one thread, without the caller's launcher variables."""
     dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     kept = {key: value for key, value in os.environ.items() if key not in dropped}

@@ -85,6 +85,13 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(model, tmp_path, monkey
     assert len(open_checkpoint(model).fingerprint()) == 64
 
 
+def test_a_user_without_a_home_has_fingerprints(model, monkeypatch):
+    settle()
+    monkeypatch.delenv("IMPART_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert len(Checkpoint(model, "model").fingerprint()) == 64
+
+
 def test_who_has_read_a_tensor_whole_has_its_digest(model, hashed, monkeypatch, cache):
     checkpoint, name = open_checkpoint(model), "lm_head.weight"
     list(checkpoint.blocks(name))

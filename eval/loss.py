@@ -34,6 +34,7 @@ from eval.run.results import Z95, Run
 from eval.scoring.tiny import SCORERS
 from impart.config import Parser
 from impart.errors import InputError, run
+from impart.pretrained import load_pretrained
 from impart.tokenizer import load_tokenizer
 
 FIELDS: dict[str, type] = {"prompt": str, "completion": str}
@@ -125,7 +126,7 @@ def measured(source: ModelSource, what: Asked, dtype: str) -> list[dict]:
         example(tokenizer, prompt, item["completion"]) for prompt, item in zip(what.prompts, items, strict=True)
     ]
     with source.folder() as folder:
-        positions = longest_sequence(AutoConfig.from_pretrained(folder), None)
+        positions = longest_sequence(load_pretrained(AutoConfig, folder, what="config"), None)
         for item, (prompt, answer) in zip(items, examples, strict=True):
             if len(prompt) + len(answer) > positions:
                 raise InputError(

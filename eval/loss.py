@@ -26,7 +26,7 @@ from eval.engine.engine import chosen_dtype
 from eval.engine.models import ModelSource
 from eval.engine.settings import longest_sequence
 from eval.report.cells import NATS
-from eval.run.benchmark import prompts_for, result_name
+from eval.run.benchmark import prompts_for, result_name, said_spread
 from eval.run.data import TINY_DATA, Items, Source, load_items
 from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, options_from, parse, refuse_one_name_for_two
@@ -184,9 +184,9 @@ def main(arguments: Sequence[str]) -> None:
         for task in tasks:
             result = evaluate(asked(task, given.split, one), one)
             print(
-                f"{result['benchmark']}  {result['model']}  {result['score']:.4f} +- {result['stderr']:.4f}", end="  "
+                f"{result['benchmark']}  {result['model']}  {result['score']:.4f}{said_spread(result, digits=4)}  "
+                f"(n = {result['n']})"
             )
-            print(f"(n = {result['n']})")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ if not __package__:  # run as `python eval/tables.py`: import from the repositor
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.report.cells import NATS, Cell, Scored, cell, grid
+from eval.report.conditions import CONDITIONS, conditions_of, marked_apart
 from eval.report.paper import (
+    Column,
+    Plan,
     Printed,
     aligned,
     best_markdown,
@@ -95,10 +98,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
 def overview(flags: Namespace) -> None:
     """A table per benchmark, and the same as CSV and figure."""
     scored = read_results(*flags.results)
-    grids = {
-        benchmark: grid([one for one in scored if one.benchmark == benchmark])
-        for benchmark in sorted({one.benchmark for one in scored})
-    }
+    grids = {benchmark: grid(marked_apart(runs)) for benchmark, runs in by_benchmark(scored)}
     print("\n\n".join(markdown(benchmark, *cells) for benchmark, cells in grids.items()))
     if flags.csv:
         write_csv(flags.csv, overview_rows(grids))
@@ -112,13 +112,13 @@ def overview(flags: Namespace) -> None:
 def planned_table(flags: Namespace) -> None:
     """A table in the paper's form, or the summary of a grid search, from the cells that were planned."""
     plan, labels = read_plan(flags.cells)
-    runs = {key: [read_scored(file) for file in map(_found, files) if file] for key, files in plan.items()}
-    cells = {key: cell(found) for key, found in runs.items() if found}
+    paper = printed_table(flags.table) if flags.table else own_table(flags.title)
+    cells = cells_of(plan, paper)
     if flags.best:
         text = best_markdown(plan, cells)
         name = flags.cells.name.partition(".")[0]
     else:
-        printed = with_rows(printed_table(flags.table) if flags.table else own_table(flags.title), labels)
+        printed = with_rows(paper, labels)
         name = f"table{flags.table}" if flags.table else flags.cells.name.partition(".")[0]
         columns = columns_of(plan, printed)
         text = paper_markdown(printed, columns, cells)
@@ -127,6 +127,18 @@ def planned_table(flags: Namespace) -> None:
     flags.out.mkdir(parents=True, exist_ok=True)
     write_atomically(flags.out / f"{name}.md", text.encode())
     print(text)
+
+
+def cells_of(plan: Plan, paper: Printed) -> dict[tuple[str, Column], Cell]:
+    """The cells whose results are there; what differs within a benchmark of a pair, or from the paper, is marked."""
+    runs = {key: [read_scored(file) for file in map(_found, files) if file] for key, files in plan.items()}
+    cells = {}
+    for pair, benchmark in dict.fromkeys((column.pair, column.benchmark) for _, column in runs):
+        own = {key: found for key, found in runs.items() if (key[1].pair, key[1].benchmark) == (pair, benchmark)}
+        with_paper = any(key in paper.scores for key in own)
+        marked = iter(marked_apart([one for found in own.values() for one in found], beside_whole=with_paper))
+        cells |= {key: cell([next(marked) for _ in found]) for key, found in own.items() if found}
+    return cells
 
 
 def draw_planned(files: Sequence[Path], printed: Printed, columns: Sequence, cells: Mapping) -> None:
@@ -169,14 +181,19 @@ def read_results(*folders: Path) -> list[Scored]:
     return [read_scored(file) for file in files]
 
 
+def by_benchmark(scored: Sequence[Scored]) -> list[tuple[str, list[Scored]]]:
+    """The results of each benchmark."""
+    names = sorted({one.benchmark for one in scored})
+    return [(name, [one for one in scored if one.benchmark == name]) for name in names]
+
+
 def leaderboard(scored: Sequence[Scored]) -> str:
     """Every run of every benchmark, the best first; runs of one model are one line."""
     parts = []
-    for benchmark in sorted({one.benchmark for one in scored}):
+    for benchmark, results in by_benchmark(scored):
         runs: dict[tuple, list[Scored]] = {}
-        for one in scored:
-            if one.benchmark == benchmark:
-                runs.setdefault((one.model, one.method, one.ratio, one.mark), []).append(one)
+        for one in marked_apart(results):
+            runs.setdefault((one.model, one.method, one.ratio, one.mark), []).append(one)
         ranked = sorted(
             ((key, cell(group)) for key, group in runs.items()), key=lambda pair: (-pair[1].merit, str(pair[0]))
         )
@@ -192,7 +209,7 @@ def leaderboard(scored: Sequence[Scored]) -> str:
             ]
             for rank, ((model, method, ratio, _), found) in enumerate(ranked, start=1)
         ]
-        parts.append("\n".join(aligned(lines)))
+        parts.append("\n".join([*aligned(lines), "", f"{conditions_of((benchmark, found) for _, found in ranked)}."]))
     return "\n\n".join(parts)
 
 
@@ -205,9 +222,21 @@ def markdown(benchmark: str, whole: Mapping[str, Cell], rows: Mapping[str, Mappi
     lines += [
         [label, *(str(row[ratio]) if ratio in row else "not run" for ratio in ratios)] for label, row in rows.items()
     ]
-    seeds = sorted({found.seeds for row in rows.values() for found in row.values()})
-    note = [f"\nMean over {'-'.join(map(str, seeds))} seeds."] if seeds else []
-    return "\n".join([*aligned([header, *lines]), *note])
+    return "\n".join([*aligned([header, *lines]), "", *notes(benchmark, whole, rows)])
+
+
+def notes(benchmark: str, whole: Mapping[str, Cell], rows: Mapping[str, Mapping[float, Cell]]) -> list[str]:
+    """What a reader of one benchmark's table has to know: seeds, true ratios, conditions."""
+    cells = [found for row in rows.values() for found in row.values()]
+    said = []
+    if cells:
+        said.append(f"Means over {' or '.join(map(str, sorted({found.seeds for found in cells})))} seeds.")
+    true = {label: [f"{one.byte_ratio:.1f}" for one in row.values() if one.byte_ratio] for label, row in rows.items()}
+    if any(true.values()):
+        shown = "; ".join(f"{label} {', '.join(ratios)}" for label, ratios in true.items() if ratios)
+        said.append(f"True byte ratios of the linear layers, from left to right: {shown}.")
+    under = conditions_of((benchmark, found) for found in [*whole.values(), *cells])
+    return [*said, f"{under}."]
 
 
 def heading(benchmark: str, found: Cell) -> str:
@@ -217,7 +246,8 @@ def heading(benchmark: str, found: Cell) -> str:
 
 def overview_rows(grids: Mapping) -> list[tuple]:
     """benchmark, method, nominal and true ratio, mean and interval: one line per cell, after a header."""
-    lines: list[tuple] = [("benchmark", "method", "ratio", "byte_ratio", "mean", "low", "high", "seeds", "mark")]
+    header = ("benchmark", "method", "ratio", "byte_ratio", "mean", "low", "high", "seeds", *CONDITIONS, "mark")
+    lines: list[tuple] = [header]
     for benchmark, (whole, rows) in grids.items():
         for label, ratio, found in [
             *((name, "", one) for name, one in whole.items()),
@@ -232,6 +262,7 @@ def overview_rows(grids: Mapping) -> list[tuple]:
                     byte_ratio,
                     *(number(value, found.measure) for value in (found.mean, found.low, found.high)),
                     found.seeds,
+                    *(getattr(found, name) for name in CONDITIONS),
                     found.mark,
                 )
             )

@@ -1,5 +1,7 @@
 """How every script ends: 0 done, 2 the user's input is wrong (one `error:` line), 1 anything else."""
 
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -31,6 +33,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     arguments = sys.argv[1:]
     try:
         main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush at exit goes nowhere
+        sys.exit(128 + signal.SIGPIPE)
     except InputError as error:
         _end(str(error), 2)
     except OSError as error:  # names too long, folders that may not be read, a full disk

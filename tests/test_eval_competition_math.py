@@ -43,7 +43,7 @@ def test_a_run_on_a_subset(called, data, tmp_path):
         tmp_path,
     )
     assert ended.code == 0, ended.err
-    assert ended.out.startswith("math  code  0.00 +- 0.00  (n = 2)  ")
+    assert ended.out.startswith("math  code  0.00 (95 % interval 0.00-65.76)  (n = 2)  ")
     written = json.loads((tmp_path / "code/math/0.json").read_text())
     assert written["settings"]["max_tokens"] == 2048 and written["settings"]["template"] == "wizardmath"
     samples = read_lines(tmp_path / "code/math/0.jsonl")
@@ -62,7 +62,7 @@ def test_the_shell_script_from_another_folder(data, environment, tmp_path):
         text=True,
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == "math  code  0.00 +- 0.00  (n = 1)  results/code/math/0.json\n"
+    assert ended.stdout == "math  code  0.00 (95 % interval 0.00-79.35)  (n = 1)  results/code/math/0.json\n"
 
 
 @pytest.mark.parametrize(("scoring", "score"), [("paper", 100.0), ("release", 0.0)])
@@ -95,7 +95,7 @@ def test_the_whole_test_set_scores_100_with_its_own_answers(called, tmp_path):
         )
     )
     ended = called(competition_math.main, "--rescore", file, "--results_dir", tmp_path)
-    assert ended.code == 0 and "100.00 +- 0.00  (n = 5000)" in ended.out
+    assert ended.code == 0 and "100.00 (95 % interval 99.92-100.00)  (n = 5000)" in ended.out
 
 
 def test_a_solution_without_a_box(called, data):

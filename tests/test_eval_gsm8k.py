@@ -58,7 +58,10 @@ def test_the_shell_script_from_another_folder(data, environment, tmp_path):
         text=True,
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("gsm8k  code  0.00 +- 0.00  (n = 3)  ") and ended.stdout.count("\n") == 1
+    assert (
+        ended.stdout.startswith("gsm8k  code  0.00 (95 % interval 0.00-56.15)  (n = 3)  ")
+        and ended.stdout.count("\n") == 1
+    )
     written = result(data)
     assert written["settings"]["template"] == "wizardmath" and written["settings"]["max_tokens"] == 1024
     assert written["settings"]["stop"] == ["Instruction:", "Instruction", "Response:", "Response"]

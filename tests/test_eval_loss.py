@@ -60,8 +60,9 @@ def test_fine_tuning_lowers_the_loss_and_a_table_says_so(called, tmp_path):
     assert called(loss.main, *given, "--split", "validation").code == 2  # another configuration's result
     table = called(tables, tmp_path).out
     assert "loss_chat, nats per token (95 % interval)" in table and f"{tuned['score']:.4f} (" in table
-    ranked = [line.split("|")[2].strip() for line in called(tables, tmp_path, "--leaderboard").out.splitlines()[2:]]
-    assert ranked == ["chat", "base"]
+    shown = called(tables, tmp_path, "--leaderboard").out.splitlines()
+    assert [line.split("|")[2].strip() for line in shown if line.startswith("| ")] == ["model", "chat", "base"]
+    assert shown[-1] == "n = 20 where the benchmark has 100; backend hf; dtype fp32."
 
 
 def test_a_file_of_ones_own(called, tmp_path):
@@ -115,7 +116,7 @@ def test_tables_say_the_share_beside_the_loss():
     }
     printed = with_rows(own_table("t"), {"backbone": "Backbone", "fine_tuned": "Fine-tuned", "impart": "ImPart"})
     text = paper_markdown(printed, [a, b], cells)
-    assert "0.2500 (0.2400-0.2600), 75.0 %" in text and "50.0 (40.0-60.0) " in text and "nats per token" in text
+    assert "0.2500 (0.2400-0.2600), 75.0 % at 7.5 " in text and "50.0 (40.0-60.0) " in text and "nats per token" in text
     assert ", 0.0 %" not in text and "average" not in text  # not of whole models, and not over both measures
     assert paper_rows(printed, [a, b], cells)[-2][-1] == "75.00" and paper_rows(printed, [a, b], cells)[-1][-1] == ""
     del cells["backbone", a]

@@ -67,7 +67,7 @@ PRINTED = Printed(
 
 
 def cell(mean, half=2.0, seeds=3):
-    return Cell(mean, mean - half, mean + half, seeds, 30.5)
+    return Cell(mean, mean - half, mean + half, seeds, 30.5, n=100, backend="hf", dtype="fp32")
 
 
 @pytest.mark.parametrize("number", SECOND_TRANSCRIPTION)
@@ -108,11 +108,13 @@ def test_ours_stand_beside_the_papers_number_and_the_difference():
         PRINTED, [A, B], {("impart", A): cell(61.5), ("impart", B): cell(44.0), ("dare", A): cell(48.0)}
     )
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert "61.5 (59.5-63.5) / 60.00 / +1.5" in lines["GSM8K, pair_a, CR 32"]
-    assert "48.0 (46.0-50.0) / 50.00 / -2.0" in lines["GSM8K, pair_a, CR 32"]
+    assert "61.5 (59.5-63.5) at 30.5 / 60.00 / +1.5" in lines["GSM8K, pair_a, CR 32"]
+    assert "48.0 (46.0-50.0) at 30.5 / 50.00 / -2.0" in lines["GSM8K, pair_a, CR 32"]
     assert "not run / 40.00 / -" in lines["HumanEval, pair_b, CR 32"]
     assert "52.8 (51.3-54.2) / 52.50 / +0.2" in lines["average"] and "not run" in lines["average"]
     assert "- an oddity" in text and "- Means over 3 seeds." in text
+    whole = "n = 100 where the benchmark has 1319 (GSM8K), n = 100 where the benchmark has 164 (HumanEval)"
+    assert f"- {whole}; backend hf; dtype fp32." in text
 
 
 def test_the_papers_columns_are_all_there_when_one_of_them_is_planned():
@@ -143,9 +145,9 @@ def test_the_average_adds_independent_errors_in_squares():
 def test_csv_rows_hold_every_cell_of_the_table():
     rows = paper_rows(PRINTED, [A, B], {("impart", A): cell(61.5)})
     assert len(rows) == 1 + 4
-    scores = ("61.500", "59.500", "63.500", "30.500", "", "60.00", "1.500", "")
+    scores = ("61.500", "59.500", "63.500", "30.500", 100, "hf", "fp32", "", "60.00", "1.500", "")
     assert rows[3] == ("impart", "pair_a", "gsm8k", "32", 3, *scores)
-    assert rows[4] == ("impart", "pair_b", "humaneval", "32", *[""] * 6, "45.00", "", "")
+    assert rows[4] == ("impart", "pair_b", "humaneval", "32", *[""] * 9, "45.00", "", "")
 
 
 def test_a_plan_is_read_cell_by_cell_and_a_torn_one_is_an_input_error(tmp_path):
@@ -168,7 +170,7 @@ def test_the_best_point_of_a_grid_names_its_rivals():
     text = best_markdown(
         plan, {("beta 0.6", A): cell(50, 2), ("beta 0.7", A): cell(53, 2), ("beta 0.8", A): cell(40, 2)}
     )
-    assert "best: beta 0.7, 53.0 (51.0-55.0); the intervals of 1 of the 2 others overlap with it" in text
+    assert "best: beta 0.7, 53.0 (51.0-55.0); the intervals of 1 of the 2 others overlap with it\nn = 100 where" in text
     assert "not run" in best_markdown(plan, {})
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from eval.report.scored import read_scored
-from eval.run.benchmark import print_result
+from eval.run.benchmark import print_result, said_spread
 from eval.run.results import (
     Completion,
     Run,
@@ -195,6 +195,7 @@ RESULT = {
     "seed": 0,
     "score": 50.0,
     "stderr": None,
+    "interval_95": [20.0, 80.0],
     "n": 1,
     "settings": {},
     "seconds": 1.0,
@@ -287,6 +288,13 @@ def test_score_and_standard_error():
     # One standard error of GSM8K at the paper's 60.20, by hand: sqrt(.602 * .398 / 1319)
     n = 1319
     assert mean_score([Verdict(None, None, i < 794) for i in range(n)])["stderr"] == pytest.approx(1.348, abs=1e-3)
+
+
+def test_a_printed_score_has_its_interval_and_a_standard_error_is_called_that():
+    assert (
+        said_spread(mean_score([Verdict(None, None, i < 794) for i in range(1319)])) == " (95 % interval 57.53-62.81)"
+    )
+    assert said_spread({"stderr": 1.348}) == " (standard error 1.35)" and said_spread({"stderr": None}) == ""
 
 
 def test_wilson_interval_against_the_published_example():

@@ -9,9 +9,12 @@ import pytest
 
 from eval.report.cells import average
 from eval.report.scored import mark_of
-from eval.run.results import wilson_interval
+from eval.run.results import mean_score, wilson_interval
+from eval.scoring.verdict import Verdict
 from eval.tables import Scored, cell, grid, main, markdown, read_results
 from impart.errors import InputError
+
+HF = {"backend": "hf", "dtype": "fp32"}
 
 
 def scored(correct, *, method="impart", ratio=8.0, settings=(), model="m", byte_ratio=7.5):
@@ -27,7 +30,7 @@ def scored(correct, *, method="impart", ratio=8.0, settings=(), model="m", byte_
     )
 
 
-def write_result(folder, model, correct, *, delta=None, seed=0, benchmark="bench"):
+def write_result(folder, model, correct, *, delta=None, seed=0, benchmark="bench", settings=HF):
     target = folder / model / benchmark
     target.mkdir(parents=True)
     (target / f"{seed}.jsonl").write_text("".join(json.dumps({"correct": bool(mark)}) + "\n" for mark in correct))
@@ -38,7 +41,7 @@ def write_result(folder, model, correct, *, delta=None, seed=0, benchmark="bench
                 "benchmark": benchmark,
                 "seed": seed,
                 "score": 100 * sum(correct) / len(correct),
-                "settings": {},
+                "settings": settings,
                 "delta": delta,
                 "samples": f"{seed}.jsonl",
             }
@@ -48,7 +51,7 @@ def write_result(folder, model, correct, *, delta=None, seed=0, benchmark="bench
 
 def test_one_seed_gives_wilsons_interval_of_the_items():
     found = cell([scored([1] * 60 + [0] * 40)])
-    low, high = wilson_interval(60 * 99 / 100, 99)  # the unbiased variance is that of 99 items
+    low, high = wilson_interval(60, 100)
     assert found.mean == pytest.approx(60) and (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
 
 
@@ -96,7 +99,7 @@ def test_a_score_by_another_rule_never_shares_a_cell_unmarked():
     whole, _ = grid([replace(one, method=None) for one in (paper, other)])
     assert set(whole) == {"m", "m [scoring: release]"}
     assert average([cell([paper]), cell([other])]).mark == "scoring: release"
-    with pytest.raises(InputError, match="different rules .paper, scoring: release."):
+    with pytest.raises(InputError, match="differ .paper; scoring: release."):
         cell([paper, other])
 
 
@@ -259,3 +262,45 @@ def test_sparsity_is_counted_from_the_kept_entries():
 
     assert sparsity({"shape": [4, 6], "kept": [10, 10]}) == pytest.approx(0.5)  # of (4 + 6) * 4
     assert sparsity({"shape": [4, 6], "kept": [6]}) == pytest.approx(0.75)
+
+
+def quantized(method, ratio, linear_ratio):
+    settings = {"compression_ratio_qt": ratio}
+    return {"kind": "quantized", "method": method, "settings": settings, "linear_ratio": linear_ratio}
+
+
+def test_the_true_ratios_stand_below_the_table(tmp_path, capsys):
+    for ratio, true in ((32.0, 19.44), (64.0, 28.16)):
+        write_result(tmp_path, f"d{ratio:g}", [1, 0], delta=quantized("impart", ratio, true))
+    main([str(tmp_path)])
+    text = capsys.readouterr().out
+    assert "True byte ratios of the linear layers, from left to right: ImPart-Qt 19.4, 28.2." in text
+    assert text.endswith("n = 2; backend hf; dtype fp32.\n")
+
+
+def test_what_differs_between_results_is_marked_and_never_shares_a_row(tmp_path, capsys):
+    impart = {"method": "impart", "settings": {"compression_ratio": 8.0}}
+    write_result(tmp_path, "a", [1, 0, 0, 0], delta=impart)
+    write_result(tmp_path, "b", [1, 1], delta=impart)  # --limit 2
+    write_result(tmp_path, "c", [1, 1, 1, 0], delta=impart, settings={"backend": "vllm", "dtype": "fp16"})
+    write_result(tmp_path, "d", [0, 0, 0, 0], settings={})  # completions from elsewhere
+    main([str(tmp_path), "--csv", str(tmp_path / "all.csv"), "--figure", str(tmp_path / "all.svg")])
+    text = capsys.readouterr().out
+    rows = {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ImPart")}
+    assert rows == {f"ImPart [{mark}]" for mark in ("n = 4, hf, fp32", "n = 2, hf, fp32", "n = 4, vllm, fp16")}
+    assert "d [n = 4, backend not said, dtype not said] (whole)" in text
+    with (tmp_path / "all.csv").open() as stream:
+        lines = [(line["n"], line["backend"], line["dtype"]) for line in csv.DictReader(stream)]
+    assert sorted(lines) == [("2", "hf", "fp32"), ("4", "", ""), ("4", "hf", "fp32"), ("4", "vllm", "fp16")]
+
+
+def test_a_part_of_the_items_is_marked_beside_the_papers_score_of_all(tmp_path, capsys):
+    main(["--cells", str(planned(tmp_path)), "--table", "5", "--out", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert "[n = 4 instead of 1319] at 30.0 / 60.20 / -22.7" in text and "- n = 4 where the benchmark has 1319;" in text
+
+
+def test_one_run_has_one_interval():
+    correct = [1] * 13 + [0] * 187
+    found, said = cell([scored(correct)]), mean_score([Verdict(None, None, bool(mark)) for mark in correct])
+    assert (found.low, found.high) == pytest.approx(said["interval_95"])

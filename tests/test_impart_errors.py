@@ -1,11 +1,16 @@
 """How scripts end: exit codes, one `error:` line, the traceback only on request."""
 
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from impart import errors
 from impart.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def fails(arguments):
@@ -70,3 +75,13 @@ def test_a_full_disk_is_one_line_and_no_fault_of_the_input(called):
 
     ended = called(full)
     assert (ended.code, ended.err) == (1, "error: [Errno 28] No space left on device\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    """Both where the pipe breaks in the middle and where all of it is still to be flushed at the end."""
+    for lines in (3, 100_000):
+        code = f"from impart.errors import run\nrun(lambda arguments: print('line\\n' * {lines}))"
+        command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | true; echo ${{PIPESTATUS[0]}}"
+        for _ in range(3):
+            done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+            assert done.stderr == "" and done.stdout.strip() in ("0", "141")

@@ -27,6 +27,13 @@ class Scored:
     per_item: tuple[float, ...]  # 1 for right and 0 for wrong, or the item's loss
     mark: str = ""  # what sets the score apart from one by the paper's rule: "scoring: release"
     measure: str = PERCENT
+    backend: str = ""  # that answered; empty: not said, as of completions from elsewhere
+    dtype: str = ""
+
+    @property
+    def n(self) -> int:
+        """Number of items."""
+        return len(self.per_item)
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,9 @@ class Cell:
     byte_ratio: float | None
     mark: str = ""  # of its runs
     measure: str = PERCENT
+    n: int = 0  # items of each run
+    backend: str = ""
+    dtype: str = ""
 
     def __str__(self) -> str:
         digits = DIGITS[self.measure]
@@ -73,13 +83,15 @@ def cell(runs: Sequence[Scored]) -> Cell:
 
     The variances of the item means over n and of the run means over their number are added (what is left over counts
     in both, so the interval errs on the wide side). Of a share follows Wilson's interval at the sample size with that
-    variance, of a loss the normal distribution's. InputError for runs that were scored by different rules.
+    variance, of a loss the normal distribution's: for a single run, the interval of its result file. InputError for
+    runs that were scored by different rules or under different conditions.
     """
     marks = {one.mark for one in runs}
     if len(marks) > 1:
         raise InputError(
-            f"{runs[0].model}, {runs[0].benchmark}: runs of one cell were scored by different rules "
-            f"({', '.join(sorted(mark or PAPER for mark in marks))}); score them alike with --rescore --scoring"
+            f"{runs[0].model}, {runs[0].benchmark}: runs of one cell differ "
+            f"({'; '.join(sorted(mark or PAPER for mark in marks))}); score them alike with --rescore --scoring, "
+            "evaluate them alike, or keep them in two folders"
         )
     scores, n, measure = [one.score for one in runs], len(runs[0].per_item), runs[0].measure
     other = next((one for one in runs if len(one.per_item) != n), None)
@@ -91,7 +103,8 @@ def cell(runs: Sequence[Scored]) -> Cell:
     mean = sum(scores) / len(scores)
     unit = 100 if measure == PERCENT else 1
     by_item = [sum(marks) / len(runs) for marks in zip(*(one.per_item for one in runs), strict=True)]
-    variance = _variance(by_item) / max(n, 1) + _variance([score / unit for score in scores]) / len(runs)
+    spread = _variance(by_item) * ((n - 1) / n if measure == PERCENT and n else 1)  # p (1 - p) of a single run
+    variance = spread / max(n, 1) + _variance([score / unit for score in scores]) / len(runs)
     if measure == PERCENT:
         share = mean / 100
         size = share * (1 - share) / variance if variance > 0 else n
@@ -100,7 +113,8 @@ def cell(runs: Sequence[Scored]) -> Cell:
         low, high = mean - Z95 * math.sqrt(variance), mean + Z95 * math.sqrt(variance)
     ratios = [one.byte_ratio for one in runs if one.byte_ratio is not None]
     byte_ratio = sum(ratios) / len(ratios) if ratios else None
-    return Cell(mean, low, high, len(runs), byte_ratio, marks.pop(), measure)
+    one = runs[0]
+    return Cell(mean, low, high, len(runs), byte_ratio, one.mark, measure, n, one.backend, one.dtype)
 
 
 def gain_kept(found: Cell, base: Cell, tuned: Cell) -> Cell:

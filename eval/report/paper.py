@@ -13,18 +13,13 @@ from pathlib import Path
 import yaml
 
 from eval.report.cells import NATS, PERCENT, Cell, average, gain_kept
-from eval.run.descriptions import by_result_name
+from eval.report.conditions import CONDITIONS, conditions_of
+from eval.report.labels import title_of
 from impart.errors import InputError
 from impart.records import read_text
 
 PAPER = Path(__file__).resolve().parents[2] / "assets" / "paper.yaml"
 NOT_RUN = "not run"
-
-
-def title_of(benchmark: str) -> str:
-    """What a benchmark calls itself; its name, where no script of eval/ has it any more."""
-    known = by_result_name()
-    return known[benchmark].title if benchmark in known else benchmark
 
 
 @dataclass(frozen=True)
@@ -122,7 +117,9 @@ def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) ->
     """A line per benchmark, a column per method: our mean and interval; the paper's number; the difference."""
     with_paper = any((row, column) in printed.scores for row in printed.labels for column in columns)
     losses = {column for (_, column), found in cells.items() if found.measure == NATS}
-    form = "our mean (95 % interval) / the paper's number / difference" if with_paper else "mean (95 % interval)"
+    at = " at the true byte ratio" if any(one.byte_ratio for one in cells.values()) else ""
+    form = f"mean (95 % interval){at}"
+    form = f"our {form} / the paper's number / difference" if with_paper else form
     lines = [[f"%, {form}", *printed.labels.values()]]
     lines += [
         [
@@ -142,8 +139,10 @@ def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) ->
             lines.append([name, *(_average(printed, row, own, cells) for row in printed.labels)])
     seeds = sorted({one.seeds for one in cells.values()})
     notes = [f"Means over {' or '.join(map(str, seeds))} seeds." if seeds else "Nothing of this table was run."]
+    if cells:
+        notes.append(f"{conditions_of((column.benchmark, found) for (_, column), found in cells.items())}.")
     if any(one.mark for one in cells.values()):
-        notes.append("A cell with [...] was not scored by the paper's rule.")
+        notes.append("[...] says what sets a cell apart: another rule of scoring, or what differs between the cells.")
     if losses:
         notes.append(
             "Held-out losses are in nats per token, and after them the share of fine-tuning's gain that is kept."
@@ -157,7 +156,7 @@ def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) ->
 
 def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> list[tuple]:
     """The same as lines of a CSV, with its header."""
-    ours_header = ("seeds", "mean", "low", "high", "byte_ratio", "mark")
+    ours_header = ("seeds", "mean", "low", "high", "byte_ratio", *CONDITIONS, "mark")
     rows: list[tuple] = [("row", "pair", "benchmark", "ratio", *ours_header, "paper", "difference", "kept")]
     for row in printed.labels:
         for column in columns:
@@ -169,6 +168,7 @@ def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> lis
                     found.seeds,
                     *(number(value, found.measure) for value in (found.mean, found.low, found.high)),
                     "" if found.byte_ratio is None else f"{found.byte_ratio:.3f}",
+                    *(getattr(found, name) for name in CONDITIONS),
                     found.mark,
                 )
             )
@@ -240,8 +240,10 @@ def _search_markdown(group: str, planned: Sequence[tuple[str, Column]], cells: C
     lines += [
         [setting, *(map(str, own) if len(own) > 1 else []), str(scores[setting])] for setting, own in found.items()
     ]
+    asked = [(column.benchmark, cells[row, column]) for row, column in planned if (row, column) in cells]
     within = f"; the intervals of {len(rivals)} of the {len(found) - 1} others overlap with it" if rivals else ""
-    return "\n".join([title, "", *aligned(lines), "", f"best: {best}, {scores[best]}{within}"]) + "\n"
+    said = [f"best: {best}, {scores[best]}{within}", f"{conditions_of(asked)}."]
+    return "\n".join([title, "", *aligned(lines), "", *said]) + "\n"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -267,6 +269,8 @@ def _text(found: Cell | None, paper: float | None, share: Cell | None = None) ->
     ours = NOT_RUN if found is None else str(found)
     if share is not None:
         ours += f", {share.mean:.1f} %"
+    if found is not None and found.byte_ratio is not None:
+        ours += f" at {found.byte_ratio:.1f}"
     if paper is None:
         return ours
     return f"{ours} / {paper:.2f} / {'-' if found is None else f'{found.mean - paper:+.1f}'}"

@@ -38,6 +38,8 @@ def read_scored(file: Path) -> Scored:
         mark=mark_of(result["settings"]),
         per_item=_per_item(file, result),
         measure=result.get("measure", PERCENT),
+        backend=str(result["settings"].get("backend", "")),
+        dtype=str(result["settings"].get("dtype", "")),
     )
 
 

@@ -233,11 +233,19 @@ def save_scored(
 
 def print_result(result: Mapping[str, Any], options: Options) -> None:
     """One line on stdout: what was scored, the score and where the files are."""
-    spread = "" if result["stderr"] is None else f" +- {result['stderr']:.2f}"
     file = options.results_dir / result["model"] / result["benchmark"] / f"{result['seed']}.json"
     of = f" of {result['n']}" if result.get("verdicts", result["n"]) < result["n"] else ""  # a judge may owe some
     n = f"{result.get('verdicts', result['n'])}{of}"
-    print(f"{result['benchmark']}  {result['model']}  {result['score']:.2f}{spread}  (n = {n})  {file}")
+    score = f"{result['score']:.2f}{said_spread(result)}"
+    print(f"{result['benchmark']}  {result['model']}  {score}  (n = {n})  {file}")
+
+
+def said_spread(result: Mapping[str, Any], digits: int = 2) -> str:
+    """The 95 % interval of a score, or its standard error where its scorer computes only that; empty without either."""
+    if result.get("interval_95"):
+        low, high = result["interval_95"]
+        return f" (95 % interval {low:.{digits}f}-{high:.{digits}f})"
+    return "" if result["stderr"] is None else f" (standard error {result['stderr']:.{digits}f})"
 
 
 class _Sized:

@@ -38,6 +38,7 @@ RESULT: Mapping[str, Callable[[Field], object]] = {  # key of a result -> its ch
     "seed": lambda field: field.integer(0),
     "score": Field.number,
     "stderr": lambda field: field.value is None or field.number(),
+    "interval_95": lambda field: [bound.number() for bound in field.elements(2)],
     "n": lambda field: field.integer(1),
     "settings": Field.mapping,
     "seconds": Field.number,

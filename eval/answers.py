@@ -19,6 +19,7 @@ import math
 import re
 from fractions import Fraction
 
+from eval.scoring.ends import END_TOKEN
 from eval.scoring.latex import (
     DASHES,
     elements,
@@ -34,7 +35,6 @@ GROUPED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 VALUE = rf"(?:{GROUPED}(?:\.[0-9]+)?|\.[0-9]+)"
 FRACTION = rf"\\[dt]?frac\{{({VALUE})\}}\{{({VALUE})\}}"
 FIRST_NUMBER = re.compile(rf"([-+]?)\s?\$?\s?(?:{FRACTION}|({VALUE})(?:\s?/\s?({VALUE}))?)")
-END_TOKEN = r"</s>|<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|<eos>|<end_of_turn>"
 SENTENCE = r"(?:[A-Z][a-z']+|I)(?:[ ,]+[a-z'])"  # how the next one begins
 ANSWER_END = re.compile(rf"{END_TOKEN}|\.\s*\n|\n\s*\n|(?:\.\s+|\n\s*)(?={SENTENCE})")
 LONGEST_ANSWER = 2000  # characters; longer ones are compared as they are

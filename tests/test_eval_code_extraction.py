@@ -79,6 +79,11 @@ def test_tabs_are_those_of_indentation_and_of_tables():
         (f"{WHOLE}\n\nThis adds.", WHOLE),
         (f"```python {WHOLE}```", WHOLE),  # only the release's cuts find it
         (f"```python\n{WHOLE}, '```', \"```\"\n```", f"{WHOLE}, '```', \"```\""),  # code, not a fence
+        (f"Here is the function:\n\n{WHOLE}\n\nThis works.", WHOLE),  # prose without a fence
+        (f"{WHOLE}</s>", WHOLE),
+        (f"```python\n{WHOLE}\n```<|im_end|>\nmore", WHOLE),
+        (f"\ufeff{WHOLE}", WHOLE),
+        (WHOLE.replace("    ", "\u00a0" * 4), WHOLE),
         ("", ""),
         ("```python\n```", ""),
         ("```", ""),

@@ -118,6 +118,14 @@ def test_prompts_begin_with_no_begin_of_sequence_token_unless_asked_for(tmp_path
         assert benchmark.special_tokens is bos and benchmark.settings["bos"] is bos
 
 
+def test_an_answer_that_the_harness_cannot_check_is_wrong_and_ends_nothing(caplog):
+    """Its JSON parser gives up on one that is nested absurdly, with an error that would end the run."""
+    items = [item(1, ("detectable_format:json_format", {})), item(2, ("punctuation:no_comma", {}))]
+    verdicts = harness.score(items, ["[" * 5000, "Fine"])
+    assert [verdict.correct for verdict in verdicts] == [False, True]
+    assert verdicts[0].detail == "the harness cannot check it: RecursionError" and "item 1" in caplog.text
+
+
 def test_exactly_these_checks_need_punkt(no_punkt):
     """Every instruction that the harness knows is tried without punkt_tab."""
     arguments = {"keywords:existence": {"keywords": ["a"]}, "combination:repeat_prompt": {"prompt_to_repeat": "x"}}

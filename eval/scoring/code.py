@@ -6,12 +6,15 @@
 import re
 import textwrap
 
+from eval.scoring.ends import END_TOKEN
+
 FENCE = re.compile(r"`{3,}|^[ \t]*~{3,}", re.MULTILINE)
 LANGUAGE = re.compile(r"[ \t]*([\w+-]*)[ \t]*$")  # all that may follow a fence that opens behind prose
 PYTHON_FENCES = ("python", "python3", "py")
 MAIN_GUARD = re.compile(r"^if[ \t(]+__name__[ \t]*==[ \t]*(['\"])__main__\1.*", re.MULTILINE | re.DOTALL)
 EXAMPLE_USAGE = re.compile(r"^#+[ \t]*example usages?\b.*", re.MULTILINE | re.DOTALL | re.IGNORECASE)
 MARKER = "### Response:"
+CODE_START = re.compile(r"^(?:from|import|def|class|async def|@)\b", re.MULTILINE)
 
 
 def tabbed(prompt: str) -> str:
@@ -31,13 +34,15 @@ def program_of(completion: str, entry_point: str) -> str:
     definition, which then replaces the one that the prompt began. Where only the authors' cuts find a whole definition,
     theirs is taken.
     """
-    text = untabbed(completion.replace("\r", "").split(MARKER)[-1])
+    text = untabbed(_plain(completion).split(MARKER)[-1])
     code = _without_prose(_trimmed(_fenced(text, entry_point)), entry_point)
     if code.startswith(" ") and is_whole(dedented := textwrap.dedent(code), entry_point):
         return dedented  # a whole definition that stood in an indented fence, as in a list
-    if not is_whole(code, entry_point) and is_whole(theirs := _trimmed(released_program_of(completion)), entry_point):
-        return theirs
-    return code
+    if is_whole(code, entry_point):
+        return code
+    theirs, start = _trimmed(released_program_of(completion)), CODE_START.search(code)
+    later = _without_prose(code[start.start() :], entry_point) if start else ""  # behind a sentence without a fence
+    return next((one for one in (theirs, later) if is_whole(one, entry_point)), code)
 
 
 def is_whole(code: str, entry_point: str) -> bool:
@@ -49,6 +54,12 @@ def is_whole(code: str, entry_point: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
         return False
     return True
+
+
+def _plain(completion: str) -> str:
+    """Without an end token and what follows it, carriage returns, a byte-order mark and spaces that do not break."""
+    text = re.split(END_TOKEN, completion.replace("\r", "").removeprefix("\ufeff"), maxsplit=1)[0]
+    return re.sub(r"^[ \u00a0]+", lambda found: " " * len(found[0]), text, flags=re.MULTILINE)
 
 
 def _without_prose(code: str, entry_point: str) -> str:

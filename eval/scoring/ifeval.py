@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ import yaml
 
 from eval.scoring.verdict import Verdict
 from impart.errors import InputError
+
+log = logging.getLogger(__name__)
 
 FIELDS = {"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list}  # of an item
 SCORED = "prompt_level_loose_acc"
@@ -93,7 +96,9 @@ def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[Verd
     import lm_eval
     from lm_eval.api.model import LM
 
-    answers = {item["key"]: text for item, text in zip(items, texts, strict=True)}
+    failures = [_failure(item, text) for item, text in zip(items, texts, strict=True)]
+    # An empty answer follows no instruction.
+    answers = {item["key"]: "" if failure else text for item, text, failure in zip(items, texts, failures, strict=True)}
 
     class Answered(LM):
         """A model that has answered already."""
@@ -115,13 +120,24 @@ def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[Verd
             {metric: judged[item["key"]][metric] for metric in METRICS},
             item["instruction_id_list"],
             judged[item["key"]][SCORED],
+            failure,
         )
-        for item in items
+        for item, failure in zip(items, failures, strict=True)
     ]
     for metric, value in metrics_of(verdicts).items():
         if abs(value - 100 * result["results"]["ifeval"][f"{metric},none"]) > 1e-6:
             raise RuntimeError(f"{metric}: the harness averages to another number than its samples do")
     return verdicts
+
+
+def _failure(item: Mapping[str, Any], text: str) -> str:
+    """Why the harness cannot check this answer, as with JSON that is nested absurdly; empty where it can."""
+    try:
+        harness_checks().process_results(item, [text])
+    except (RecursionError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        log.warning("item %s: the harness cannot check the answer (%s)", item["key"], type(error).__name__)
+        return f"the harness cannot check it: {type(error).__name__}"
+    return ""
 
 
 def local_task(items: Sequence[Mapping[str, Any]], folder: Path) -> Path:

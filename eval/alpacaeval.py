@@ -20,7 +20,7 @@ from pathlib import Path
 if not __package__:  # run as `python eval/alpacaeval.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.run.benchmark import Benchmark, print_result, prompts_for, result_name, run_benchmark
+from eval.run.benchmark import Benchmark, prompts_for, result_name, run_models
 from eval.run.data import Items, Source, find_file, load_items
 from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, options_from, parse
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> None:
     local = Path(os.environ.get("IMPART_DATA") or ".") / "df_gamed.csv"
     gamed = given.df_gamed or (local if os.environ.get("IMPART_DATA") and local.is_file() else None)
     judge = Judge(given.judge_model, given.judge_url, judge_options)
-    print_result(run_benchmark(alpacaeval(options, judge, given.metric, gamed), options), options)
+    run_models(lambda one: [alpacaeval(one, judge, given.metric, gamed)], options)
 
 
 if __name__ == "__main__":

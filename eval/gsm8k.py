@@ -17,7 +17,7 @@ if not __package__:  # run as `python eval/gsm8k.py`: import from the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.answers import gsm8k_answer, gsm8k_equal, gsm8k_gold
-from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
+from eval.run.benchmark import Benchmark, prompts_for, run_models
 from eval.run.data import Items, Source, load_items
 from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, read_options
@@ -73,7 +73,7 @@ def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], scoring: str
 def main(arguments: Sequence[str]) -> None:
     options = read_options(benchmark_parser(__doc__, GSM8K), arguments)
     items = load_items(SOURCE, options.data, options.limit, options.subset)
-    print_result(run_benchmark(gsm8k(items, options), options), options)
+    run_models(lambda one: [gsm8k(items, one)], options)
 
 
 if __name__ == "__main__":

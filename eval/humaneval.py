@@ -18,7 +18,7 @@ from typing import Any
 if not __package__:  # run as `python eval/humaneval.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark, scored_file
+from eval.run.benchmark import Benchmark, print_result, prompts_for, run_models, scored_file
 from eval.run.data import Items, Source, completions_from, find_file, load_items
 from eval.run.descriptions import Description
 from eval.run.options import Options, add_weak_sandbox, benchmark_parser, options_from, parse
@@ -114,10 +114,11 @@ def main(arguments: Sequence[str]) -> None:
     add_weak_sandbox(parser)
     given = parse(parser, arguments)
     options = options_from(given)
-    benchmark = humaneval(problems(options), options, given.as_is)
-    file = options.rescore_file
-    result = rescore_samples(benchmark, file, options) if file else run_benchmark(benchmark, options)
-    print_result(result, options)
+    items, file = problems(options), options.rescore_file
+    if file:
+        print_result(rescore_samples(humaneval(items, options, given.as_is), file, options), options)
+    else:
+        run_models(lambda one: [humaneval(items, one, given.as_is)], options)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 if not __package__:  # run as `python eval/ifeval.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmark
+from eval.run.benchmark import Benchmark, prompts_for, run_models
 from eval.run.data import Source, load_items
 from eval.run.descriptions import Description
 from eval.run.options import Options, benchmark_parser, options_from, parse
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     given = parse(parser, arguments)
     options = options_from(given)
-    print_result(run_benchmark(ifeval(options, given.without_punkt), options), options)
+    run_models(lambda one: [ifeval(one, given.without_punkt)], options)
 
 
 if __name__ == "__main__":

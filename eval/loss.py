@@ -29,7 +29,7 @@ from eval.report.cells import NATS
 from eval.run.benchmark import prompts_for, result_name, said_spread
 from eval.run.data import TINY_DATA, Items, Source, load_items
 from eval.run.descriptions import Description
-from eval.run.options import Options, benchmark_parser, options_from, parse, refuse_one_name_for_two
+from eval.run.options import Options, benchmark_parser, options_from, parse
 from eval.run.results import Z95, Run
 from eval.scoring.tiny import SCORERS
 from impart.config import Parser
@@ -51,7 +51,6 @@ LOSSES = {
         template="none",
         arguments=("--tasks", task),
         backend="hf",
-        several_models=True,
         validation=("--split", "validation"),
     )
     for task in SCORERS
@@ -125,17 +124,16 @@ def measured(source: ModelSource, what: Asked, dtype: str) -> list[dict]:
     examples = [
         example(tokenizer, prompt, item["completion"]) for prompt, item in zip(what.prompts, items, strict=True)
     ]
-    with source.folder() as folder:
-        positions = longest_sequence(load_pretrained(AutoConfig, folder, what="config"), None)
-        for item, (prompt, answer) in zip(items, examples, strict=True):
-            if len(prompt) + len(answer) > positions:
-                raise InputError(
-                    f"{what.items.origin}: item {item['id']} has {len(prompt) + len(answer)} tokens, and the model "
-                    f"reads {positions}; leave it out with --subset"
-                )
-        model = HfModel(str(folder), tokenizer, dtype=dtype, max_model_len=positions, batch_size=BATCH)
-        losses = completion_losses(model.model, examples, BATCH)
-        model.close()
+    positions = longest_sequence(load_pretrained(AutoConfig, source.tokenizer_folder, what="config"), None)
+    for item, (prompt, answer) in zip(items, examples, strict=True):
+        if len(prompt) + len(answer) > positions:
+            raise InputError(
+                f"{what.items.origin}: item {item['id']} has {len(prompt) + len(answer)} tokens, and the model "
+                f"reads {positions}; leave it out with --subset"
+            )
+    model = HfModel(source.weights(), tokenizer, dtype=dtype, max_model_len=positions, batch_size=BATCH)
+    losses = completion_losses(model.model, examples, BATCH)
+    model.close()
     return [
         {"id": item["id"], "prompt": prompt, "completion": item["completion"], "loss": loss, "tokens": len(answer)}
         for item, prompt, loss, (_, answer) in zip(items, what.prompts, losses, examples, strict=True)
@@ -178,9 +176,8 @@ def main(arguments: Sequence[str]) -> None:
     unknown = [task for task in tasks if task and task not in LOSSES]
     if unknown:
         raise InputError(f"--tasks {given.tasks!r}: {unknown[0]!r} is no task; known: {', '.join(LOSSES)}")
-    refuse_one_name_for_two(given.models, options)
-    for model in given.models:
-        one = replace(options, model=model)
+    for model in options.models:
+        one = replace(options, models=(model,))
         for task in tasks:
             result = evaluate(asked(task, given.split, one), one)
             print(

@@ -18,7 +18,7 @@ if not __package__:  # run as `python eval/mbpp.py`: import from the repository 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.engine.models import ModelSource
-from eval.run.benchmark import Benchmark, print_result, run_benchmark
+from eval.run.benchmark import Benchmark, run_models
 from eval.run.descriptions import Description
 from eval.run.mbpp_items import EVALPLUS, chosen_file, evalplus_items, public_items
 from eval.run.options import Options, add_weak_sandbox, benchmark_parser, read_options
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = benchmark_parser(__doc__, MBPP)
     add_weak_sandbox(parser)
     options = read_options(parser, arguments)
-    print_result(run_benchmark(mbpp(options), options), options)
+    run_models(lambda one: [mbpp(one)], options)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ task. Several models share one process, so that the backend hf imports its packa
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as `python eval/tiny.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.run.benchmark import Benchmark, print_result, prompts_for, run_benchmarks
+from eval.run.benchmark import Benchmark, prompts_for, run_models
 from eval.run.data import TINY_DATA, Items, Source, load_items
 from eval.run.descriptions import Description
 from eval.run.options import (
@@ -26,7 +25,6 @@ from eval.run.options import (
     benchmark_parser,
     options_from,
     parse,
-    refuse_one_name_for_two,
 )
 from eval.scoring.programs import sandbox_layers
 from eval.scoring.tiny import CHECKS, SCORERS
@@ -54,7 +52,6 @@ SKILLS = {
         template="none",
         arguments=("--tasks", task),
         backend="hf",
-        several_models=True,
         validation=("--split", "validation"),
     )
     for task, scoring in SCORING.items()
@@ -92,7 +89,7 @@ def refuse_unknown_checks(items: Items) -> None:
 
 
 def arguments_parser() -> Parser:
-    """The shared flags, with several models and the tasks."""
+    """The shared flags and the tasks."""
     parser = benchmark_parser(__doc__, BENCHMARKS[0])
     parser.add_argument("--tasks", default="math,code,chat", help="comma-separated (default: math,code,chat)")
     add_weak_sandbox(parser)
@@ -112,11 +109,7 @@ def main(arguments: Sequence[str]) -> None:
     unknown = [task for task in tasks if task not in SKILLS]
     if unknown:
         raise InputError(f"--tasks {given.tasks!r}: {unknown[0]!r} is no task; known: {', '.join(SKILLS)}")
-    refuse_one_name_for_two(given.models, options)
-    for model in given.models:
-        one = replace(options, model=model)
-        for result in run_benchmarks([tiny(task, given.split, one) for task in tasks], one):
-            print_result(result, one)
+    run_models(lambda one: [tiny(task, given.split, one) for task in tasks], options)
 
 
 if __name__ == "__main__":

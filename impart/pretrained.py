@@ -6,6 +6,7 @@ answer stands in the environment, from which the processes of an engine or a lau
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,18 @@ def load_model(folder: str | Path, source: str = "", **options: Any) -> Any:
     model, found = load_pretrained(
         AutoModelForCausalLM, folder, what="model", source=source, output_loading_info=True, **options
     )
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise InputError(
-            f"model {source or str(folder)!r} lacks the weights of {len(missing)} parameters of its class "
-            f"{type(model).__name__}, the first {missing[0]}; are its tensors called otherwise, or is it only a part?"
-        )
+    refuse_missing(found["missing_keys"], source or str(folder), model)
     return model
+
+
+def refuse_missing(missing: Iterable[str], source: str, model: Any) -> None:
+    """InputError where a model was loaded without some of its weights, which then are random."""
+    names = sorted(missing)
+    if names:
+        raise InputError(
+            f"model {source!r} lacks the weights of {len(names)} parameters of its class {type(model).__name__}, "
+            f"the first {names[0]}; are its tensors called otherwise, or is it only a part?"
+        )
 
 
 def _remedy(folder: Path, what: str) -> str:

@@ -77,18 +77,17 @@ def seconds(step: Step, pair: Pair, device: Device) -> float:
 
 
 def evaluation_seconds(step: Step, size: Size, device: Device) -> float:
-    """Rebuilding, loading and answering, for every model and benchmark of the step."""
+    """Starting an engine per benchmark, then decoding and answering for every model."""
     asked = [described()[name] for name in step.benchmarks]
     rate = min(device.most_tokens, device.answer_flops / (2 * size.parameters))
     answers = step.models * sum(one.items * one.answer_tokens for one in asked) / rate
     if size.parameters < SMALL:
         return 2 * START + 2 * step.models * len(asked) + answers
-    loading = len(asked) * (ENGINE_START + 2 * size.parameters / DISK_RATE)
-    return loading + answers + 4 * size.parameters / DISK_RATE
+    return len(asked) * (ENGINE_START + step.models * 2 * size.parameters / DISK_RATE) + answers
 
 
 def disk(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int) -> float:
-    """Bytes that the plan adds at its largest: deltas, and the dense models of `jobs` evaluations at a time."""
+    """Bytes that the plan adds at its largest: deltas, and the merged models of `jobs` steps at a time."""
     kept = dense = 0.0
     for step in steps:
         size = size_of(pairs[step.pair])
@@ -98,9 +97,9 @@ def disk(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int) -> float:
             kept += 4.4 * size.parameters
         elif step.ratio is not None:
             kept += 2.2 * size.parameters / max(step.ratio, 1) + 0.06 * size.parameters
-        else:
+        elif step.stage == "merge":
             dense = max(dense, 2.1 * size.parameters)
-    return kept + dense * min(jobs, sum(step.stage in ("evaluate", "merge") for step in steps))
+    return kept + dense * min(jobs, sum(step.stage == "merge" for step in steps))
 
 
 def gpu_bytes(step: Step, pair: Pair) -> float:

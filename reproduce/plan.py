@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="which items are asked")
     parser.add_argument("--held_out", help="file or folder of held-out items, for --split validation")
     parser.add_argument("--first", action="store_true", help="only the first benchmark of every pair")
-    parser.add_argument("--keep", action="store_true", help="keep rebuilt and merged dense models")
+    parser.add_argument("--keep", action="store_true", help="keep merged models after their evaluation")
     parser.add_argument("--dry-run", action="store_true", help="print commands, cost and problems; touch nothing")
     parser.add_argument("--table", type=int, help="the paper's table that is printed")
     parser.add_argument("--title", help="title of a table of one's own")
@@ -96,7 +96,7 @@ def this_machine(flags: Namespace, pairs: Sequence[Pair]) -> Machine:
     small, gpus = all(pair.is_small for pair in pairs), gpu_count()
     jobs = flags.jobs or gpus or (len(os.sched_getaffinity(0)) if small else 1)
     launch = tuple(shlex.split(os.environ.get("LAUNCH", "")))
-    return Machine(jobs, gpus, 1 if small else 0, launch, flags.keep, flags.python)
+    return Machine(jobs, gpus, 1 if small else 0, launch, flags.python)
 
 
 def gpu_count() -> int:

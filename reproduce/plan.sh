@@ -10,7 +10,7 @@
 #   JOBS, --jobs N        steps at a time (default: one per GPU; without one 1, for the tiny pair one per core)
 #   LAUNCH                prefix of every step, such as LAUNCH="srun --gpus=1 -n1" JOBS=16 for Slurm
 #   --dry-run             print commands and expected cost, check models, data and keys; touch and install nothing
-#   --keep                keep rebuilt and merged dense models after their evaluation
+#   --keep                keep merged models after their evaluation
 #   RUNS                  folder of deltas and results (default runs); nothing that is there is made again
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../requirements/environment.sh"

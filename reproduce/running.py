@@ -40,7 +40,6 @@ class Machine:
     gpus: int = 0
     threads: int = 0  # of each step's arithmetic; 0: all
     launch: tuple[str, ...] = ()  # prefix of every command: srun --gpus=1 -n1
-    keep: bool = False  # rebuilt models stay in the pair's cache
     python: str = sys.executable
 
     @property
@@ -61,8 +60,6 @@ def held(runs: Path, pairs: Sequence[str]) -> Iterator[list[int]]:
             if not _locked_in_time(lock.fileno()):
                 raise InputError(f"another script is at work in {folder}; wait for it, or set RUNS to another folder")
             descriptors.append(lock.fileno())
-            for left in (folder / "cache").glob("step-*"):  # models that killed steps left
-                shutil.rmtree(left, ignore_errors=True)
         yield descriptors
 
 
@@ -99,12 +96,11 @@ def _run_stage(steps: Sequence[Step], runs: Path, machine: Machine, locks: Seque
 
 
 def _run_step(step: Step, runs: Path, machine: Machine, slot: int, locks: Sequence[int]) -> None:
-    """The commands of one step, with its own cache of rebuilt models; what it prints is shown only if it fails."""
+    """The commands of one step; what it prints is shown only if it fails."""
     name = f"step-{os.getpid()}-{threading.get_ident()}"
-    log, cache = runs / "logs" / f"{name}.log", runs / step.pair / "cache" / ("kept" if machine.keep else name)
+    log = runs / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    cache.mkdir(parents=True, exist_ok=True)
-    started, environment = time.monotonic(), _environment(machine, slot, cache)
+    started, environment = time.monotonic(), _environment(machine, slot)
     with log.open("wb") as output:
         for command in step.commands:
             full = [*machine.prefix, *command]
@@ -114,8 +110,6 @@ def _run_step(step: Step, runs: Path, machine: Machine, slot: int, locks: Sequen
             if done.returncode:
                 output.flush()
                 raise StepFailed(_told(full, done.returncode, log))
-    if not machine.keep:
-        shutil.rmtree(cache, ignore_errors=True)
     for folder in step.removes:
         shutil.rmtree(folder, ignore_errors=True)
     log.unlink()
@@ -123,9 +117,9 @@ def _run_step(step: Step, runs: Path, machine: Machine, slot: int, locks: Sequen
     print(f"{step.stage} {step.pair} ({step.detail}): {spent:.0f} s", file=sys.stderr, flush=True)
 
 
-def _environment(machine: Machine, slot: int, cache: Path) -> dict[str, str]:
+def _environment(machine: Machine, slot: int) -> dict[str, str]:
     """The step's variables. A launcher gives its own GPU; here, the slot's, of those that the user left visible."""
-    variables = {**os.environ, "IMPART_CACHE": str(cache.resolve())}
+    variables = dict(os.environ)
     if machine.gpus and not machine.launch:
         visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
         variables["CUDA_VISIBLE_DEVICES"] = (visible or list(map(str, range(machine.gpus))))[slot % machine.gpus]

@@ -279,15 +279,14 @@ class Plan:
                 missing += [benchmark] if benchmark not in missing else []
 
     def _evaluations(self) -> list[Step]:
-        """A step per model; models of a benchmark that takes several share a few processes, which start slowly."""
+        """Models share a few processes, and deltas over one base their engine; a merged model has a step of its own."""
         found: list[Step] = []
         groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # (pair, benchmarks) -> models
         for (name, model), benchmarks in self._asked.items():
-            shared = all(description(one).several_models for one in benchmarks)
-            if shared and (name, model) not in self._merges:
-                groups.setdefault((name, tuple(benchmarks)), []).append(model)
-            else:
+            if (name, model) in self._merges:
                 found.append(self._evaluation(name, [model], benchmarks))
+            else:
+                groups.setdefault((name, tuple(benchmarks)), []).append(model)
         for (name, asked), models in groups.items():
             count = min(self.wanted.groups, len(models))
             found += [self._evaluation(name, models[part::count], asked) for part in range(count)]
@@ -348,10 +347,10 @@ def description(benchmark: str) -> Description:
 
 
 def together(benchmarks: Sequence[Description]) -> list[list[Description]]:
-    """The benchmarks as one command each takes them: those of one script that has several, and each other by itself."""
+    """The benchmarks as one command each takes them: those that flags choose within a script, each other by itself."""
     groups: dict[tuple[Path, str], list[Description]] = {}
     for one in benchmarks:
-        groups.setdefault((one.script, "" if one.several_models else one.name), []).append(one)
+        groups.setdefault((one.script, "" if one.arguments else one.name), []).append(one)
     return list(groups.values())
 
 

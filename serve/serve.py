@@ -10,6 +10,7 @@ development endpoints, through which anyone who reaches the port governs the eng
 """
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -92,8 +93,9 @@ def start(overlay: Overlay, flags: Sequence[str]) -> None:
     root = str(Path(__file__).resolve().parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     named = [] if any(flag.startswith("--served-model-name") for flag in flags) else ["--served-model-name", NAME]
-    arguments = delta_arguments(overlay)
-    spelled = [word for flag, value in arguments.items() for word in (f"--{flag.replace('_', '-')}", str(value))]
+    spelled = []
+    for flag, value in delta_arguments(overlay).items():
+        spelled += [f"--{flag.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)]
     sys.argv = ["vllm", "serve", *spelled, *named, *flags]
     vllm_main()
 

@@ -76,9 +76,10 @@ def test_several_models_and_a_dtype():
         given = parse(benchmark_parser("doc", BENCHMARKS[0]), arguments)
         return given.models, given.dtype, options_from(given).model
 
-    assert several("a", "b", "fp32") == (["a", "b"], "fp32", "a")
-    assert several("a", "b") == (["a", "b"], "auto", "a")
-    assert several("a", "--limit", "3", "b", "bf16") == (["a", "b"], "bf16", "a")
-    assert several("fp16") == (["fp16"], "auto", "fp16")
+    assert several("x/a", "x/b", "fp32") == (("x/a", "x/b"), "fp32", "x/a")
+    assert several("x/a", "x/b") == (("x/a", "x/b"), "auto", "x/a")
+    assert several("x/a", "--limit", "3", "x/b", "bf16") == (("x/a", "x/b"), "bf16", "x/a")
+    assert several("a", "--dtype", "bf16") == (("a",), "bf16", "a")
+    assert several("fp16") == (("fp16",), "auto", "fp16")
     with pytest.raises(InputError, match="MODEL"):
         several()

@@ -122,8 +122,7 @@ def test_several_models_in_one_run_score_as_they_should(called, tmp_path):
     assert result["settings"]["split"] == "test" and result["n"] == 60
 
 
-def test_a_delta_scores_as_the_model_that_it_rebuilds(called, tmp_path, monkeypatch):
-    monkeypatch.setenv("IMPART_CACHE", str(tmp_path / "cache"))
+def test_a_delta_scores_as_the_model_that_it_rebuilds(called, tmp_path):
     path = tmp_path / "code_svd.pt"
     made = called(
         delta.main,
@@ -178,7 +177,7 @@ def test_the_shell_script(environment, tmp_path):
         (("a", "--tasks", "poetry"), "'poetry' is no task; known: math, code, chat"),
         (("a", "--tasks", ""), "'' is no task"),
         (("x/a", "y/a"), "two models are called 'a'"),
-        (("a", "b", "--name", "c"), "--name names one model"),
+        (("x/a", "x/b", "--name", "c"), "--name is of one model"),
         (("nowhere/a/b", "--backend", "hf"), "no such folder"),
         ((), "MODEL"),
     ],

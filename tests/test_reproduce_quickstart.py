@@ -35,7 +35,6 @@ def test_quickstart_prints_a_table_and_reuses_what_is_there(tmp_path):
         "VIRTUAL_ENV": str(environment),
         "RATIOS": "8",
         "SEEDS": "0",
-        "IMPART_CACHE": str(tmp_path / "cache"),
     }
     command = ["bash", str(checkout / "reproduce" / "quickstart.sh"), "code"]
     first = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)

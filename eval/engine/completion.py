@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from impart.overlay import Overlay
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -21,6 +23,10 @@ class Backend(Protocol):
         self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop: tuple[str, ...]
     ) -> Iterator[tuple[int, Completion]]:
         """(position, completion) in the order in which they finish. `prompts`: token ids of each."""
+        ...
+
+    def swap(self, overlay: Overlay) -> None:
+        """Takes another delta over the base of the one that is loaded."""
         ...
 
     def close(self) -> None:

@@ -1,14 +1,15 @@
 """Greedy completions of prompts, by vLLM or by transformers.
 
-    with Engine("path/of/checkpoint", EngineSettings(dtype="fp16")) as engine:
+    with Engine(open_overlay("path/of/delta"), EngineSettings(dtype="fp16")) as engine:
         completions = engine.generate(prompts, max_tokens=1024, stop=("Instruction:",))
+        engine.swap(open_overlay("path/of/another"))
 
 Both backends get the same token ids, end at the same end-of-sequence tokens and cut at stop strings alike.
 """
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from eval.engine.memory import cache_bytes, free_memory, refuse_for_hf, weight_b
 from eval.engine.settings import EngineSettings, longest_sequence, positions_of
 from eval.engine.vllm_model import VllmModel, tensor_parallel, vllm_problem
 from impart.errors import InputError
+from impart.overlay import Overlay, difference
 from impart.pretrained import load_pretrained
 from impart.tokenizer import load_tokenizer
 
@@ -26,15 +28,15 @@ log = logging.getLogger(__name__)
 class Engine:
     """A model that completes prompts greedily; a context manager. The weights are loaded when the first prompts come.
 
-    `model` is a folder with config and tokenizer. The weights are in the same folder, unless the function `weights`
-    returns another one; it may have to build that folder first, so it is called after all checks that need no weights.
+    `model` is a checkpoint's folder, or a delta over its base, which is decoded into the engine and can be swapped.
     InputError for a model whose config or tokenizer cannot be loaded.
     """
 
-    def __init__(self, model: str | Path, settings: EngineSettings, weights: Callable[[], Path] | None = None):
-        self.settings, self.weights = settings, weights or (lambda: Path(model))
+    def __init__(self, model: str | Path | Overlay, settings: EngineSettings):
+        self.settings, self.model = settings, model if isinstance(model, Overlay) else Path(model)
         self.backend = chosen_backend(settings.backend)
-        self.config, self.tokenizer = _config_of(model), load_tokenizer(model)
+        folder = model.folder if isinstance(model, Overlay) else model
+        self.config, self.tokenizer = _config_of(folder), load_tokenizer(folder)
         self.max_model_len = longest_sequence(self.config, settings.max_model_len)
         self._loaded: Backend | None = None
 
@@ -70,18 +72,35 @@ class Engine:
             self._loaded = self._load()
         return self._loaded.stream(ids, max_tokens=max_tokens, stop=tuple(stop))
 
+    def can_swap(self, model: Path | Overlay) -> bool:
+        """Whether `swap` takes this model: a delta after a delta, over one base, of one config and tokenizer."""
+        both = isinstance(self.model, Overlay) and isinstance(model, Overlay)
+        return both and difference(self.model, model) is None  # type: ignore[arg-type]  # mypy does not follow `both`
+
+    def swap(self, overlay: Overlay) -> None:
+        """Answers with another delta over the same base from now on. InputError where `can_swap` says no."""
+        if not self.can_swap(overlay):
+            raise InputError(f"{str(overlay.delta.path)!r} does not fit the engine that is running; start another one")
+        self.model = overlay
+        if self._loaded is not None:
+            self._loaded.swap(overlay)
+
     def _load(self) -> Backend:
         import torch  # seconds of import, not needed by --rescore
 
         dtype, longest = self.settings.dtype, self.max_model_len
         if self.backend == "vllm":
             ranks = tensor_parallel(self.config, self.settings.tensor_parallel, torch.cuda.device_count())
-            return VllmModel(str(self.weights()), self.config, longest, ranks, self.settings)
+            return VllmModel(self.model, self.config, longest, ranks, self.settings)
         from eval.engine.hf import HfModel  # imports the model classes of transformers
 
-        folder = str(self.weights())
-        refuse_for_hf(weight_bytes(folder, dtype), cache_bytes(self.config, longest, dtype), free_memory(), longest)
-        return HfModel(folder, self.tokenizer, dtype=dtype, max_model_len=longest, batch_size=self.settings.batch_size)
+        weights = weight_bytes(self.model, dtype)
+        if isinstance(self.model, Overlay):
+            weights += self.model.weight_bytes("auto")  # decoded first, then handed to transformers
+        refuse_for_hf(weights, cache_bytes(self.config, longest, dtype), free_memory(), longest)
+        return HfModel(
+            self.model, self.tokenizer, dtype=dtype, max_model_len=longest, batch_size=self.settings.batch_size
+        )
 
     def close(self) -> None:
         """Frees the model's memory; the engine cannot be used afterwards."""

@@ -1,15 +1,25 @@
 """The transformers backend of eval/engine/engine.py: batched greedy decoding that stops and cuts as vLLM does."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from eval.engine.completion import Completion
 from impart.dtypes import long_name
 from impart.errors import InputError
-from impart.pretrained import load_model
+from impart.overlay import Overlay
+from impart.pretrained import load_model, load_pretrained, refuse_missing
 
 CONTEXT = 6  # prompt tokens decoded together with an answer, so that its first space is kept
 
@@ -17,14 +27,19 @@ CONTEXT = 6  # prompt tokens decoded together with an answer, so that its first 
 class HfModel:
     """A causal language model and its tokenizer, on the GPUs where there are any."""
 
-    def __init__(self, path: str, tokenizer, *, dtype: str, max_model_len: int, batch_size: int):
+    def __init__(self, model: Path | Overlay, tokenizer, *, dtype: str, max_model_len: int, batch_size: int):
         transformers_logging.disable_progress_bar()  # one bar per model would bury the results
-        placement = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {}
-        self.model = load_model(path, dtype=long_name(dtype), **placement).eval()
+        self.dtype, self.tokenizer, self.max_model_len, self.batch_size = dtype, tokenizer, max_model_len, batch_size
+        self._load(model)
+
+    def _load(self, model: Path | Overlay) -> None:
+        several = torch.cuda.device_count() > 1
+        loading: dict[str, Any] = {"dtype": long_name(self.dtype)} | ({"device_map": "auto"} if several else {})
+        loaded = _decoded(model, **loading) if isinstance(model, Overlay) else load_model(model, **loading)
+        self.model = loaded.eval()
         if torch.cuda.device_count() == 1:
             self.model.to("cuda")
-        self.tokenizer, self.max_model_len, self.batch_size = tokenizer, max_model_len, batch_size
-        self.ends = _end_tokens(self.model.generation_config, tokenizer)
+        self.ends = _end_tokens(self.model.generation_config, self.tokenizer)
         # Plain greedy decoding: `generate` would mix in the repetition penalties and the like that models ship with.
         self.model.generation_config = GenerationConfig(
             do_sample=False, num_beams=1, eos_token_id=self.ends or None, pad_token_id=self.ends[0] if self.ends else 0
@@ -61,6 +76,11 @@ class HfModel:
             stopping_criteria=StoppingCriteriaList([ending]),
         )
         return [completion for completion in ending.completions if completion]  # all have ended
+
+    def swap(self, overlay: Overlay) -> None:
+        """Loads another delta over the base, once the old weights are gone."""
+        self.close()
+        self._load(overlay)
 
     def close(self) -> None:
         """Frees the weights."""
@@ -121,6 +141,23 @@ class RowEnds(StoppingCriteria):
         )
         # Bytes that are no whole character yet are never shown, as in vLLM.
         return whole[len(prefix) :].rstrip("\ufffd")
+
+
+def _decoded(overlay: Overlay, **options: Any) -> Any:
+    """Base + delta as a model, of which nothing is written."""
+    config = load_pretrained(AutoConfig, overlay.folder, what="config")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(
+            f"{str(overlay.delta.path)!r} is of a model whose class transformers does not have; rebuild it with "
+            "delta.py --merge and name that folder"
+        )
+    weights = dict(overlay.tensors("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model, found = kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True, **options)
+    refuse_missing(found["missing_keys"], str(overlay.delta.path), model)
+    if (overlay.folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(overlay.folder)
+    return model
 
 
 def _end_tokens(generation_config, tokenizer) -> list[int]:

@@ -11,14 +11,17 @@ from typing import Any
 from impart.checkpoint import open_checkpoint
 from impart.dtypes import parse_dtype
 from impart.errors import InputError
+from impart.overlay import Overlay
 
 GIB = 2**30
 # In a process of its own: asking CUDA in this one would keep a context on every GPU and make vLLM spawn its workers.
 ASK_CUDA = "import torch; print([list(torch.cuda.mem_get_info(i)) for i in range(torch.cuda.device_count())])"
 
 
-def weight_bytes(model: str, dtype: str) -> int:
-    """Bytes of the checkpoint's weights once loaded as `dtype` (auto: as they are stored)."""
+def weight_bytes(model: Path | Overlay, dtype: str) -> int:
+    """Bytes that the weights take once loaded as `dtype` (auto: as they are stored), and their decoding, if any."""
+    if isinstance(model, Overlay):
+        return model.weight_bytes(dtype) + model.decode_bytes()
     checkpoint = open_checkpoint(model)
     specs = [checkpoint.spec(name) for name in checkpoint.names()]
     return sum(

@@ -1,7 +1,6 @@
 """The vLLM backend: the only file of the project that knows vLLM."""
 
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -32,13 +31,13 @@ log = logging.getLogger(__name__)
 class VllmModel:
     """The vLLM backend: batching, paging and splitting over GPUs are vLLM's."""
 
-    def __init__(self, path: str, config, max_model_len: int, ranks: int, settings: EngineSettings):
+    def __init__(self, model: Path | Overlay, config, max_model_len: int, ranks: int, settings: EngineSettings):
         import torch
 
-        if (leftover := stale_index(Path(path))) is not None:
+        if isinstance(model, Path) and (leftover := stale_index(model)) is not None:
             raise InputError(f"{leftover} is a leftover beside a single file, but vLLM reads by it; move it away")
         gpus = torch.cuda.device_count()
-        weights, cache = weight_bytes(path, settings.dtype), cache_bytes(config, max_model_len, settings.dtype)
+        weights, cache = weight_bytes(model, settings.dtype), cache_bytes(config, max_model_len, settings.dtype)
         if gpus:
             refuse_for_vllm(weights, cache, gpu_memory(), ranks, settings.gpu_memory, max_model_len)
         else:
@@ -50,7 +49,7 @@ class VllmModel:
         self.max_model_len = max_model_len
         self.llm: Any = _started(
             lambda: LLM(
-                model=path,
+                **(delta_arguments(model) if isinstance(model, Overlay) else {"model": str(model)}),
                 trust_remote_code=trusted(),
                 dtype=long_name(settings.dtype),
                 max_model_len=max_model_len,
@@ -91,6 +90,13 @@ class VllmModel:
                     Completion(answer.text, len(answer.token_ids), answer.finish_reason),
                 )
 
+    def swap(self, overlay: Overlay) -> None:
+        """Decodes another delta into the running engine, and forgets what was computed with the old one."""
+        refusals = [text for text in self.llm.collective_rpc("swap_delta", args=(str(overlay.delta.path),)) if text]
+        if refusals:
+            raise InputError(refusals[0])
+        self.llm.reset_prefix_cache()
+
     def close(self) -> None:
         """Ends vLLM's processes, so that another engine can start in this process."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -105,7 +111,7 @@ def delta_arguments(overlay: Overlay) -> dict[str, Any]:
     return {
         "model": str(overlay.folder),
         "load_format": "impart",
-        "model_loader_extra_config": json.dumps({"base": overlay.base.source}),
+        "model_loader_extra_config": {"base": overlay.base.source},
         "worker_extension_cls": "serve.vllm_plugin.DeltaWorker",
     }
 

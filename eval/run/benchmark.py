@@ -1,6 +1,5 @@
 """One benchmark on one model: generate what is missing, score it, save it."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -23,6 +22,8 @@ from eval.run.options import Options
 from eval.run.prompts import rendered, template_name
 from eval.run.results import Run, mean_score
 from eval.scoring.verdict import Verdict
+from impart.artifact import is_delta
+from impart.checkpoint import check_named
 from impart.errors import InputError
 from impart.files import sha256_of
 from impart.report import progress
@@ -47,8 +48,53 @@ class Benchmark:
     special_tokens: bool = True  # whether the tokenizer adds its own to the prompts: begin-of-sequence
 
 
-def run_benchmarks(benchmarks: Sequence[Benchmark], options: Options) -> list[dict]:
-    """The results of one model, which is loaded at most once, and only when something has to be generated."""
+class Engines:
+    """The engine of the model that is asked, started when something has to be generated; a context manager.
+
+    A delta after a delta over the same base is swapped into the running engine.
+    """
+
+    def __init__(self) -> None:
+        self._running: Engine | None = None
+
+    def of(self, source: ModelSource, settings: EngineSettings) -> Engine:
+        """An engine that answers as the model."""
+        weights = source.weights()
+        if self._running is not None and self._running.settings == settings and self._running.can_swap(weights):
+            self._running.swap(weights)
+            return self._running
+        self.close()
+        self._running = Engine(weights, settings)
+        return self._running
+
+    def close(self) -> None:
+        """Ends the engine that runs."""
+        if self._running is not None:
+            self._running.close()
+        self._running = None
+
+    def __enter__(self) -> "Engines":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def run_models(benchmarks: Callable[[Options], Sequence[Benchmark]], options: Options) -> None:
+    """Every model of the command line one after the other, each result printed as soon as it is there.
+
+    benchmarks: what to ask the model of the options, whose tokenizer may decide the prompts.
+    """
+    check_named(*(model for model in options.models if not is_delta(model)))
+    with Engines() as engines:
+        for model in options.models or (None,):
+            one = dataclasses.replace(options, models=(model,) if model else ())
+            for result in run_benchmarks(benchmarks(one), one, engines):
+                print_result(result, one)
+
+
+def run_benchmarks(benchmarks: Sequence[Benchmark], options: Options, engines: Engines) -> list[dict]:
+    """The results of one model."""
     if options.rescore:
         return [rescored(benchmark, options) for benchmark in benchmarks]
     source = ModelSource(options.model, options.base_model)
@@ -63,21 +109,8 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], options: Options) -> list[di
         options.batch_size,
         options.seed,
     )
-    with contextlib.ExitStack() as stack:
-        engines: list[Engine] = []
-
-        def engine() -> Engine:
-            if not engines:
-                weights = functools.partial(stack.enter_context, source.folder())
-                engines.append(stack.enter_context(Engine(source.tokenizer_folder, settings, weights)))
-            return engines[0]
-
-        return [evaluate(benchmark, options, engine, source, settings) for benchmark in benchmarks]
-
-
-def run_benchmark(benchmark: Benchmark, options: Options) -> dict:
-    """The result of one benchmark on one model."""
-    return run_benchmarks([benchmark], options)[0]
+    engine = functools.cache(lambda: engines.of(source, settings))
+    return [evaluate(benchmark, options, engine, source, settings) for benchmark in benchmarks]
 
 
 def evaluate(

@@ -34,7 +34,6 @@ class Description:
     second: Literal["dtype", "template"] = "dtype"  # what may follow MODEL on the command line
     arguments: tuple[str, ...] = ()  # flags and values that choose it within its script: ("--tasks", "math")
     backend: str | None = None  # of planned evaluations, where it is not to depend on what is installed
-    several_models: bool = False  # whether its script takes several MODELs in one process
     also: tuple[str, ...] = ()  # further names under which its result may stand
     needs_key: bool = False  # whether OPENAI_API_KEY or OPENAI_BASE_URL must be set
     scorings: tuple[str, ...] = (PAPER,)  # rules that --scoring chooses from
@@ -70,11 +69,11 @@ def command(
     ValueError for benchmarks or models that one process cannot take; InputError where held-out items are missing.
     """
     first = benchmarks[0]
-    same = ("script", "second", "backend", "several_models", "validation")
+    same = ("script", "second", "backend", "validation")
     if any(getattr(one, key) != getattr(first, key) for one in benchmarks for key in same):
         raise ValueError(f"{', '.join(one.name for one in benchmarks)} are not asked by one command")
-    if len(models) != 1 and not (models and first.several_models):
-        raise ValueError(f"{first.script} takes {'one or more models' if first.several_models else 'one model'}")
+    if not models:
+        raise ValueError(f"{first.script} takes one or more models")
     following = [template or "", "--dtype", dtype] if first.second == "template" else [dtype]
     parts = [str(first.script), *models, *(word for word in following if word), *_joint_arguments(benchmarks)]
     parts += ["--backend", first.backend] if first.backend else []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eval.engine.models import model_name
 from eval.run.descriptions import PAPER, Description
+from eval.run.prompts import ALIASES, TEMPLATES
 from impart.companions import is_plain_name
 from impart.config import Parser
 from impart.dtypes import choices, short_name
@@ -27,7 +28,7 @@ SCORINGS = {
 class Options:
     """What the command line of a benchmark script says."""
 
-    model: str | None  # checkpoint folder, hub id or delta artifact; None only with `--rescore FILE`
+    models: tuple[str, ...]  # checkpoint folders, hub ids or delta artifacts; none only with `--rescore FILE`
     dtype: str
     backend: str
     data: Path | None
@@ -49,29 +50,34 @@ class Options:
     bos: bool = False  # of IFEval: whether prompts begin with a begin-of-sequence token
     weak_sandbox: bool = False  # of benchmarks that run programs
 
+    @property
+    def model(self) -> str | None:
+        """The model, where it is one; a run of several has options of its own for each."""
+        return self.models[0] if self.models else None
+
 
 def benchmark_parser(doc: str | None, benchmark: Description) -> Parser:
     """What every script of this kind of benchmark takes; a script adds its own flags.
 
-    MODEL (or several), DTYPE (or TEMPLATE, and DTYPE as a flag), as the description says, and the shared flags.
+    MODELs, DTYPE (or TEMPLATE, and DTYPE as a flag), as the description says, and the shared flags.
     """
     parser = Parser(doc)
     template_second = benchmark.second == "template"
-    meaning = "checkpoint folder, hub id, or delta artifact (base + delta is rebuilt once, into a cache)"
-    if benchmark.several_models:
-        parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{meaning}; DTYPE may follow the last one")
-    else:
-        parser.add_argument("model", nargs="?", metavar="MODEL", help=meaning)
-        if template_second:
-            parser.add_argument("template", nargs="?", metavar="TEMPLATE", help="the same as --chat_template")
-        parser.add_argument(
-            "--dtype" if template_second else "dtype",
-            default="auto",
-            choices=choices("auto"),
-            metavar="DTYPE",
-            help="fp16, bf16, fp32, or auto: the checkpoint's own (default)",
-            nargs=None if template_second else "?",
-        )
+    second = "TEMPLATE, the same as --chat_template," if template_second else "DTYPE"
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="checkpoint folder, hub id, or delta artifact; deltas over one base share an engine. "
+        f"{second} may follow the last one",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=choices("auto"),
+        default="auto",
+        help="fp16, bf16, fp32, or auto: the checkpoint's own (default)",
+    )
+    parser.set_defaults(template_second=template_second)
     parser.add_argument(
         "--backend", default="auto", choices=BACKENDS, help="auto: vllm where it is installed, else hf (default)"
     )
@@ -153,12 +159,17 @@ def read_options(parser: Parser, arguments: Sequence[str]) -> Options:
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; flags may stand anywhere around MODEL and DTYPE. A DTYPE after several models is split off."""
+    """The command line; flags may stand anywhere around MODELs and DTYPE or TEMPLATE, which is split off."""
     given = parser.parse_intermixed_args(arguments)
-    if hasattr(given, "models"):
-        *models, last = given.models
-        given.models, given.dtype = (models, last) if models and last in choices("auto") else (given.models, "auto")
-        given.model = given.models[0]
+    given.template = None
+    *models, last = given.models or [None]
+    seconds = ("auto", *TEMPLATES, *ALIASES) if given.template_second else choices("auto")
+    if models and last in seconds:
+        given.models = models
+        setattr(given, "template" if given.template_second else "dtype", last)
+    elif models and "/" not in last and not Path(last).exists():
+        parser.error(f"invalid choice: {last!r} is no model's folder or hub id, and none of {', '.join(seconds)}")
+    given.models = tuple(given.models)
     given.dtype = short_name(given.dtype)
     return given
 
@@ -166,8 +177,9 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
 def options_from(given: argparse.Namespace) -> Options:
     """The shared flags of a parsed command line, checked; starts the log."""
     start_logging()
-    if given.model is None and not given.rescore:
+    if not given.models and not given.rescore:
         raise InputError("MODEL is missing: a checkpoint folder, a hub id or a delta artifact")
+    _refuse_equal_names(given)
     for name, low in (("limit", 1), ("tensor_parallel", 1), ("max_model_len", 1), ("batch_size", 1), ("seed", 0)):
         value = getattr(given, name)
         if value is not None and value < low:
@@ -183,11 +195,11 @@ def options_from(given: argparse.Namespace) -> Options:
     return Options(**{**values, "rescore": given.rescore is not None, "rescore_file": rescore_file})
 
 
-def refuse_one_name_for_two(models: Sequence[str], options: Options) -> None:
-    """InputError where several models of one command would have the same result files."""
-    if options.name and len(models) > 1:
-        raise InputError("--name names one model, but several are given; leave it out")
-    names = [model_name(model) for model in models]
+def _refuse_equal_names(given: argparse.Namespace) -> None:
+    """InputError for models whose results would have one name, and for a flag that is of one model beside several."""
+    if len(given.models) > 1 and (given.name or given.rescore):
+        raise InputError(f"--{'name' if given.name else 'rescore FILE'} is of one model, but several are given")
+    names = [model_name(model) for model in given.models]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise InputError(

@@ -7,6 +7,7 @@ any delta artifact and writes the fine-tuned checkpoint again; --info prints an 
       --dim 5120 --save_path "delta_weight_save_path.pt"
     python delta.py --merge --finetuned_model "vanillaOVO/WizardMath-13B-V1.0" --delta_path "path of the delta" \\
       --save_path "path to save the reconstructed model"
+    python delta.py --push_to_hub owner/name "path of a delta, rebuilt model, merge or adapter" --results results
     python delta.py --info "path of the delta"         (--json: for programs)
     accelerate launch delta.py --svd ...      (splits the layers over the processes)
 """
@@ -22,6 +23,7 @@ from impart import processes
 from impart.adapter import open_finetuned
 from impart.architecture import is_attention
 from impart.artifact import open_delta
+from impart.card import CARD, with_scores
 from impart.checkpoint import check_named
 from impart.compress import compress
 from impart.config import Parser, add_run_flags
@@ -32,6 +34,8 @@ from impart.encodings import empty
 from impart.encodings import svd as svd_encoding
 from impart.encodings.encoded import Encoded
 from impart.errors import InputError, run
+from impart.files import write_atomically
+from impart.hub import upload
 from impart.method import Matrix, Method
 from impart.outputs import refuse_existing
 from impart.overlay import open_base
@@ -49,6 +53,8 @@ def main(arguments: Sequence[str]) -> None:
         svd(flags)
     elif flags.merge:
         merge(flags)
+    elif flags.push_to_hub:
+        push(flags)
     else:
         found = contents(open_delta(flags.delta_path))
         print(json.dumps(found, indent=2) if flags.json else printed(found))
@@ -60,6 +66,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
     verb.add_argument("--svd", action="store_true", help="two checkpoints -> SVD delta")
     verb.add_argument("--merge", action="store_true", help="base + any delta -> checkpoint")
     verb.add_argument("--info", action="store_true", help="print what a delta holds")
+    verb.add_argument("--push_to_hub", metavar="REPO", help="put a delta, rebuilt model, merge or adapter on the hub")
+    parser.add_argument("--results", help="with --push_to_hub: folder of eval/'s results, for the card's scores")
     parser.add_argument("--json", action="store_true", help="what --info prints, as JSON")
     parser.add_argument("delta", nargs="?", help="the delta, as --delta_path")
     parser.add_argument("--base_model", help="folder or hub id; --merge takes it from the delta when it is not given")
@@ -79,8 +87,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     needed = {
         "svd": ("base_model", "finetuned_model", "save_path"),
         "merge": ("delta_path", "save_path"),
-        "info": ("delta_path",),
-    }["svd" if flags.svd else "merge" if flags.merge else "info"]
+    }.get("svd" if flags.svd else "merge" if flags.merge else "", ("delta_path",))
     for name in needed:
         if getattr(flags, name) is None:
             raise InputError(f"--{name} is missing; `delta.py --help` shows the commands")
@@ -147,6 +154,23 @@ def merge(flags: Namespace) -> None:
     delta.verify()
     write_model(delta, base, flags.save_path, finetuned=finetuned, device=device, overwrite=flags.overwrite)
     print(f"{flags.save_path}: {base.source} + {delta.path} ({delta.manifest['method']})")
+
+
+def push(flags: Namespace) -> None:
+    """The folder's card with its scores -> the hub."""
+    folder = Path(flags.delta_path).expanduser()
+    card = folder / CARD
+    if not card.is_file():
+        raise InputError(f"{flags.delta_path!r} has no {CARD}; name a delta, model or adapter that this suite made")
+    if flags.results:
+        found = results_of(Path(flags.results), folder.resolve().name)
+        write_atomically(card, with_scores(card.read_text(), found).encode())
+    print(upload(folder, flags.push_to_hub))
+
+
+def results_of(results: Path, model: str) -> list[dict]:
+    """What eval/ wrote about a model of this name: results/<model>/<benchmark>/<seed>.json."""
+    return [json.loads(file.read_text()) for file in sorted((results / model).glob("*/*.json"))]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ It holds what base + delta -> fine-tuned needs and no copy of base weights: the 
 outside of them that changed ("extras"), and the fine-tuned model's small files (config, tokenizer) under `model/`.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from impart.dtypes import DTYPES
 from impart.encodings.encoded import Encoded, Triplets, encoding_of, refuse_non_finite
 from impart.errors import InputError
 from impart.files import sha256_of, user_path
+from impart.hub import fetch_model, holds_file, is_hub_id
 from impart.json_fields import REMEDY
 from impart.manifest import read_manifest
 from impart.outputs import MANIFEST
@@ -224,15 +226,26 @@ class Delta:
         self._verified.add(shard)
 
 
-def is_delta(path: str | Path) -> bool:
-    """Whether `path` is a finished delta artifact."""
-    return (user_path(path) / MANIFEST).is_file()
+@functools.cache
+def _is_on_hub(source: str) -> bool:
+    return is_hub_id(source) and holds_file(source, MANIFEST)
 
 
-def open_delta(path: str | Path) -> Delta:
-    """A finished artifact, its delta.json checked in full; InputError when it is none, unfinished, or not sound."""
-    path = user_path(path)
-    if not is_delta(path):
+def is_delta(source: str | Path) -> bool:
+    """Whether a folder or a hub id is a finished delta artifact."""
+    path = user_path(source)
+    return (path / MANIFEST).is_file() or (not path.exists() and _is_on_hub(str(source)))
+
+
+def open_delta(source: str | Path) -> Delta:
+    """A finished artifact: a folder, or a hub id, which is fetched. Its delta.json is checked in full.
+
+    InputError when it is none, unfinished, or not sound.
+    """
+    path = user_path(source)
+    if not path.exists() and is_delta(source):
+        path = fetch_model(str(source))
+    if not (path / MANIFEST).is_file():
         unfinished = path.with_name(path.name + ".partial")
         remedy = (
             f"the run that makes it was interrupted ({unfinished.name} is there): run it again to continue"

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from impart import processes
 from impart.architecture import layer_of
 from impart.artifact import COMPANIONS, MANIFEST, Delta, open_delta
+from impart.card import delta_card
 from impart.checkpoint import Checkpoint
 from impart.companions import companion_name, copy_companion
 from impart.dtypes import DTYPE_CODES
@@ -186,6 +187,9 @@ class DeltaWriter:
         manifest[CHECKSUM] = checksum(manifest)
         report.rows = [row for record in records for row in record["rows"]]
         report.write(self._partial / "report.json")
+        linear = sum(entry["bytes"] for entry in manifest["matrices"].values())
+        headers = sum(record["shard"]["header_bytes"] for record in records)
+        delta_card(self.path.name, manifest, linear + headers).write(self._partial)
         write_atomically(self._partial / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         shutil.rmtree(self._records)
         self._output.publish()

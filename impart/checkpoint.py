@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 from impart.architecture import COUNTS, linear_names
+from impart.card import Card
 from impart.companions import companions_of, copy_companion
 from impart.dtypes import DTYPE_CODES
 from impart.errors import InputError
@@ -240,12 +241,14 @@ class CheckpointWriter:
             stream.write(tensor_bytes(tensor))
         self._waiting.discard(name)
 
-    def finish(self, companions: Iterable[Path] = ()) -> None:
-        """Copies the companions, writes the index, syncs everything and makes the folder visible."""
+    def finish(self, companions: Iterable[Path] = (), card: Card | None = None) -> None:
+        """Copies the companions, writes index and card, syncs everything and makes the folder visible."""
         if self._waiting:
             raise ValueError(f"{len(self._waiting)} planned tensors were never added, first {min(self._waiting)}")
         for file in companions:
             copy_companion(file, self._partial)
+        if card is not None:
+            card.write(self._partial)
         if not self._single:
             index = {
                 "metadata": {"total_size": self.total_bytes},

@@ -37,6 +37,35 @@ def fetch_model(repository: str) -> Path:
         raise _not_given(f"model {repository!r}", repository, unanswered or error, remedy) from error
 
 
+def holds_file(repository: str, file: str) -> bool:
+    """Whether a model's repository, on the hub or in the local cache, has this file."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(repository, file)
+    except Exception:  # no such file, no such repository, no network: whoever opens it says which
+        return False
+    return True
+
+
+def upload(folder: Path, repository: str) -> str:
+    """Puts a folder's files into a model repository, which is made where there is none. Returns its address."""
+    from huggingface_hub import HfApi
+
+    if not is_hub_id(repository):
+        raise InputError(f"--push_to_hub {repository!r} is not of the form owner/name")
+    try:
+        api = HfApi()
+        address = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=[".*"])
+    except Exception as error:  # no token, no right, no network: a type each
+        raise InputError(
+            f"the hub does not take {repository} ({reason_of(error)}); `hf auth login`, or HF_TOKEN with the right to "
+            "write there"
+        ) from error
+    return str(address)
+
+
 def fetch_file(repository: str, file: str, *, what: str, remedy: str, kind: str = "model") -> Path:
     """One file of a model or of a data set (`kind`: model or dataset), in the local cache."""
     from huggingface_hub import hf_hub_download

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from impart.artifact import Delta
+from impart.card import rebuilt_card
 from impart.checkpoint import Checkpoint, CheckpointWriter, TensorSpec
 from impart.dtypes import DTYPES
 from impart.report import progress
@@ -68,4 +69,5 @@ def write_model(
     for name, tensor in reconstructed(delta, base, finetuned, device):
         writer.add(name, tensor)
         del tensor  # or it would still be held while the next one is made
-    writer.finish(finetuned.companions() if finetuned is not None else delta.companions())
+    companions = finetuned.companions() if finetuned is not None else delta.companions()
+    writer.finish(companions, rebuilt_card(Path(path).name, delta.manifest, base.source))

@@ -27,6 +27,7 @@ import torch
 from impart import processes
 from impart.architecture import is_vocabulary, linear_names, weight_type
 from impart.artifact import is_delta
+from impart.card import Card
 from impart.checkpoint import CheckpointWriter, TensorSpec, check_named, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
 from impart.device import use_device
@@ -81,8 +82,24 @@ def main(arguments: Sequence[str]) -> None:
         write_config(config, plan, base, models, Path(small))
         text = summary(method, entries, tallies, report)
         report.write(Path(small) / "report.json")
-        writer.finish(sorted(file for file in Path(small).rglob("*") if file.is_file()))
+        small_files = sorted(file for file in Path(small).rglob("*") if file.is_file())
+        writer.finish(small_files, merge_card(out, method, models, base))
     print(f"{text}\nmerged model: {out}")
+
+
+def merge_card(out: Path, method: MergeMethod, models: Models, base: CheckpointModel) -> Card:
+    """The model card of the merge."""
+    weights = {model.name: f"{model.source}, weight {model.entry.weight:g}" for model in models}
+    masks = {f"mask of {model.name}": str(stated(model)["mask"]) for model in models if model.entry.premask is not None}
+    return Card(
+        title=out.name,
+        text=f"A merge of {len(models)} fine-tuned models of one base by {method}.",
+        base=[base.source, *(model.source for model in models)],
+        relation="merge",
+        tags=["merge"],
+        facts={"method": str(method), **weights, **masks},
+        library="transformers",
+    )
 
 
 def parser() -> Parser:

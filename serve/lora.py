@@ -24,6 +24,7 @@ if not __package__:  # run as `python serve/lora.py`: import from the repository
 
 from impart.architecture import is_vocabulary
 from impart.artifact import Delta
+from impart.card import Card
 from impart.checkpoint import Checkpoint
 from impart.config import Parser, add_run_flags
 from impart.device import use_device
@@ -82,13 +83,27 @@ def main(arguments: Sequence[str]) -> None:
     for name in overlay.delta.extras():
         tally.lose(kind_of(name), squared_change(name, overlay.delta.extra(name), overlay.base))
     config = adapter_config(tensors, overlay.base.source)
-    write_adapter(Path(given.out), config, tensors)
-    ranks = sorted(config["rank_pattern"].values())
+    ranks, size = sorted(config["rank_pattern"].values()), sum(tensor.nbytes for tensor in tensors.values())
     needed = next(rank for rank in RANKS if rank >= ranks[-1])
-    size = sum(tensor.nbytes for tensor in tensors.values())
+    serving = f"vllm serve {overlay.base.source} --enable-lora --max-lora-rank {needed} --lora-modules NAME={given.out}"
+    card = Card(
+        title=Path(given.out).name,
+        text=f"A LoRA adapter of the {overlay.delta.manifest['method']} delta of a fine-tuned model. It leaves out:\n\n"
+        f"```text\n{tally.report()}\n```\n\nServe it with `{serving}`.",
+        base=overlay.base.source,
+        relation="adapter",
+        tags=["lora", overlay.delta.manifest["method"]],
+        facts={
+            "fine-tuned model": overlay.delta.manifest["finetuned"]["source"],
+            "ranks": f"{ranks[0]} to {ranks[-1]}",
+            "bytes": f"{size:,}",
+        },
+        library="peft",
+    )
+    write_adapter(Path(given.out), config, tensors, card)
     print(f"{given.out}: LoRA of {len(ranks)} matrices, ranks {ranks[0]} to {ranks[-1]}, {size:,} bytes")
     print(tally.report())
-    print(f"vllm serve {overlay.base.source} --enable-lora --max-lora-rank {needed} --lora-modules NAME={given.out}")
+    print(serving)
 
 
 def refuse_without_factors(delta: Delta) -> None:
@@ -178,8 +193,8 @@ def adapter_config(tensors: dict[str, Tensor], base: str) -> dict:
     }
 
 
-def write_adapter(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
-    """PEFT's two files; the folder appears when it is whole."""
+def write_adapter(folder: Path, config: dict, tensors: dict[str, Tensor], card: Card) -> None:
+    """PEFT's two files and the card; the folder appears when it is whole."""
     output = Output(folder)
     output.hold()
     with output.released_on_error():
@@ -189,6 +204,7 @@ def write_adapter(folder: Path, config: dict, tensors: dict[str, Tensor]) -> Non
         (output.partial / MARKER).touch()
         save_file(tensors, output.partial / WEIGHTS, {"format": "pt"})
         (output.partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        card.write(output.partial)
         output.publish()
 
 

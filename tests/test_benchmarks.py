@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from benchmarks import mask_speed, memory, side_by_side, svd_speed, synthetic
+from benchmarks import mask_speed, memory, side_by_side, svd_speed, swap, synthetic
 
 
 def rows_of(out: str) -> dict[str, list[str]]:
@@ -128,3 +128,13 @@ def test_sizes_that_mean_nothing_are_input_errors(called, benchmark, arguments, 
 def test_benchmarks_run_as_scripts_from_anywhere(script, tmp_path, file):
     ended = script(f"benchmarks/{file}", "--help", cwd=tmp_path)
     assert ended.code == 0 and f"python benchmarks/{file}" in ended.out
+
+
+def test_swap(called):
+    ended = called(swap.main, "--backend", "hf", "--count", "2")
+    assert ended.code == 0, ended.err
+    rows = rows_of(ended.out)
+    written = {way: int(rows[way][-1].replace(",", "")) for way in swap.WAYS.values()}
+    assert written["a dense checkpoint"] > 2 * 2_900_000
+    assert written["load format impart"] == written["swap in a running engine"] == 0
+    assert all(float(cell) >= 0 for way in swap.WAYS.values() for cell in rows[way][:-1])

@@ -76,6 +76,7 @@ def test_the_readme_commands_by_subprocess(pair, tmp_path, script):
     assert ended.code == 0, ended.err
     assert sorted(os.listdir(tmp_path)) == ["delta.pt"]
     assert sorted(os.listdir(tmp_path / "delta.pt")) == [
+        "README.md",
         "delta.json",
         "layer-00000.safetensors",
         "layer-00001.safetensors",

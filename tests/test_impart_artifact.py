@@ -90,7 +90,7 @@ def copy(finished, tmp_path):
     return Path(shutil.copytree(finished.path, tmp_path / "delta"))
 
 
-def files_of(folder: Path, but=("report.json",)) -> dict[str, bytes]:
+def files_of(folder: Path, but=("report.json", "README.md")) -> dict[str, bytes]:
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted(folder.rglob("*"))
@@ -172,7 +172,13 @@ def test_one_shard_per_layer_and_one_for_the_rest(finished):
         "layer-00002.safetensors",
         "rest.safetensors",
     ]
-    assert set(os.listdir(finished.path)) == {MANIFEST, *finished.manifest["shards"], "model", "report.json"}
+    assert set(os.listdir(finished.path)) == {
+        MANIFEST,
+        *finished.manifest["shards"],
+        "model",
+        "report.json",
+        "README.md",
+    }
     with safe_open(finished.path / "layer-00001.safetensors", "pt") as shard:
         assert {name.split(".")[2] for name in shard.keys()} == {"1"}
     with safe_open(finished.path / "rest.safetensors", "pt") as shard:

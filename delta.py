@@ -126,7 +126,8 @@ def svd(flags: Namespace) -> None:
     """Both models, checked -> SVD per matrix -> artifact -> what was written."""
     refuse_existing(Path(flags.save_path), flags.overwrite, (flags.base_model, flags.finetuned_model))
     device, method = use_device(flags.device, flags.threads), Svd(dim=flags.dim, dtype=flags.dtype)
-    source = open_source(Origin(base_model=flags.base_model, ftm_dir=flags.finetuned_model), method, device)
+    origin = Origin(base_model=flags.base_model, ftm_dir=flags.finetuned_model)
+    source = open_source(origin, method, device, force=flags.force)
     delta = compress(
         source,
         method,

@@ -20,6 +20,7 @@ from impart.companions import companions_of, copy_companion
 from impart.dtypes import DTYPE_CODES
 from impart.errors import InputError
 from impart.files import free_space, sync_file, user_path
+from impart.foreign_folders import foreign_kind
 from impart.hub import fetch_model, is_hub_id
 from impart.identity import fingerprint
 from impart.outputs import MARKER, Output, refuse_existing
@@ -33,6 +34,9 @@ class Checkpoint:
 
     def __init__(self, path: Path, source: str):
         self.path, self.source = path, source
+        kind = foreign_kind(path)
+        if kind is not None:
+            raise InputError(f"{source!r} is no model whose weights can be read: {kind}")
         self.config = read_json(path / "config.json", f"checkpoint {source!r}")
         for key in COUNTS:
             if not isinstance(self.config.get(key), int | None):

@@ -180,6 +180,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="CPU threads of the arithmetic (default: all cores); results are equal for equal counts",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
+    parser.add_argument(
+        "--force", action="store_true", help="go on with a model that does not seem to be fine-tuned from the base"
+    )
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:

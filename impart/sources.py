@@ -17,6 +17,7 @@ from impart.encodings.encoded import Triplets
 from impart.errors import InputError
 from impart.files import user_path
 from impart.method import Matrix, Method
+from impart.relation import check_pair
 from impart.svd import delta_svd
 
 
@@ -202,10 +203,13 @@ class SvdSource(Source):
         return self._delta.companions()
 
 
-def open_source(origin: Origin, method: Method, device: torch.device, base_needed: bool = False) -> Source:
+def open_source(
+    origin: Origin, method: Method, device: torch.device, *, force: bool, base_needed: bool = False
+) -> Source:
     """The models or the saved SVD, checked against each other and the method before anything long begins.
 
-    `base_needed`: the base's weights are read afterwards, so that it has to be the one of the SVD.
+    `force`: two models are taken that do not seem to be a pair. `base_needed`: the base's weights are read afterwards,
+    so that it has to be the one of the SVD.
     """
     keys = (origin.weight_types, origin.layer_num, origin.weight_name)
     if origin.svd_dir is not None:
@@ -229,6 +233,7 @@ def open_source(origin: Origin, method: Method, device: torch.device, base_neede
     finetuned = open_finetuned(origin.ftm_dir, base)
     matrices = select_matrices(linear_names(finetuned), origin.ftm_dir, *keys)
     check_comparable(base, finetuned, matrices)
+    check_pair(base, finetuned, force)
     for name in matrices:
         method.check(name, *base.shape(name))
     return ModelSource(compare(base, finetuned, matrices), device)

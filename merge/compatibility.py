@@ -4,21 +4,14 @@ import logging
 import statistics
 from collections.abc import Sequence
 
-import torch
-
-from impart.architecture import STRUCTURE, is_vocabulary, linear_names, rope_theta
-from impart.checkpoint import Checkpoint
+from impart.architecture import STRUCTURE, is_vocabulary
 from impart.errors import InputError
+from impart.relation import delta_ratio, foreign
 from merge.models import CheckpointModel, DeltaModel
 
 log = logging.getLogger(__name__)
 
-# Norm of a delta over the norm of the base. Fine-tuning leaves 0.005 to 0.3; the base of CodeLlama was trained on 500
-# billion tokens more than Llama 2's, which moves weights by as much as they were large, and two models that have
-# nothing to do with each other are at 1.4.
-LARGEST_RATIO = 0.4
-SUSPICIOUS_RATIO, TIMES_THE_OTHERS = 0.1, 10
-SAMPLED_MATRICES, SAMPLED_ROWS = 8, 256
+SUSPICIOUS_RATIO, TIMES_THE_OTHERS = 0.1, 10  # of the delta's norm over the base's
 
 
 def check_architectures(base: CheckpointModel, models: Sequence[CheckpointModel | DeltaModel]) -> None:
@@ -76,19 +69,6 @@ def check_bases(base: CheckpointModel, models: Sequence[CheckpointModel | DeltaM
     return ratios
 
 
-def delta_ratio(base: Checkpoint, model: Checkpoint) -> float:
-    """Norm of W_model - W_base over the norm of W_base, on rows of evenly spaced linear weights."""
-    names = [name for name in linear_names(base) if name in model] or [name for name in base.names() if name in model]
-    step = max(1, len(names) // SAMPLED_MATRICES)
-    squares = torch.zeros(2, dtype=torch.float64)
-    for name in names[::step]:
-        ours, theirs = base.tensor(name), model.tensor(name)
-        stride = max(1, len(ours) // SAMPLED_ROWS)
-        ours, theirs = ours[::stride].double(), theirs[::stride].double()
-        squares += torch.stack([(theirs - ours).square().sum(), ours.square().sum()])
-    return float((squares[0] / squares[1]).sqrt()) if squares[1] > 0 else 0.0
-
-
 def _foreign_delta(base: CheckpointModel, model: DeltaModel) -> str | None:
     """Why the delta is of another base; InputError for one that does not even fit this base."""
     model.delta.check_shapes(base.checkpoint)
@@ -100,15 +80,10 @@ def _foreign_delta(base: CheckpointModel, model: DeltaModel) -> str | None:
 
 
 def _foreign(base: CheckpointModel, model: CheckpointModel, ratios: dict[str, float]) -> str | None:
-    ours, theirs = rope_theta(base.config), rope_theta(model.config)
-    if ours != theirs:
-        return f"its rotary embeddings have rope_theta={theirs:g}, the base's {ours:g}"
     ratio = ratios[model.name]
-    if ratio > LARGEST_RATIO:
-        return (
-            f"its weights differ by {ratio:.2f} times the base's norm, where fine-tuning leaves less than 0.3 (a "
-            "model rebuilt from a strongly sparsified delta can also be that far away)"
-        )
+    reason = foreign(base.checkpoint, model.checkpoint, ratio)
+    if reason is not None:
+        return reason
     others = [other for name, other in ratios.items() if name != model.name]
     usual = statistics.median(others) if others else ratio
     if ratio > SUSPICIOUS_RATIO and ratio > TIMES_THE_OTHERS * usual:

@@ -118,7 +118,6 @@ def parser() -> Parser:
         metavar="name=path[:weight]",
         help="one more fine-tuned model; may be given any number of times",
     )
-    parser.add_argument("--force", action="store_true", help="merge a model that seems to be of another base")
     add_trust_flag(parser)
     add_run_flags(parser)
     add_config_flags(parser)

@@ -74,11 +74,12 @@ def quantize_models(
     device: torch.device,
     report: Report,
     overwrite: bool,
+    force: bool,
 ) -> Delta:
     """Both models, checked -> every matrix by the method -> artifact."""
     if base_model is None:
         raise InputError(f"baseModel is missing: {method.label} takes the delta between it and the fine-tuned model")
-    source = open_source(Origin(base_model=base_model, ftm_dir=finetuned.source), method, device)
+    source = open_source(Origin(base_model=base_model, ftm_dir=finetuned.source), method, device, force=force)
     used: Method = method
     if calibration is not None:
         setting = Setting(open_checkpoint(base_model), finetuned, source, calibration, batch, seed, device)

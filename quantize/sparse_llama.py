@@ -87,6 +87,7 @@ def main(arguments: Sequence[str]) -> None:
             device=device,
             report=report,
             overwrite=flags.overwrite,
+            force=flags.force,
         )
     else:
         if flags.sparsify_config:

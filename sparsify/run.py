@@ -30,7 +30,7 @@ def sparsify(face: str, doc: str | None, arguments: Sequence[str]) -> None:
     check_outputs(config, flags.overwrite, delta_is_there=continues)
     device = use_device(flags.device, flags.threads)
     report = Report(dataclasses.asdict(config) | method.settings())
-    source = open_source(config, method, device, base_needed=config.save_model)
+    source = open_source(config, method, device, force=flags.force, base_needed=config.save_model)
     head = {"kind": "sparse", "method": method.name, "settings": method.settings(), "seed": config.seed}
     delta = (
         finished_delta(config, {**head, **source.head()}, source.matrices)

@@ -491,3 +491,29 @@ def test_a_home_folder_in_the_path_is_meant(tmp_path, weights, monkeypatch):
     assert (tmp_path / "out" / "model.safetensors").is_file()
     with pytest.raises(InputError, match="exists"):
         refuse_existing(Path("~/out"), overwrite=False)
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        ({"model.gguf": b"GGUF"}, "GGUF files, .* give the 16-bit model"),
+        ({"adapter_config.json": b"{}"}, "is an adapter, not a whole model"),
+        (
+            {"config.json": b"{}", "model.safetensors": b"version https://git-lfs.github.com/spec/v1\noid"},
+            "git lfs pull",
+        ),
+        ({"config.json": b"version https://git-lfs.github.com/spec/v1\noid"}, "config.json is a git-lfs pointer"),
+        (
+            {"config.json": b'{"quantization_config": {"quant_method": "gptq"}}', "model.safetensors": b""},
+            "quantized by GPTQ",
+        ),
+        ({"trainer_state.json": b"{}", "checkpoint-90/x": b"", "checkpoint-120/x": b""}, "as .*checkpoint-120"),
+        ({"notes.txt": b""}, "has no config.json"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_said_to_be_what_it_is(tmp_path, files, said):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        open_checkpoint(tmp_path)

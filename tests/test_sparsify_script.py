@@ -95,6 +95,7 @@ def test_the_authors_yaml_and_commands_by_subprocess(pair, tmp_path, script):
         "accounting": "paper",
         "preprune_ratio": 0.8,
         "C": 0.5,
+        "max_rank": None,
         "allocation": "importance",
         "mask": "bernoulli",
         "rescale": True,
@@ -343,13 +344,14 @@ def test_save_model_goes_on_after_the_delta(pair, tmp_path, called):
     """As after a kill in between; but not over the delta of other settings or models."""
     out, model = tmp_path / "out", tmp_path / "out_model"
     command = (*models(pair), *IMPART, "save_model=true", f"save_dir={out}")
+    other = shutil.copytree(pair[0], tmp_path / "other")
     run(called, *command)
     delta, dense = (out / "delta.json").read_bytes(), (model / "model.safetensors").read_bytes()
     shutil.rmtree(model)
     assert "dense checkpoint" in run(called, *command).out
     assert (out / "delta.json").read_bytes() == delta and (model / "model.safetensors").read_bytes() == dense
     shutil.rmtree(model)
-    for changed in (["seed=5"], ["weight_types=[mlp.up_proj]"], [f"ftm_dir={pair[0]}"]):
+    for changed in (["seed=5"], ["weight_types=[mlp.up_proj]"], [f"ftm_dir={other}"]):
         ended = called(sparsify.main, "--threads", "1", *command, *changed)
         assert ended.code == 2 and "is of other models or settings" in ended.err and not model.exists()
     shard = next(out.glob("layer-*"))

@@ -1,0 +1,41 @@
+"""What a folder is that somebody gave as a model and that is none, and what to give instead."""
+
+import json
+import re
+from pathlib import Path
+
+LFS = b"version https://git-lfs"  # how a pointer begins that git-lfs leaves in place of a file
+PACKED = ("gptq", "awq", "bitsandbytes", "hqq", "aqlm", "eetq", "exl2")  # quantizations that are not undone exactly
+
+
+def foreign_kind(folder: Path) -> str | None:
+    """One sentence for a folder without a readable model, or one that is quantized; None where nothing is known."""
+    pointer = next((file for file in sorted(folder.glob("*")) if _is_pointer(file)), None)
+    if pointer is not None:
+        return f"{pointer.name} is a git-lfs pointer, not the file itself; run `git lfs pull` in that folder"
+    if next(folder.glob("*.gguf"), None) is not None and not (folder / "config.json").is_file():
+        return "it holds GGUF files, whose weights are rounded; give the 16-bit model that they were made from"
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return "it is an adapter, not a whole model; a base has to be whole"
+    saved = sorted(folder.glob("checkpoint-*"), key=lambda path: int(re.sub(r"\D", "", path.name) or 0))
+    if saved and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return f"it is a trainer's folder of checkpoints; give one of them, as {saved[-1]}"
+    method = _quantization(folder)
+    if method in PACKED:
+        return f"it is quantized by {method.upper()}, whose weights are codes; give the 16-bit model it was made from"
+    return None
+
+
+def _is_pointer(file: Path) -> bool:
+    if file.suffix not in (".safetensors", ".bin", ".json", ".model") or not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(len(LFS)) == LFS
+
+
+def _quantization(folder: Path) -> str:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        return str(config["quantization_config"]["quant_method"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""

@@ -37,7 +37,7 @@ from impart.errors import InputError, run
 from impart.files import write_atomically
 from impart.hub import upload
 from impart.method import Matrix, Method
-from impart.outputs import refuse_existing
+from impart.outputs import is_skipped, refuse_existing
 from impart.overlay import open_base
 from impart.reconstruct import write_model
 from impart.report import Report, start_logging
@@ -48,7 +48,7 @@ MLP_RANK_FACTOR = 1.45  # the release's: mlp matrices of Llama-2 hold that much 
 
 def main(arguments: Sequence[str]) -> None:
     flags = parse(arguments)
-    start_logging()
+    start_logging(flags.quiet, flags.verbose)
     if flags.svd:
         svd(flags)
     elif flags.merge:
@@ -124,8 +124,11 @@ class Svd(Method):
 
 def svd(flags: Namespace) -> None:
     """Both models, checked -> SVD per matrix -> artifact -> what was written."""
+    method = Svd(dim=flags.dim, dtype=flags.dtype)
+    if is_skipped(flags.save_path, flags.skip_existing, kind="svd", settings=method.settings()):
+        return
     refuse_existing(Path(flags.save_path), flags.overwrite, (flags.base_model, flags.finetuned_model))
-    device, method = use_device(flags.device, flags.threads), Svd(dim=flags.dim, dtype=flags.dtype)
+    device = use_device(flags.device, flags.threads)
     origin = Origin(base_model=flags.base_model, ftm_dir=flags.finetuned_model)
     source = open_source(origin, method, device, force=flags.force)
     delta = compress(
@@ -145,6 +148,8 @@ def svd(flags: Namespace) -> None:
 def merge(flags: Namespace) -> None:
     """base + delta -> checkpoint; the fine-tuned model, when given, supplies what lies outside the compressed set."""
     processes.refuse_several("rebuilding a model")
+    if is_skipped(flags.save_path, flags.skip_existing):
+        return
     inputs = (flags.delta_path, flags.base_model, flags.finetuned_model)
     refuse_existing(Path(flags.save_path), flags.overwrite, inputs)
     device, delta = use_device(flags.device, flags.threads), open_delta(flags.delta_path)

@@ -179,7 +179,14 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="CPU threads of the arithmetic (default: all cores); results are equal for equal counts",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace an existing result")
+    existing.add_argument(
+        "--skip_existing", action="store_true", help="do nothing where the result is there, for loops that run again"
+    )
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="tell only warnings and the result")
+    loudness.add_argument("--verbose", action="store_true", help="tell what the libraries say as well")
     parser.add_argument(
         "--force", action="store_true", help="go on with a model that does not seem to be fine-tuned from the base"
     )

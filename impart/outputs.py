@@ -8,6 +8,8 @@ beside it.
 import atexit
 import contextlib
 import fcntl
+import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,6 +18,9 @@ from typing import TextIO
 
 from impart.errors import InputError
 from impart.files import replace_folder, user_path
+from impart.weight_files import read_json
+
+log = logging.getLogger(__name__)
 
 MARKER = ".made_by_impart"  # an empty file in checkpoints that this suite wrote
 MANIFEST = "delta.json"
@@ -53,6 +58,26 @@ def refuse_existing(path: Path, overwrite: bool, inputs: Iterable[str | Path | N
     check_writable(path)
 
 
+def is_skipped(path: str | Path, skip_existing: bool, **wanted: object) -> bool:
+    """Whether `--skip_existing` finds a result of this suite at `path`, and nothing is left to do.
+
+    `wanted` is what its delta.json has to say where it is a delta: InputError where it was made otherwise.
+    """
+    path = user_path(path)
+    if not skip_existing or not path.exists() or _first_foreign(path) is not None:
+        return False
+    if (path / MANIFEST).is_file():
+        made = read_json(path / MANIFEST, f"delta {str(path)!r}")
+        for key, value in wanted.items():
+            if made.get(key) != json.loads(json.dumps(value)):
+                raise InputError(
+                    f"{str(path)!r} is there and was made otherwise ({key}: {made.get(key)!r} instead of {value!r}); "
+                    "name another folder, or take --overwrite instead of --skip_existing"
+                )
+    log.info("%s is there: nothing to do (--skip_existing)", path)
+    return True
+
+
 def check_writable(path: Path) -> None:
     """InputError when nothing can be made at `path`."""
     above = next(folder for folder in user_path(path).absolute().parents if folder.exists())
@@ -76,7 +101,7 @@ class Output:
 
     def __init__(self, path: Path):
         self.path, self.partial = path, path.with_name(path.name + ".partial")
-        self._lock_file = path.with_name(f".{path.name}.lock")
+        self.lock_file = path.with_name(f".{path.name}.lock")
 
     def hold(self) -> None:
         """Takes the lock; InputError where another process has it. It ends with this process at the latest.
@@ -84,8 +109,8 @@ class Output:
         A second writer in one process takes the lock over: it comes after an error of the first.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        while self._lock_file not in _HELD:
-            lock = self._lock_file.open("a")
+        while self.lock_file not in _HELD:
+            lock = self.lock_file.open("a")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -93,8 +118,8 @@ class Output:
                 raise InputError(
                     f"another run is writing {str(self.path)!r}; wait for it to end, or name another folder"
                 ) from None
-            if self._lock_file.exists() and os.path.samestat(os.fstat(lock.fileno()), self._lock_file.stat()):
-                _HELD[self._lock_file] = lock
+            if self.lock_file.exists() and os.path.samestat(os.fstat(lock.fileno()), self.lock_file.stat()):
+                _HELD[self.lock_file] = lock
             else:
                 lock.close()  # the run that held it removed the file in between
 
@@ -125,9 +150,9 @@ class Output:
 
     def release(self) -> None:
         """Lets the next run write the output."""
-        lock = _HELD.pop(self._lock_file, None)
+        lock = _HELD.pop(self.lock_file, None)
         if lock is not None:
-            self._lock_file.unlink(missing_ok=True)
+            self.lock_file.unlink(missing_ok=True)
             lock.close()
 
 

@@ -24,15 +24,20 @@ log = logging.getLogger("impart")
 PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
-def start_logging() -> None:
-    """Plain messages on stderr, which keeps stdout for results."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpx2", "huggingface_hub", "filelock"):
+def start_logging(quiet: bool = False, verbose: bool = False) -> None:
+    """Plain messages on stderr, which keeps stdout for results; `quiet`: warnings alone, `verbose`: libraries' too."""
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger().setLevel(level)
+    for noisy in () if verbose else ("httpx", "httpx2", "huggingface_hub", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def progress(items: Sequence[Item], *, what: str, unit: str = "matrix") -> Iterator[Item]:
-    """The items, with a bar on a terminal and a line every ten seconds elsewhere."""
+    """The items, with a bar on a terminal and a line every ten seconds elsewhere; neither where a run is quiet."""
+    if not log.isEnabledFor(logging.INFO):
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm(items, desc=what, unit=unit)
         return

@@ -32,7 +32,7 @@ from impart.checkpoint import CheckpointWriter, TensorSpec, check_named, open_ch
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
 from impart.device import use_device
 from impart.errors import InputError, run
-from impart.outputs import refuse_existing
+from impart.outputs import is_skipped, refuse_existing
 from impart.pretrained import add_trust_flag
 from impart.report import Report, progress, start_logging, table
 from merge.compatibility import check_architectures, check_bases
@@ -53,10 +53,12 @@ def main(arguments: Sequence[str]) -> None:
     named = {key: getattr(flags, key) for key in ("merge_method", "ptm_pth", "save_pth", *(f"{n}_pth" for n in NAMED))}
     config = load_config(flags.config, named, flags.model, flags.overrides)
     method, entries = resolve(config)
-    start_logging()
+    start_logging(flags.quiet, flags.verbose)
     device, report = use_device(flags.device, flags.threads), Report(as_dict(config))
     out = Path(config.save_pth)
     processes.refuse_several("merging")
+    if is_skipped(out, flags.skip_existing):
+        return
     refuse_existing(out, flags.overwrite, (config.ptm_pth, *(entry.path for entry in entries)))
     base, models = open_all(config, entries, out.absolute().parent, device)
     check_architectures(base, models)

@@ -42,7 +42,7 @@ from impart.config import Parser, add_config_flags, add_run_flags, as_dict, desc
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.method import described_methods
-from impart.outputs import refuse_existing
+from impart.outputs import is_skipped, refuse_existing
 from impart.pretrained import add_trust_flag
 from impart.report import Report, start_logging, table
 from quantize.calibration import Text, digest, model_tokens, text_file
@@ -62,9 +62,11 @@ def main(arguments: Sequence[str]) -> None:
     config, method = load_config(flags.config, own)
     if method is not None:
         refuse_sparse_delta(flags, method.name)
-    start_logging()
+    start_logging(flags.quiet, flags.verbose)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if is_skipped(flags.save_compressed_delta_dir, flags.skip_existing, kind="quantized"):
+        return
     processes.refuse_several("calibration, which goes through the layers one after another,")
     inputs = (flags.model, flags.saved_delta_path, flags.dataset, config.baseModel)
     refuse_existing(Path(flags.save_compressed_delta_dir), flags.overwrite, inputs)

@@ -31,7 +31,7 @@ from impart.device import use_device
 from impart.dtypes import choices, parse_dtype, short_name
 from impart.encodings.encoded import Triplets, product
 from impart.errors import InputError, run
-from impart.outputs import MARKER, Output, refuse_existing
+from impart.outputs import MARKER, Output, is_skipped, refuse_existing
 from impart.overlay import open_overlay
 from impart.report import progress, start_logging, table
 
@@ -68,11 +68,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dtype", choices=choices(), default="fp16", help="of the factors (default fp16)")
     add_run_flags(parser)
     given = parser.parse_args(arguments)
-    start_logging()
+    start_logging(given.quiet, given.verbose)
     if not 1 <= given.max_rank <= RANKS[-1]:
         raise InputError(
             f"--max_rank {given.max_rank}: adapters have ranks from 1 to {RANKS[-1]}, the largest that vLLM serves"
         )
+    if is_skipped(given.out, given.skip_existing):
+        return
     refuse_existing(Path(given.out), given.overwrite, (given.delta, given.base))
     device, overlay = use_device(given.device, given.threads), open_overlay(given.delta, given.base)
     refuse_without_factors(overlay.delta)

@@ -12,7 +12,7 @@ from impart.config import config_parser
 from impart.device import use_device
 from impart.errors import InputError
 from impart.files import user_path
-from impart.outputs import check_writable, refuse_existing
+from impart.outputs import check_writable, is_skipped, refuse_existing
 from impart.reconstruct import write_model
 from impart.report import Report, start_logging
 from impart.sources import open_source
@@ -23,15 +23,17 @@ from sparsify.summary import FACES
 def sparsify(face: str, doc: str | None, arguments: Sequence[str]) -> None:
     """Settings and models, checked -> every matrix by the method -> artifact -> what was written."""
     flags = config_parser(RunConfig, doc, *described(face)).parse_intermixed_args(arguments)
-    start_logging()
+    start_logging(flags.quiet, flags.verbose)
     settings = load_settings(face, flags.config, flags.overrides)
     config, method, told = settings.config, settings.method, FACES[face]
+    head = {"kind": "sparse", "method": method.name, "settings": method.settings(), "seed": config.seed}
+    if not lacks_only_the_model(config, flags.overwrite) and is_skipped(config.save_dir, flags.skip_existing, **head):
+        return
     continues = lacks_only_the_model(config, flags.overwrite)
     check_outputs(config, flags.overwrite, delta_is_there=continues)
     device = use_device(flags.device, flags.threads)
     report = Report(dataclasses.asdict(config) | method.settings())
     source = open_source(config, method, device, force=flags.force, base_needed=config.save_model)
-    head = {"kind": "sparse", "method": method.name, "settings": method.settings(), "seed": config.seed}
     delta = (
         finished_delta(config, {**head, **source.head()}, source.matrices)
         if continues

@@ -1,4 +1,4 @@
-"""Removes what runs leave behind: models rebuilt for their evaluation, and partial folders of killed runs.
+"""Removes the partial folders that killed runs leave behind.
 
     python reproduce/clean.py                lists them with their bytes; --yes removes them
     python reproduce/clean.py RUNS [...]     looks in these folders (default: runs)
@@ -15,7 +15,6 @@ from pathlib import Path
 if not __package__:  # run as `python reproduce/clean.py`: import from the repository root, not from reproduce/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.engine.models import rebuilt_folder
 from impart.artifact_writer import PROGRESS
 from impart.config import Parser
 from impart.errors import run
@@ -44,10 +43,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def left_behind(folders: Iterable[Path]) -> Iterator[Path]:
-    """Rebuilt models that nobody uses, and this suite's partial folders at any depth that nobody writes."""
-    for model in sorted(rebuilt_folder().glob("*")):
-        if model.is_dir() and not is_locked(model.with_suffix(".lock")):
-            yield model
+    """This suite's partial folders at any depth that nobody writes."""
     for folder in folders:
         for path in sorted(folder.rglob("*.partial")):
             ours = path.is_dir() and any((path / mark).exists() for mark in (MARKER, PROGRESS))

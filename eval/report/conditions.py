@@ -30,7 +30,7 @@ def _with_mark(one: Scored, differing: Sequence[str], beside_whole: bool) -> Sco
 
 
 def conditions_of(cells: Iterable[tuple[str, Cell]]) -> str:
-    """What holds for the cells of a table, each with its benchmark: `n = 1319 (GSM8K), n = 164 (HumanEval); dtype fp16`."""
+    """What holds for a table's cells, each with its benchmark: `n = 1319 (GSM8K), n = 164 (HumanEval); dtype fp16`."""
     values: dict[str, dict[str, list[str]]] = {name: {} for name in CONDITIONS}
     for benchmark, cell in cells:
         for name in CONDITIONS:

@@ -21,6 +21,7 @@ from typing import Any
 
 if not __package__:  # run as `python merge/merge.py`: import from the repository root, not from merge/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import impart  # noqa: F401 - which says what packages are missing
 
 import torch
 

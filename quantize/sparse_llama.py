@@ -28,6 +28,7 @@ from pathlib import Path
 
 if not __package__:  # run as `python quantize/sparse_llama.py`: import from the repository root, not from quantize/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import impart  # noqa: F401 - which says what packages are missing
 
 import torch
 from transformers.utils import logging as transformers_logging

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # run as `python serve/lora.py`: import from the repository root, not from serve/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import impart  # noqa: F401 - which says what packages are missing
+
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-
-if not __package__:  # run as `python serve/lora.py`: import from the repository root, not from serve/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from impart.architecture import is_vocabulary
 from impart.artifact import Delta

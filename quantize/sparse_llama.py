@@ -46,6 +46,7 @@ from impart.method import described_methods
 from impart.outputs import is_skipped, refuse_existing
 from impart.pretrained import add_trust_flag
 from impart.report import Report, start_logging, table
+from impart.tokenizer import load_tokenizer
 from quantize.calibration import Text, digest, model_tokens, text_file
 from quantize.driver import Weights, quantize_layers
 from quantize.one_step import one_step_methods, quantize_models
@@ -94,6 +95,7 @@ def main(arguments: Sequence[str]) -> None:
         )
     else:
         if flags.sparsify_config:
+            load_tokenizer(finetuned.path, finetuned.source)  # a broken one is found before the long step
             flags.saved_delta_path = flags.saved_delta_path or f"{flags.save_compressed_delta_dir.rstrip('/')}.sparse"
             sparsify_first(flags, handed_on)
         delta = quantize_sparse(flags, config, finetuned, device, report)

@@ -441,3 +441,14 @@ def test_the_authors_yaml_files_load(size):
     assert rule.plan("self_attn", 1000) == cut_plan(PAPER_PLAN, 1000, "w")
     assert config.groupsize == 128 and config.true_sequential and config.act_order and config.nsamples == 128
     assert config.seqlen == 2048 and config.bits == [8, 3, 2]
+
+
+def test_a_broken_tokenizer_is_found_before_the_sparsification(pair, tmp_path, called):
+    """The pair's tokenizer.json is none."""
+    config = tmp_path / "sparse.yaml"
+    config.write_text(
+        f"ftm_dir: {pair[1]}\nbase_model: {pair[0]}\ncompression_ratio_qt: 4\npreprune_ratio: 0.2\nC: 1\n"
+    )
+    command = [str(pair[1]), "c4", "--sparsify_config", str(config), "--save_compressed_delta_dir", str(tmp_path / "q")]
+    ended = called(sparse_llama.main, *command)
+    assert ended.code == 2 and "tokenizer" in ended.err and not (tmp_path / "q.sparse").exists()

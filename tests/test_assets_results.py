@@ -13,13 +13,16 @@ NUMBERS = {"figure1": 5, "figure4": 7}  # the tables that figures are of
 DOCUMENTS = ("README.md", "assets/small/README.md")
 
 
-def number_of(plan: Path) -> int:
+def form_of(plan: Path) -> tuple[str, object]:
+    """The flag that says which table it is: the paper's number, or the title of one that the paper does not have."""
     name = plan.name.partition(".")[0]
-    return NUMBERS.get(name) or int(name.removeprefix("table"))
+    if name in NUMBERS or name.startswith("table"):
+        return "--table", NUMBERS.get(name) or int(name.removeprefix("table"))
+    return "--title", plan.with_name(f"{name}.md").read_text().splitlines()[0].removeprefix("## ")
 
 
 def printed(called, plan: Path, out: Path) -> str:
-    ended = called(tables, "--cells", plan, "--table", number_of(plan), "--out", out)
+    ended = called(tables, "--cells", plan, *form_of(plan), "--out", out)
     assert ended.code == 0, ended.err
     return ended.out
 

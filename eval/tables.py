@@ -25,8 +25,9 @@ if not __package__:  # run as `python eval/tables.py`: import from the repositor
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.report.cells import NATS, Cell, Scored, cell, grid
-from eval.report.conditions import CONDITIONS, conditions_of, marked_apart
+from eval.report.conditions import CONDITIONS, conditions_of, marked_apart, seeds_of
 from eval.report.paper import (
+    Cells,
     Column,
     Plan,
     Printed,
@@ -88,7 +89,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     if flags.cells and sum(map(bool, (flags.table, flags.title, flags.best))) != 1:
         raise InputError("--cells needs one of --table N, --title TEXT and --best")
     if flags.figure:
-        from eval.report.figures import check_figure  # matplotlib takes a second to import
+        from eval.report.style import check_figure  # matplotlib takes a second to import
 
         for file in flags.figure:
             check_figure(file)
@@ -106,47 +107,56 @@ def overview(flags: Namespace) -> None:
         from eval.report.figures import draw_results
 
         for file in flags.figure:
-            draw_results(file, grids)
+            draw_results(file, grids, {name: role for one in scored for name, role in one.whole.items()})
 
 
 def planned_table(flags: Namespace) -> None:
     """A table in the paper's form, or the summary of a grid search, from the cells that were planned."""
     plan, labels = read_plan(flags.cells)
     paper = printed_table(flags.table) if flags.table else own_table(flags.title)
-    cells = cells_of(plan, paper)
+    runs = marked_runs(plan, paper)
+    cells = {key: cell(found) for key, found in runs.items() if found}
+    printed = with_rows(paper, labels)
+    columns = columns_of(plan, printed)
     if flags.best:
         text = best_markdown(plan, cells)
         name = flags.cells.name.partition(".")[0]
     else:
-        printed = with_rows(paper, labels)
         name = f"table{flags.table}" if flags.table else flags.cells.name.partition(".")[0]
-        columns = columns_of(plan, printed)
         text = paper_markdown(printed, columns, cells)
         write_csv(flags.out / f"{name}.csv", paper_rows(printed, columns, cells))
-        draw_planned(flags.figure, printed, columns, cells)
     flags.out.mkdir(parents=True, exist_ok=True)
     write_atomically(flags.out / f"{name}.md", text.encode())
     print(text)
+    draw_planned(flags, printed, columns, runs, cells)
 
 
-def cells_of(plan: Plan, paper: Printed) -> dict[tuple[str, Column], Cell]:
-    """The cells whose results are there; what differs within a benchmark of a pair, or from the paper, is marked."""
+def marked_runs(plan: Plan, paper: Printed) -> dict[tuple[str, Column], list[Scored]]:
+    """The results that are there; what differs within a benchmark of a pair, or from the paper, is in their marks."""
     runs = {key: [read_scored(file) for file in map(_found, files) if file] for key, files in plan.items()}
-    cells = {}
     for pair, benchmark in dict.fromkeys((column.pair, column.benchmark) for _, column in runs):
-        own = {key: found for key, found in runs.items() if (key[1].pair, key[1].benchmark) == (pair, benchmark)}
+        own = [key for key in runs if (key[1].pair, key[1].benchmark) == (pair, benchmark)]
         with_paper = any(key in paper.scores for key in own)
-        marked = iter(marked_apart([one for found in own.values() for one in found], beside_whole=with_paper))
-        cells |= {key: cell([next(marked) for _ in found]) for key, found in own.items() if found}
-    return cells
+        marked = iter(marked_apart([one for key in own for one in runs[key]], beside_whole=with_paper))
+        for key in own:
+            runs[key] = [next(marked) for _ in runs[key]]
+    return runs
 
 
-def draw_planned(files: Sequence[Path], printed: Printed, columns: Sequence, cells: Mapping) -> None:
-    """The figures of a table by ratio."""
-    if files:
-        from eval.report.figures import draw_table
+def draw_planned(flags: Namespace, printed: Printed, columns: Sequence[Column], runs: Mapping, cells: Cells) -> None:
+    """A heat map where two settings tell the rows apart, else curves by ratio."""
+    if not flags.figure or not cells:
+        return
+    from eval.report.figures import draw_table
+    from eval.report.heat_maps import draw_grid, two_settings
 
-        for file in files:
+    keys = two_settings(runs)
+    if flags.best and keys is None:
+        raise InputError("--best --figure draws searches over two settings that are numbers, such as beta and C")
+    for file in flags.figure:
+        if keys:
+            draw_grid(file, keys, runs, cells)
+        else:
             draw_table(file, printed, columns, cells)
 
 
@@ -230,7 +240,7 @@ def notes(benchmark: str, whole: Mapping[str, Cell], rows: Mapping[str, Mapping[
     cells = [found for row in rows.values() for found in row.values()]
     said = []
     if cells:
-        said.append(f"Means over {' or '.join(map(str, sorted({found.seeds for found in cells})))} seeds.")
+        said.append(seeds_of(cells))
     true = {label: [f"{one.byte_ratio:.1f}" for one in row.values() if one.byte_ratio] for label, row in rows.items()}
     if any(true.values()):
         shown = "; ".join(f"{label} {', '.join(ratios)}" for label, ratios in true.items() if ratios)

@@ -22,4 +22,4 @@ for pair in $PAIRS; do
             done
         done
     done
-done | plan --best --first --split validation ${VALIDATION:+--held_out "$VALIDATION"}
+done | plan --best --first --figure --split validation ${VALIDATION:+--held_out "$VALIDATION"}

@@ -12,4 +12,4 @@ for pair in $PAIRS; do
             echo "sparse impart $pair preprune_ratio=$beta C=$C as C${C}_beta$beta"
         done
     done
-done | plan --table 4 --first
+done | plan --table 4 --first --figure

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from eval.report.cells import average
+from eval.report.cells import BASE, TUNED, average
 from eval.report.scored import mark_of
 from eval.run.results import mean_score, wilson_interval
 from eval.scoring.verdict import Verdict
@@ -304,3 +304,39 @@ def test_one_run_has_one_interval():
     correct = [1] * 13 + [0] * 187
     found, said = cell([scored(correct)]), mean_score([Verdict(None, None, bool(mark)) for mark in correct])
     assert (found.low, found.high) == pytest.approx(said["interval_95"])
+
+
+def test_a_grid_over_beta_and_c_is_drawn_as_a_heat_map(tmp_path, capsys):
+    lines = []
+    for C in (0.5, 1.0):
+        for beta in (0.6, 0.7):
+            settings = {"compression_ratio": 32.0, "C": C, "preprune_ratio": beta}
+            name = f"C{C:g}_beta{beta}"
+            delta = {"method": "impart", "settings": settings, "linear_ratio": 30.9}
+            write_result(tmp_path / "results", name, [1, beta > 0.6, C > 0.5, 0], delta=delta, benchmark="gsm8k")
+            result = tmp_path / "results" / name / "gsm8k" / "0.json"
+            lines.append(f"{name}\twizardmath_13b\tgsm8k\t32\t{result}\tC {C:g} beta {beta}\n")
+    cells = tmp_path / "grid.cells.tsv"
+    cells.write_text("".join(lines))
+    for form in (("--best",), ("--table", "4")):
+        figure = tmp_path / f"{form[0]}.svg"
+        main(["--cells", str(cells), *form, "--out", str(tmp_path), "--figure", str(figure)])
+        assert "QuadMesh" in figure.read_text()
+    cells.write_text(lines[0])
+    with pytest.raises(InputError, match="two settings that are numbers"):
+        main(["--cells", str(cells), "--best", "--out", str(tmp_path), "--figure", str(figure)])
+
+
+def test_base_and_fine_tuned_have_their_lines_where_a_delta_names_them(tmp_path, monkeypatch):
+    import eval.report.figures as figures
+
+    drawn = []
+    monkeypatch.setattr(figures, "whole_lines", lambda place, lines: drawn.append(dict(lines)))
+    impart = {"method": "impart", "settings": {"compression_ratio": 8.0}, "base": "hub/llama", "finetuned": "my/chat"}
+    write_result(tmp_path, "d", [1, 1, 0, 0], delta=impart)
+    for name in ("llama", "chat", "other"):
+        write_result(tmp_path, name, [1, 0, 0, 0])
+    main([str(tmp_path), "--figure", str(tmp_path / "f.png")])
+    assert drawn == [
+        {"fine-tuned model: chat": (TUNED, 25), "base model: llama": (BASE, 25), "other": (None, 25)},
+    ]

@@ -31,6 +31,8 @@ class ModelSource:
             self.delta_facts = {key: self._delta.manifest[key] for key in ("kind", "method", "settings", "seed")} | {
                 "linear_ratio": round(sizes.linear_ratio, 4),
                 "checkpoint_ratio": round(sizes.checkpoint_ratio, 4),
+                "base": self._delta.manifest["base"]["source"],
+                "finetuned": self._delta.manifest["finetuned"]["source"],
             }
             dtype = self._delta.dtype(self._delta.names()[0]) if self._delta.names() else torch.bfloat16
             self._delta.companions()  # verifies them: the tokenizer is read from there

@@ -2,14 +2,15 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from eval.run.descriptions import PAPER
 from eval.run.results import Z95, wilson_interval
 from impart.errors import InputError
 
 PERCENT, NATS = "percent", "nats"  # measures: a share that is right, a mean negative log-likelihood
+BASE, TUNED = "backbone", "fine_tuned"  # roles of whole models, and their rows in planned tables
 DIGITS = {PERCENT: 1, NATS: 4}
 
 
@@ -29,6 +30,7 @@ class Scored:
     measure: str = PERCENT
     backend: str = ""  # that answered; empty: not said, as of completions from elsewhere
     dtype: str = ""
+    whole: Mapping[str, str] = field(default_factory=dict)  # a delta's base and fine-tuned model -> role
 
     @property
     def n(self) -> int:

@@ -30,7 +30,7 @@ def _with_mark(one: Scored, differing: Sequence[str], beside_whole: bool) -> Sco
 
 
 def conditions_of(cells: Iterable[tuple[str, Cell]]) -> str:
-    """What holds for a table's cells, each with its benchmark: `n = 1319 (GSM8K), n = 164 (HumanEval); dtype fp16`."""
+    """What holds for the cells of a table, each with its benchmark: `n = 164; backend vllm; dtype fp16`."""
     values: dict[str, dict[str, list[str]]] = {name: {} for name in CONDITIONS}
     for benchmark, cell in cells:
         for name in CONDITIONS:
@@ -41,6 +41,12 @@ def conditions_of(cells: Iterable[tuple[str, Cell]]) -> str:
         for found in values.values()
         if list(found) != [""]
     )
+
+
+def seeds_of(cells: Iterable[Cell]) -> str:
+    """How many seeds the means are of."""
+    seeds = sorted({one.seeds for one in cells})
+    return f"Means over {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}."
 
 
 def _said(benchmark: str, cell: Cell, name: str) -> str:

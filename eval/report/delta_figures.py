@@ -5,21 +5,23 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.ticker import NullFormatter
 
-from eval.report.figures import save
+from eval.report.style import SHADES, panels
 from impart.architecture import layer_of, weight_type
 from impart.artifact import Delta
 from impart.errors import InputError
 from impart.report import progress
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend has to be chosen first
-from matplotlib.ticker import NullFormatter  # noqa: E402
+ROOM_FOR_NUMBERS = 8  # layers
 
 
 def draw_spectra(file: Path, delta: Delta) -> None:
     """s_k / s_1 over k of every matrix stored as factors, a panel per weight type, a line per layer."""
-    by_type = defaultdict(dict)
+    by_type: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     for name in progress(delta.names(), what="reading spectra"):
         if delta.rank(name):
             _, s, _ = delta.factors(name)
@@ -29,26 +31,16 @@ def draw_spectra(file: Path, delta: Delta) -> None:
             f"{str(delta.path)!r} holds no singular values (method {delta.manifest['method']}); take an SVD, "
             "ImPart or LowRank delta"
         )
-    layers = max(layer for group in by_type.values() for layer in group) + 1
-    figure, axes = plt.subplots(
-        2, (len(by_type) + 1) // 2, figsize=(3.2 * ((len(by_type) + 1) // 2), 5.6), squeeze=False
-    )
-    for panel, (kind, group) in zip(axes.flat, sorted(by_type.items()), strict=False):
-        for layer, spectrum in sorted(group.items()):
-            panel.plot(
-                np.arange(1, len(spectrum) + 1),
-                spectrum,
-                color=plt.cm.viridis(layer / max(layers - 1, 1)),
-                linewidth=1,
-                label=f"layer {layer}" if layer in (0, layers - 1) else None,
-            )
-        panel.set(title=kind, xlabel="k", ylabel="s_k / s_1", xscale="log", ylim=(0, 1.05))
-        panel.xaxis.set_minor_formatter(NullFormatter())  # the labels of short axes would overlap
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
-    for panel in axes.flat[len(by_type) :]:
-        panel.axis("off")
-    save(figure, file)
+    layers = max(layer for group in by_type.values() for layer in group)
+    shades = ScalarMappable(Normalize(0, max(layers, 1)), SHADES)
+    with panels(file, len(by_type), "Singular values of every matrix's delta, relative to its largest.") as axes:
+        for panel, (kind, group) in zip(axes, sorted(by_type.items()), strict=True):
+            for layer, spectrum in sorted(group.items()):
+                panel.plot(np.arange(1, len(spectrum) + 1), spectrum, color=shades.to_rgba(layer), linewidth=1.2)
+            panel.set(title=kind, xlabel="k", ylabel="$s_k / s_1$", xscale="log", ylim=(0, 1.05))
+            panel.xaxis.set_minor_formatter(NullFormatter())  # the labels of short axes would overlap
+        bar = axes[0].figure.colorbar(shades, ax=axes, label="layer", aspect=40)
+        bar.set_ticks(sorted({0, layers // 2, layers}))
 
 
 def draw_sparsity(file: Path, delta: Delta) -> None:
@@ -56,24 +48,25 @@ def draw_sparsity(file: Path, delta: Delta) -> None:
     found = {(layer_of(name), weight_type(name)): sparsity(entry) for name, entry in delta.manifest["matrices"].items()}
     layers, kinds = sorted({layer for layer, _ in found}), sorted({kind for _, kind in found})
     values = np.array([[found.get((layer, kind), np.nan) for layer in layers] for kind in kinds])
-    figure, panel = plt.subplots(figsize=(max(5.0, 0.3 * len(layers) + 3), 0.4 * len(kinds) + 1.4))
-    image = panel.imshow(values, aspect="auto", cmap="viridis")
-    panel.set_xticks(range(0, len(layers), max(1, len(layers) // 10)), layers[:: max(1, len(layers) // 10)])
-    panel.set_yticks(range(len(kinds)), kinds)
-    panel.set(xlabel="layer", title=f"sparsity, {delta.manifest['method']}")
-    if len(layers) <= 8:  # room for numbers
-        for (row, column), value in np.ndenumerate(values):
-            panel.text(
-                column,
-                row,
-                f"{value:.3f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="black" if image.norm(value) > 0.6 else "white",
-            )
-    figure.colorbar(image, ax=panel)
-    save(figure, file)
+    size = (max(5.0, 0.3 * len(layers) + 3), 0.4 * len(kinds) + 1.2)
+    caption = "Share of dropped entries: of U and V where a matrix is stored as factors, else of the dense delta."
+    with panels(file, 1, caption, size=size) as (panel,):
+        image = panel.imshow(values, aspect="auto", cmap=SHADES)
+        step = max(1, len(layers) // 10)
+        panel.set_xticks(range(0, len(layers), step), layers[::step])
+        panel.set_yticks(range(len(kinds)), kinds)
+        panel.set(xlabel="layer", title=f"sparsity, {delta.manifest['method']}")
+        panel.grid(visible=False)
+        panel.tick_params(length=0)
+        if len(layers) <= ROOM_FOR_NUMBERS:
+            _write_numbers(panel, image, values)
+        panel.figure.colorbar(image, ax=panel, label="share dropped")
+
+
+def _write_numbers(panel: Axes, image: matplotlib.image.AxesImage, values: np.ndarray) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        colour = "black" if image.norm(value) > 0.6 else "white"
+        panel.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8, color=colour)
 
 
 def sparsity(entry: dict) -> float:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from eval.report.cells import NATS, PERCENT, Cell, average, gain_kept
-from eval.report.conditions import CONDITIONS, conditions_of
+from eval.report.cells import BASE, NATS, PERCENT, TUNED, Cell, average, gain_kept
+from eval.report.conditions import CONDITIONS, conditions_of, seeds_of
 from eval.report.labels import title_of
 from impart.errors import InputError
 from impart.records import read_text
@@ -49,7 +49,6 @@ class Printed:
 
 Plan = Mapping[tuple[str, Column], Sequence[Path]]  # result files of each cell, one per seed
 Cells = Mapping[tuple[str, Column], Cell]
-BASE, TUNED = "backbone", "fine_tuned"  # rows of the whole models
 
 
 def printed_table(number: int, file: Path = PAPER) -> Printed:
@@ -137,8 +136,7 @@ def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) ->
     ):
         if len({(column.pair, column.benchmark) for column in own}) == len(own) > 1:
             lines.append([name, *(_average(printed, row, own, cells) for row in printed.labels)])
-    seeds = sorted({one.seeds for one in cells.values()})
-    notes = [f"Means over {' or '.join(map(str, seeds))} seeds." if seeds else "Nothing of this table was run."]
+    notes = [seeds_of(cells.values())] if cells else ["Nothing of this table was run."]
     if cells:
         notes.append(f"{conditions_of((column.benchmark, found) for (_, column), found in cells.items())}.")
     if any(one.mark for one in cells.values()):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.report.cells import PERCENT, Scored
+from eval.report.cells import BASE, PERCENT, TUNED, Scored
 from eval.report.labels import label_of
 from eval.run.descriptions import PAPER
 from eval.run.results import RATIO_KEYS, read_lines, read_result
@@ -24,6 +24,7 @@ def read_scored(file: Path) -> Scored:
     """One result with its samples; InputError for a file that is none."""
     result = read_result(file)
     delta = result.get("delta") or {}
+    whole = {Path(delta[key]).name: role for key, role in (("base", BASE), ("finetuned", TUNED)) if key in delta}
     settings = delta.get("settings", {})
     ratio = next((settings[key] for key in RATIO_KEYS if settings.get(key) is not None), None)
     others = sorted((key, str(value)) for key, value in settings.items() if key not in RATIO_KEYS and value is not None)
@@ -40,6 +41,7 @@ def read_scored(file: Path) -> Scored:
         measure=result.get("measure", PERCENT),
         backend=str(result["settings"].get("backend", "")),
         dtype=str(result["settings"].get("dtype", "")),
+        whole=whole,
     )
 
 

@@ -195,7 +195,7 @@ def read_result(path: Path, required: Collection[str] = IN_TABLES) -> dict:
 def _check_delta(delta: Field) -> None:
     """What a result says of the delta that answered."""
     for key, value in delta.mapping().items():
-        if key in ("kind", "method"):
+        if key in ("kind", "method", "base", "finetuned"):
             value.text()
         elif key == "linear_ratio":
             value.number()

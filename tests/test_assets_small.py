@@ -86,6 +86,19 @@ def test_what_is_there_is_not_replaced(called, models):
         assert ended.code == 2 and "exists" in ended.err, ended
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--seed", -1), ("--steps", 0), ("--threads", 0), ("--checkpoint", 0), ("--rate", 0)]
+)
+def test_numbers_out_of_range_are_refused(called, models, flag, value):
+    ended = called(train.main, "math", "--models", models, flag, value)
+    assert ended.code == 2 and f"{flag} {value}" in ended.err and "must" in ended.err
+
+
+def test_a_wheel_and_the_hub_contradict_each_other(called, tmp_path):
+    ended = called(base.main, "--out", tmp_path / "base", "--source", "hub", "--wheel", tmp_path / "x.whl")
+    assert ended.code == 2 and "leave one of them out" in ended.err
+
+
 def test_training_without_a_base_says_what_makes_it(called, tmp_path):
     ended = called(train.main, "math", "--models", tmp_path)
     assert ended.code == 2 and "assets/small/base.py makes it" in ended.err

@@ -125,6 +125,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     start_logging()
     disable_progress_bar()
+    if options.wheel and options.source == "hub":
+        raise InputError("--wheel is PyPI's package, which --source hub does not read; leave one of them out")
     if (options.out / "model.safetensors").exists():
         raise InputError(f"{options.out} exists; take another --out or remove it")
     make_base(options.out, options.source, options.wheel)

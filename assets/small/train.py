@@ -186,6 +186,12 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     start_logging()
     disable_progress_bar()
+    for flag, low in (("seed", 0), ("steps", 1), ("threads", 1), ("checkpoint", 1)):
+        value = getattr(options, flag)
+        if value is not None and value < low:
+            raise InputError(f"--{flag} {value} must be at least {low}")
+    if options.rate is not None and not 0 < options.rate < 1:
+        raise InputError(f"--rate {options.rate} must lie between 0 and 1")
     name, own = options.name or options.skill, RECIPES[options.skill]
     recipe = replace(
         own,

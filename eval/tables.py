@@ -1,8 +1,7 @@
 """Tables and figures from the results that the benchmark scripts wrote; nothing else reads them.
 
     python eval/tables.py results
-    python eval/tables.py runs/quickstart/results --figure runs/quickstart/accuracy.png \\
-      --csv runs/quickstart/accuracy.csv
+    python eval/tables.py runs/quickstart/tiny/chat/results_test --figure accuracy.png --csv accuracy.csv
     python eval/tables.py runs --leaderboard
     python eval/tables.py --cells runs/tables/paper/table1.cells.tsv --table 1 --out runs/tables/paper
     python eval/tables.py --delta runs/wizardmath_13b/impart_cr32_seed0 --out figures

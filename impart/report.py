@@ -21,7 +21,8 @@ from impart.files import write_atomically
 Item = TypeVar("Item")
 log = logging.getLogger("impart")
 
-PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
+PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal, and before the first estimate
+BAR_WITHOUT_ESTIMATE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}]"
 
 
 def start_logging(quiet: bool = False, verbose: bool = False) -> None:
@@ -34,21 +35,39 @@ def start_logging(quiet: bool = False, verbose: bool = False) -> None:
 
 
 def progress(items: Sequence[Item], *, what: str, unit: str = "matrix") -> Iterator[Item]:
-    """The items, with a bar on a terminal and a line every ten seconds elsewhere; neither where a run is quiet."""
+    """The items, with a bar on a terminal and a line every ten seconds elsewhere; neither where a run is quiet.
+
+    The first ten seconds go by without an estimate, and do not count in the later ones: most of them is the start.
+    """
     if not log.isEnabledFor(logging.INFO):
         yield from items
         return
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, unit=unit)
+        yield from _with_bar(items, what, unit)
         return
-    started = last = time.monotonic()
-    for done, item in enumerate(items):
+    last, first = time.monotonic(), None
+    for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - last >= PLAIN_SECONDS and done + 1 < len(items):
-            last, rate = now, (done + 1) / (now - started)
-            left = (len(items) - done - 1) / rate
-            log.info("%s: %d of %d, %.2f %s/s, %.0f s left", what, done + 1, len(items), rate, unit, left)
+        if now - last < PLAIN_SECONDS or done == len(items):
+            continue
+        last = now
+        if first is None:
+            first = (now, done)
+            log.info("%s: %d of %d", what, done, len(items))
+        else:
+            rate = (done - first[1]) / (now - first[0])
+            left = (len(items) - done) / rate
+            log.info("%s: %d of %d, %.2f %s/s, %.0f s left", what, done, len(items), rate, unit, left)
+
+
+def _with_bar(items: Sequence[Item], what: str, unit: str) -> Iterator[Item]:
+    with tqdm(items, desc=what, unit=unit, bar_format=BAR_WITHOUT_ESTIMATE) as bar:
+        started = time.monotonic()
+        for item in bar:
+            yield item
+            if time.monotonic() - started >= PLAIN_SECONDS:
+                bar.bar_format = None
 
 
 def versions() -> dict[str, str]:

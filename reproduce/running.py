@@ -6,6 +6,7 @@ killed plan keep the next one out until they have ended.
 
 import contextlib
 import fcntl
+import itertools
 import os
 import queue
 import shlex
@@ -65,25 +66,35 @@ def held(runs: Path, pairs: Sequence[str]) -> Iterator[list[int]]:
 
 def run_steps(steps: Sequence[Step], runs: Path, machine: Machine, locks: Sequence[int] = ()) -> None:
     """All steps, stage by stage; StepFailed after the first one that fails, once those beside it have ended."""
+    numbers = itertools.count(1)
     for stage in STAGES:
         own = [step for step in steps if step.stage == stage]
         if own:
-            print(f"== {stage}: {len(own)} steps, {machine.jobs} at a time", file=sys.stderr, flush=True)
-            _run_stage(own, runs, machine, locks)
+            say(f"{stage}: {len(own)} step{'s' * (len(own) > 1)}, {machine.jobs} at a time")
+            for step, spent in _run_stage(own, runs, machine, locks):
+                say(f"step {next(numbers)} of {len(steps)}: {step.stage} {step.pair}, {step.detail}: {spent:.0f} s")
 
 
-def _run_stage(steps: Sequence[Step], runs: Path, machine: Machine, locks: Sequence[int]) -> None:
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _run_stage(
+    steps: Sequence[Step], runs: Path, machine: Machine, locks: Sequence[int]
+) -> Iterator[tuple[Step, float]]:
+    """Every step as soon as it has ended, and the seconds that it took."""
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
     for slot in range(machine.jobs):
         slots.put(slot)
     failed = threading.Event()
 
-    def work(step: Step) -> None:
+    def work(step: Step) -> tuple[Step, float] | None:
         if failed.is_set():
-            return
-        slot = slots.get()
+            return None
+        slot, started = slots.get(), time.monotonic()
         try:
             _run_step(step, runs, machine, slot, locks)
+            return step, time.monotonic() - started
         except BaseException:
             failed.set()
             raise
@@ -92,7 +103,8 @@ def _run_stage(steps: Sequence[Step], runs: Path, machine: Machine, locks: Seque
 
     with ThreadPoolExecutor(machine.jobs) as pool:
         for future in as_completed([pool.submit(work, step) for step in steps]):
-            future.result()
+            if ended := future.result():
+                yield ended
 
 
 def _run_step(step: Step, runs: Path, machine: Machine, slot: int, locks: Sequence[int]) -> None:
@@ -100,7 +112,7 @@ def _run_step(step: Step, runs: Path, machine: Machine, slot: int, locks: Sequen
     name = f"step-{os.getpid()}-{threading.get_ident()}"
     log = runs / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    started, environment = time.monotonic(), _environment(machine, slot)
+    environment = _environment(machine, slot)
     with log.open("wb") as output:
         for command in step.commands:
             full = [*machine.prefix, *command]
@@ -113,8 +125,6 @@ def _run_step(step: Step, runs: Path, machine: Machine, slot: int, locks: Sequen
     for folder in step.removes:
         shutil.rmtree(folder, ignore_errors=True)
     log.unlink()
-    spent = time.monotonic() - started
-    print(f"{step.stage} {step.pair} ({step.detail}): {spent:.0f} s", file=sys.stderr, flush=True)
 
 
 def _environment(machine: Machine, slot: int) -> dict[str, str]:

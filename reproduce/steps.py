@@ -18,7 +18,7 @@ class Step:
 
     stage: str
     pair: str
-    detail: str  # what progress lines say of it: a ratio, or benchmarks
+    detail: str  # what progress lines say of it: what it makes, or asks
     commands: tuple[Command, ...]
     targets: tuple[Path, ...]  # what is there when it is done
     removes: tuple[Path, ...] = ()  # folders that are not needed afterwards

@@ -156,7 +156,7 @@ class Plan:
                 *self._threads(),
             )
             self.made_by[name, folder.name] = facts(pair, method, seed)
-            self._add(Step("sparsify", name, value_text(ratio), (step,), (folder / "delta.json",), ratio=ratio))
+            self._add(Step("sparsify", name, folder.name, (step,), (folder / "delta.json",), ratio=ratio))
             planned.append((seed, folder))
         return planned
 
@@ -194,9 +194,7 @@ class Plan:
                 removes = (sparse,)
             text = {"calibration": pair.calibration, **calibrated}
             self.made_by[name, folder.name] = facts(pair, method, seed) | text
-            step = Step(
-                "quantize", name, value_text(ratio), (tuple(quantize),), (folder / "delta.json",), removes, ratio
-            )
+            step = Step("quantize", name, folder.name, (tuple(quantize),), (folder / "delta.json",), removes, ratio)
             self._add(step)
             planned.append((seed, folder))
         return planned
@@ -226,7 +224,7 @@ class Plan:
             *self._threads(),
         )
         # Its values are in 16 bit until they are quantized.
-        self._add(Step("sparsify", name, value_text(ratio), (step,), (folder / "delta.json",), ratio=ratio / 8))
+        self._add(Step("sparsify", name, folder.name, (step,), (folder / "delta.json",), ratio=ratio / 8))
 
     def _merged(self, kind: str, words: Sequence[str]) -> None:
         row, name, method, mask, *more = words
@@ -258,7 +256,7 @@ class Plan:
         step = (*script("delta.py", "--svd", *models, "--save_path", str(folder)), *self._threads())
         self.made_by[name, folder.name] = {"base_model": pair.base_model, "ftm_dir": pair.ftm_dir}
         if needed:
-            self._add(Step("svd", name, "svd", (step,), (folder / "delta.json",)))
+            self._add(Step("svd", name, folder.name, (step,), (folder / "delta.json",)))
         return folder
 
     # What all things have in common
@@ -312,12 +310,22 @@ class Plan:
         )
         merge, masked = self._merges.get((name, models[0]), (None, False))
         targets = tuple(results / Path(model).name / one / "0.json" for model in models for one in benchmarks)
-        detail, asked = " ".join(benchmarks), tuple(benchmarks)
+        asked = tuple(benchmarks)
+        counted = f"{len(models)} model{'s' * (len(models) > 1)} on {', '.join(benchmarks)}"
         if merge is None:
-            return Step("evaluate", name, detail, asks, targets, benchmarks=asked, models=len(models))
+            return Step("evaluate", name, counted, asks, targets, benchmarks=asked, models=len(models))
         made = () if Path(models[0]).is_dir() else (merge,)
         removes = () if self.wanted.keep else (Path(models[0]),)
-        return Step("merge", name, detail, (*made, *asks), targets, removes, benchmarks=asked, masked=masked)
+        return Step(
+            "merge",
+            name,
+            f"{Path(models[0]).name} and {counted}",
+            (*made, *asks),
+            targets,
+            removes,
+            benchmarks=asked,
+            masked=masked,
+        )
 
     def _benchmarks(self, pair: Pair) -> list[str]:
         return pair.benchmarks[:1] if self.wanted.only_first else pair.benchmarks

@@ -32,19 +32,27 @@ def test_progress_passes_the_items_on_and_is_silent_when_fast(caplog, monkeypatc
     assert caplog.text == ""
 
 
-def test_progress_says_rate_and_remaining_time_every_ten_seconds(caplog, monkeypatch):
+def test_progress_says_rate_and_remaining_time_every_ten_seconds_but_not_at_first(caplog, monkeypatch):
     clock = Clock(monkeypatch)
     with caplog.at_level(logging.INFO, logger="impart"):
-        for _ in progress(list(range(6)), what="svd", unit="matrix"):
-            clock.now += 4.0
-    assert caplog.messages == ["svd: 3 of 6, 0.25 matrix/s, 12 s left"]  # at 12 s; 24 s is the end
+        for item in progress(list(range(10)), what="svd", unit="matrix"):
+            clock.now += 12.0 if item == 0 else 4.0  # a slow start
+    assert caplog.messages == [
+        "svd: 1 of 10",
+        "svd: 4 of 10, 0.25 matrix/s, 24 s left",
+        "svd: 7 of 10, 0.25 matrix/s, 12 s left",
+    ]
 
 
-def test_progress_draws_a_bar_on_a_terminal(capsys, monkeypatch):
+def test_progress_draws_a_bar_on_a_terminal_first_without_an_estimate(capsys, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, logger="impart")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert list(progress([1, 2], what="svd", unit="matrix")) == [1, 2]
     shown = capsys.readouterr().err
-    assert "svd" in shown and "2/2" in shown and "matrix" in shown
+    assert "svd" in shown and "2/2" in shown and "matrix" not in shown
+    monkeypatch.setattr(report, "PLAIN_SECONDS", 0.0)
+    assert list(progress([1, 2], what="svd", unit="matrix")) == [1, 2]
+    assert "matrix" in capsys.readouterr().err
 
 
 def test_progress_can_be_taken_piece_by_piece():

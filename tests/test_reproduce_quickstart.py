@@ -41,14 +41,29 @@ def test_quickstart_prints_a_table_and_reuses_what_is_there(tmp_path):
     assert first.returncode == 0, first.stderr
     for word in ("ImPart", "DARE", "LowRank", "base (whole)", "code (whole)", "CR 8"):
         assert word in first.stdout
-    runs = checkout / "runs" / "quickstart" / "code"
+    numbered = [line for line in first.stderr.splitlines() if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in numbered] == [f"step {n} of {len(numbered)}" for n in
+                                                             range(1, len(numbered) + 1)]  # fmt: skip
+    assert len(first.stderr.splitlines()) <= 3 + len(numbered)  # and a line for each of the three stages
+    runs = checkout / "runs" / "quickstart" / "tiny" / "code"
     assert (runs / "accuracy.png").is_file() and (runs / "accuracy.csv").is_file()
     before = {
-        file: file.stat().st_mtime_ns for file in runs.rglob("*") if file.is_file() and "accuracy" not in file.name
+        file: file.stat().st_mtime_ns
+        for file in runs.rglob("*")
+        if file.is_file() and "accuracy" not in file.name and file.suffix != ".lock"
     }
     second = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert second.returncode == 0 and second.stdout.splitlines()[-12:] == first.stdout.splitlines()[-12:]
     assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+def test_a_dry_run_lists_the_steps_and_makes_nothing(tmp_path):
+    variables = os.environ | {"RUNS": str(tmp_path / "runs"), "SEEDS": "0"}
+    command = ["bash", str(ROOT / "reproduce" / "quickstart.sh"), "math", "--dry-run"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sparsify/sparsify.py") == 9 and "in all: " in done.stdout
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_model_is_one_error_line(tmp_path):

@@ -22,7 +22,7 @@ def test_a_step_is_shown_as_it_runs_launcher_and_interpreter_first(tmp_path):
     assert shown[1] == ["rm", "-rf", "my runs/old"]
 
 
-def test_every_command_goes_through_the_launcher(tmp_path):
+def test_every_command_goes_through_the_launcher(tmp_path, capsys):
     launcher = tmp_path / "launch it"
     launcher.write_text(f'#!/bin/sh\necho "$1" >> "{tmp_path}/launched"\nshift\nexec "$@"\n')
     launcher.chmod(0o755)
@@ -33,14 +33,13 @@ def test_every_command_goes_through_the_launcher(tmp_path):
     assert (tmp_path / "made 1").is_file() and (tmp_path / "made 2").is_file()
     assert (tmp_path / "launched").read_text().split() == ["-n1", "-n1"]
     assert not list((tmp_path / "my runs" / "logs").iterdir())
+    stage, step = capsys.readouterr().err.splitlines()
+    assert stage == "svd: 1 step, 2 at a time" and step.startswith("step 1 of 1: svd p, svd: ")
 
 
-def test_slots_share_the_gpus_that_the_user_left_visible(tmp_path, monkeypatch):
+def test_slots_share_the_gpus_that_the_user_left_visible(monkeypatch):
     def gpus(**more):
-        return [
-            _environment(Machine(jobs=4, gpus=2, **more), slot, tmp_path).get("CUDA_VISIBLE_DEVICES")
-            for slot in range(4)
-        ]
+        return [_environment(Machine(jobs=4, gpus=2, **more), slot).get("CUDA_VISIBLE_DEVICES") for slot in range(4)]
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpus() == ["0", "1", "0", "1"]

@@ -38,6 +38,13 @@ def test_a_stranger_is_refused_and_taken_by_force(pair, stranger, tmp_path, call
             shutil.rmtree(tmp_path / "out")
 
 
+def test_a_large_delta_is_suspected_and_taken(pair, tmp_path, caplog):
+    base = open_checkpoint(pair[0])
+    far = {name: base.tensor(name) * 1.6 for name in base.names()}
+    check_pair(base, open_checkpoint(write_checkpoint(tmp_path / "far", far)), force=False)
+    assert "differs" in caplog.text and "0.60 times" in caplog.text and "is it its base?" in caplog.text
+
+
 def test_a_base_given_twice_is_refused(pair, tmp_path, called):
     for script, arguments in steps(str(pair[0]), str(pair[0]), str(tmp_path / "out")):
         ended = called(script.main, *arguments)

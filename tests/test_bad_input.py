@@ -288,7 +288,7 @@ def test_a_config_that_cannot_be_read(called, tmp_path, out):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ((), ("one of the arguments --svd --merge --info is required", "--help")),
+        ((), ("one of the arguments --svd --merge --info --push_to_hub is required", "--help")),
         (("--svd", "--merge"), ("not allowed with",)),
         (("--svd", "--base_model", "a"), ("--finetuned_model is missing", "--help")),
         (("--merge", "--save_path", "a"), ("--delta_path is missing",)),

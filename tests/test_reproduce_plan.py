@@ -168,7 +168,7 @@ def test_steps_run_with_their_slots_gpu(tmp_path, capfd):
     run_steps(steps, tmp_path / "runs", Machine(jobs=2, gpus=2))
     told = [(tmp_path / str(number)).read_text() for number in range(4)]
     assert set(told) <= {"0", "1"} and list((tmp_path / "runs" / "logs").iterdir()) == []
-    assert "== sparsify: 4 steps, 2 at a time" in capfd.readouterr().err
+    assert "sparsify: 4 steps, 2 at a time" in capfd.readouterr().err
 
 
 def test_a_launcher_stands_before_every_command_and_gives_its_own_gpu(tmp_path, monkeypatch):

@@ -73,9 +73,13 @@ def test_the_architecture_of_the_page_is_compressed_whole(copy_of_the_suite, tmp
     config = OPTConfig(
         vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
     )
-    for seed, name in enumerate(("base", "finetuned")):
-        torch.manual_seed(seed)
-        OPTForCausalLM(config).save_pretrained(tmp_path / name)
+    torch.manual_seed(0)
+    model = OPTForCausalLM(config)
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.001 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "finetuned")
 
     def matrices() -> set[str]:
         names = f"linear_names(open_checkpoint({str(tmp_path / 'base')!r}))"

@@ -293,7 +293,7 @@ def test_length_control_takes_the_length_out(server, tmp_path):
 
 def test_bad_input(called, data, tmp_path, server):
     server.body = reply("m", "M")
-    command = ["model", "llama2", "--data", data, "--judge_url", server.url]
+    command = [str(tmp_path), "llama2", "--data", data, "--judge_url", server.url]
     for flags, message in (
         [["--judge_options", "[1"], "not a JSON mapping"],
         [["--judge_options", "[1]"], "not a JSON mapping"],
@@ -302,7 +302,10 @@ def test_bad_input(called, data, tmp_path, server):
     ):
         ended = called(alpacaeval.main, *command, *flags)
         assert ended.code == 2 and message in ended.err, ended.err
-    assert "does not exist; take auto" in called(alpacaeval.main, "model", "llama9", *command[2:]).err
+    assert (
+        "'llama9' is no model's folder or hub id, and none of auto"
+        in called(alpacaeval.main, "model", "llama9", *command[2:]).err
+    )
     data.write_text(json.dumps([{"instruction": "x", "generator": "y"}]))
     assert "item 1: field 'output' is missing" in called(alpacaeval.main, *command).err
     data.write_text(json.dumps([ITEMS[0], ITEMS[0]]))

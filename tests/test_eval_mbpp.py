@@ -212,7 +212,7 @@ def test_a_chat_template_that_writes_the_begin_token_does_not_double_it(plus_fil
     template["single"].append({"Sequence": {"id": "A", "type_id": 0}})
     template |= {"pair": template["single"], "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": template}))
-    benchmark = mbpp.mbpp(replace(options_of("--data", str(plus_file)), model=str(model)))
+    benchmark = mbpp.mbpp(replace(options_of("--data", str(plus_file)), models=(str(model),)))
     ids = load_tokenizer(model)(benchmark.prompts[0])["input_ids"]
     assert ids.count(0) == 1 and ids[0] == 0 and "Write a function." in benchmark.prompts[0]
 

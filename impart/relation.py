@@ -8,6 +8,7 @@ import torch
 from impart.architecture import linear_names, rope_theta
 from impart.checkpoint import Checkpoint
 from impart.errors import InputError
+from impart.files import user_path
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ SAMPLED_MATRICES, SAMPLED_ROWS = 8, 256
 
 def check_pair(base: Checkpoint, finetuned: Checkpoint, force: bool) -> None:
     """InputError, or with `force` a warning, unless the second model seems to be fine-tuned from the first."""
-    if base.path.resolve() == finetuned.path.resolve():
+    if user_path(base.source).resolve() == user_path(finetuned.source).resolve():
         raise InputError(f"{base.source!r} is given as base and as fine-tuned model; there is no delta between the two")
     ratio = delta_ratio(base, finetuned)
     reason = foreign(base, finetuned, ratio, UNRELATED_RATIO)  # a delta from a far base is large, but it is one

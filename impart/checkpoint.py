@@ -17,7 +17,7 @@ from safetensors import safe_open
 from impart.architecture import COUNTS, linear_names
 from impart.card import Card
 from impart.companions import companions_of, copy_companion
-from impart.dtypes import DTYPE_CODES
+from impart.dtypes import DTYPE_CODES, all_finite
 from impart.errors import InputError
 from impart.files import free_space, sync_file, user_path
 from impart.foreign_folders import foreign_kind
@@ -118,12 +118,8 @@ class Checkpoint:
                     yield shard.get_slice(name)[start : start + rows]
 
     def _finite(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        exact = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # isfinite and sum lack the 8-bit floats
-        # A finite sum says it all, and is many times as fast to find; one that overflows says nothing.
-        if not bool(torch.isfinite(exact.sum())) and not bool(torch.isfinite(exact).all()):
-            count = int((~torch.isfinite(exact)).sum())
+        if tensor.is_floating_point() and not all_finite(tensor):
+            count = int((~torch.isfinite(tensor.double())).sum())
             raise InputError(
                 f"{name} of {self.source!r} holds {count} NaN or Inf of {tensor.numel()} values; "
                 "a delta of it means nothing: fetch the checkpoint again or repair the tensor"

@@ -27,9 +27,9 @@ def sparsify(face: str, doc: str | None, arguments: Sequence[str]) -> None:
     settings = load_settings(face, flags.config, flags.overrides)
     config, method, told = settings.config, settings.method, FACES[face]
     head = {"kind": "sparse", "method": method.name, "settings": method.settings(), "seed": config.seed}
-    if not lacks_only_the_model(config, flags.overwrite) and is_skipped(config.save_dir, flags.skip_existing, **head):
-        return
     continues = lacks_only_the_model(config, flags.overwrite)
+    if not continues and is_skipped(config.save_dir, flags.skip_existing, **head):
+        return
     check_outputs(config, flags.overwrite, delta_is_there=continues)
     device = use_device(flags.device, flags.threads)
     report = Report(dataclasses.asdict(config) | method.settings())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from impart.dtypes import all_finite
 from impart.errors import InputError, reason_of
 
 Tensors = dict[str, Tensor]
@@ -93,7 +94,7 @@ def _refusing_damage(name: str) -> Iterator[None]:
 
 def refuse_non_finite(name: str, decoded: Tensor) -> None:
     """InputError when a decoded matrix or factor of it holds NaN or Inf."""
-    if not torch.isfinite(decoded.sum()) and not bool(torch.isfinite(decoded).all()):  # a finite sum tells it at once
+    if not all_finite(decoded):
         raise InputError(
             f"{name} decodes to NaN or Inf in {str(decoded.dtype).removeprefix('torch.')}; a model with it computes "
             "nothing: fetch or make the delta again"

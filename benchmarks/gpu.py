@@ -280,12 +280,12 @@ def pair_section(rates: dict[str, float], layers: int, folder: Path, out: Path):
 
 def whole_section(rates: dict[str, float], layers: int, folder: Path, out: Path):
     """All 40 layers, truly run."""
-    times = step_times(folder, out, LAYERS, quantized=False)
+    times = step_times(folder, out, LAYERS)
     rows = [(name, f"{took:.1f} s", f"{peak:.2f}") for name, (took, peak) in times.items()]
     yield markdown("All 40 layers of 13B, files read and written", ("step", "time", "peak GB on the GPU"), rows)
 
 
-def step_times(folder: Path, out: Path, layers: int, quantized: bool = True) -> dict[str, tuple[float, float]]:
+def step_times(folder: Path, out: Path, layers: int) -> dict[str, tuple[float, float]]:
     """Seconds and peak memory on the GPU of every step on a pair of this depth."""
     made = time.perf_counter()
     base, tuned, text = llama_pair(folder, layers, GPU)
@@ -310,11 +310,10 @@ def step_times(folder: Path, out: Path, layers: int, quantized: bool = True) -> 
     wanted = [f"base_model={base}", f"ftm_dir={tuned}", f"preprune_ratio={BETA}", f"C={C}"]
     budget = [f"compression_ratio={CR}", f"save_dir={sparse}"]
     step("`sparsify.py`, ImPart from the two models", partial(sparsify.main, wanted + budget))
-    if quantized:
-        budget = [f"compression_ratio_qt={CR}", "grid=paper", "accounting=paper", f"save_dir={sparse_qt}"]
-        step("`sparsify_quant.py`, ImPart-Qt from the two models", partial(sparsify_quant.main, wanted + budget))
-        places = ["--saved_delta_path", sparse_qt, "--save_compressed_delta_dir", codes]
-        step("`sparse_llama.py`, 128 x 2048 tokens", partial(sparse_llama.main, [str(tuned), str(text), *places]))
+    budget = [f"compression_ratio_qt={CR}", "grid=paper", "accounting=paper", f"save_dir={sparse_qt}"]
+    step("`sparsify_quant.py`, ImPart-Qt from the two models", partial(sparsify_quant.main, wanted + budget))
+    places = ["--saved_delta_path", sparse_qt, "--save_compressed_delta_dir", codes]
+    step("`sparse_llama.py`, 128 x 2048 tokens", partial(sparse_llama.main, [str(tuned), str(text), *places]))
     opened = open_delta(sparse)
     step("verifying the sparse delta", opened.verify)
     step("decoding it", lambda: [opened.reconstruct(name, device=GPU) for name in opened.names()])

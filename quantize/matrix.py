@@ -185,7 +185,9 @@ def _quantize_entries(name: str, source: Encoded, H: Tensor, inverse: Inverse, r
         found = quantize_groups(W, mask, inverse, bits, rule.groupsize)
         zero, group = found.zero, found.group
     encoded = quantized_entries.write(found.codes, mask, bits, found.scale, zero, group, unit, source)
-    return encoded, {"error": relative_error(found.values() - W, W, H)}
+    Wq = found.values()
+    inner = float((Wq * W).sum() / W.square().sum().clamp(min=1e-30))
+    return encoded, {"error": relative_error(Wq - W, W, H), "inner_product": inner}
 
 
 def relative_error(E: Tensor, W: Tensor, H: Tensor) -> float:
@@ -194,7 +196,11 @@ def relative_error(E: Tensor, W: Tensor, H: Tensor) -> float:
 
 
 def factor_errors(U: Tensor, Vt: Tensor, Uq: Tensor, Vq: Tensor, s: Tensor, H: Tensor, plan: CutPlan) -> dict:
-    """Relative output errors of U_q diag(s) V_q^T, of the whole and of each plan entry relative to its own part."""
+    """Relative output errors of U_q diag(s) V_q^T, of the whole and of each plan entry relative to its own part.
+
+    `inner_product` is <W_q, W> / <W, W> of the whole: below 1 the grids shrink the delta, which a small error does not
+    show.
+    """
     Z = torch.cat([Vq, Vt]) * torch.cat([s, s])[:, None]  # (2r, n)
     G = Z @ H @ Z.T
     r, A = len(s), torch.cat([Uq, -U], 1)  # E = A Z
@@ -207,4 +213,6 @@ def factor_errors(U: Tensor, Vt: Tensor, Uq: Tensor, Vq: Tensor, s: Tensor, H: T
 
     ranks = torch.arange(r, device=U.device)
     per_entry = {f"error_{bits}bit": error(ranks[first:last]) for bits, first, last in plan_spans(plan)}
-    return {"error": error(ranks), **per_entry}
+    US = U * s
+    inner = ((Uq * s).T @ US * (Vq @ Vt.T)).sum() / (US.T @ US * (Vt @ Vt.T)).sum().clamp(min=1e-30)
+    return {"error": error(ranks), "inner_product": float(inner), **per_entry}

@@ -200,13 +200,14 @@ def summary(delta: Delta, report: Report) -> str:
             (
                 row["name"].removesuffix(".weight"),
                 f"{row['error']:.4f}",
+                f"{row['inner_product']:.3f}",
                 *(f"{row[key]:.4f}" if key in row else "" for key in parts),
             )
             for row in worst
         ]
         lines += [
-            "relative output error of the worst matrices, against the sparse delta",
-            table(rows, ("matrix", "all", *(key.removeprefix("error_") for key in parts))),
+            "relative output error of the worst matrices, against the sparse delta, and inner product with it",
+            table(rows, ("matrix", "all", "inner product", *(key.removeprefix("error_") for key in parts))),
             "",
         ]
     rows = [

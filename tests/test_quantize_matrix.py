@@ -114,6 +114,7 @@ def test_errors_per_rank_group():
     for key, a, b in (("error", 0, R), ("error_8bit", 0, 2), ("error_3bit", 2, 12), ("error_2bit", 12, R)):
         true, new = ((x[:, a:b] * s[a:b]) @ y[:, a:b].T for x, y in ((U, V), (Uq, Vq)))
         assert errors[key] == pytest.approx(relative_error(new - true, true, H), rel=1e-3)
+    assert factor_errors(U, V.T, 0.9 * U, 0.9 * V.T, s, H, plan)["inner_product"] == pytest.approx(0.81)
 
 
 def test_compact_is_more_exact_and_smaller_when_ranks_are_many():
@@ -141,6 +142,10 @@ def test_the_error_of_entries_does_not_depend_on_the_size_of_the_delta(grid):
             told["error"], rel=0.02
         )
         errors.append(told["error"])
+        whole = value(source)
+        assert told["inner_product"] == pytest.approx(
+            float((value(encoded) * whole).sum() / whole.square().sum()), rel=1e-3
+        )
     assert errors[1] == pytest.approx(errors[0], rel=0.1)
 
 
@@ -223,7 +228,7 @@ def test_a_matrix_rounded_to_nearest_is_that_of_no_error_spread():
     encoded, facts = quantize_matrix(NAME, source, H, safe_inverse(H, how, [NAME]), how)
     plain, _ = quantize_matrix(NAME, source, hessian(), nearest(H), how)
     assert torch.equal(encoded.tensors["codes"], plain.tensors["codes"])
-    assert facts == {"rounded_to_nearest": True}  # no error: it would be measured with the Hessian
+    assert facts.keys() == {"rounded_to_nearest", "inner_product"}  # no error: it would be measured with the Hessian
 
 
 def test_a_good_hessian_leaves_no_note(caplog):

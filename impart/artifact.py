@@ -6,9 +6,10 @@ outside of them that changed ("extras"), and the fine-tuned model's small files 
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -229,6 +230,11 @@ class Delta:
 @functools.cache
 def _is_on_hub(source: str) -> bool:
     return is_hub_id(source) and holds_file(source, MANIFEST)
+
+
+def triplet_count(entry: Mapping[str, Any]) -> int | None:
+    """Number of singular triplets among what is stored of a matrix, by its entry in delta.json; None: it has none."""
+    return entry.get("head", entry).get("rank")
 
 
 def is_delta(source: str | Path) -> bool:

@@ -195,7 +195,8 @@ class DeltaWriter:
         self._output.publish()
 
     def _entry(self, name: str, encoded: Encoded, file: str) -> dict:
-        for key, value in encoded.facts.items():
+        parts = [value for value in encoded.facts.values() if isinstance(value, dict)]
+        for key, value in (item for facts in (encoded.facts, *parts) for item in facts.items()):
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(
                     f"{key} of {name} is {value}, which is no delta; check the two models and the settings"

@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 from impart.architecture import weight_type
-from impart.artifact import Delta
+from impart.artifact import Delta, triplet_count
 from impart.report import table
 
 MOST_KINDS = 8  # of whole parameters that are printed
@@ -42,7 +42,7 @@ def _types(delta: Delta) -> list[dict[str, Any]]:
         groups[weight_type(name), tuple(entry["shape"])].append(entry)
     found = []
     for (kind, (m, n)), entries in groups.items():
-        ranks = [entry["rank"] for entry in entries if "rank" in entry]
+        ranks = [rank for entry in entries if (rank := triplet_count(entry)) is not None]
         kept, count = sum(sum(entry["kept"]) for entry in entries), len(entries)
         found.append(
             {

@@ -9,7 +9,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +125,28 @@ def _check_place(root: Field, entry: Field) -> None:
 def _check_matrix(root: Field, name: str, entry: Field) -> int:
     """One matrix: its shape, its encoding's facts and tensors. Returns its bytes in the fine-tuned model."""
     _check_place(root, entry)
-    try:
-        encoding = encoding_of(entry["encoding"].text())
-    except InputError as error:
-        raise InputError(f"{root.file}: {entry.place}: {error}") from error
     m, n = (length.integer(1, MAX_LENGTH) for length in entry["shape"].elements(2))
     entry["dtype"].matching(DTYPES.__contains__, f"one of {', '.join(DTYPES)}")
     dtype = DTYPES[entry.value["dtype"]]
     if not dtype.is_floating_point:
         entry["dtype"].refuse("a floating-point dtype")
     entry["bytes"].integer(0)
+    _check_encoded(entry, m, n)
+    return m * n * dtype.itemsize
+
+
+def _check_encoded(entry: Field, m: int, n: int) -> None:
+    """What is stored of an (m, n) matrix, or of a part of it: an encoding, its tensors, its facts."""
+    try:
+        encoding = encoding_of(entry["encoding"].text())
+    except InputError as error:
+        raise InputError(f"{entry.file}: {entry.place}: {error}") from error
     suffixes = [suffix.text() for suffix in entry["tensors"].elements()]
     required = [suffix for suffix in encoding.TENSORS if suffix not in getattr(encoding, "OPTIONAL", ())]
     if len(set(suffixes)) < len(suffixes) or not set(required) <= set(suffixes) <= set(encoding.TENSORS):
         entry["tensors"].refuse(f"the tensors of {entry.value['encoding']}: {', '.join(encoding.TENSORS) or 'none'}")
+    for part, encodings in getattr(encoding, "PARTS", {}).items():
+        _check_encoded(_part_of(entry, part, encodings), m, n)
     facts = {*encoding.FACTS, *(("seed", "mask") if "keep" in suffixes else ())}
     for fact, check in _FACTS.items():
         if fact in facts:
@@ -146,7 +155,14 @@ def _check_matrix(root: Field, name: str, entry: Field) -> int:
             entry[fact].refuse(f"absent, as encoding {entry.value['encoding']} has none")
     if not suffixes and sum(entry.value["kept"]):
         entry["kept"].refuse("0, as no tensor is stored")
-    return m * n * dtype.itemsize
+
+
+def _part_of(entry: Field, part: str, encodings: Collection[str]) -> Field:
+    """The entry of one of a matrix's parts, with those tensors that bear its name."""
+    field, start = entry[part].mapping(), f"{part}."
+    field["encoding"].matching(encodings.__contains__, f"one of {', '.join(encodings)}")
+    tensors = [suffix.removeprefix(start) for suffix in entry.value["tensors"] if suffix.startswith(start)]
+    return replace(field, value={**field.value, "tensors": tensors})
 
 
 def _check_rank(field: Field, entry: Field, m: int, n: int) -> None:
@@ -154,7 +170,11 @@ def _check_rank(field: Field, entry: Field, m: int, n: int) -> None:
 
 
 def _check_kept(field: Field, entry: Field, m: int, n: int) -> None:
-    """At most the entries of U and V, or of the matrix itself; all of them where there is no mask."""
+    """At most the entries of U and V, or of dW itself, all of them where there is no mask; or those of its parts."""
+    parts = getattr(encoding_of(entry.value["encoding"]), "PARTS", ())
+    if parts:
+        field.equals([count for part in parts for count in entry.value[part]["kept"]], "those of its parts")
+        return
     rank = entry.value.get("rank")
     most = [m * n] if rank is None else [m * rank, n * rank]
     counts = field.elements(len(most))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from impart.artifact import COMPANIONS, Delta, is_delta, open_delta
+from impart.artifact import COMPANIONS, Delta, is_delta, open_delta, triplet_count
 from impart.checkpoint import Checkpoint, open_checkpoint
 from impart.dtypes import parse_dtype
 from impart.errors import InputError
@@ -50,10 +50,10 @@ class Overlay:
         return sum(spec.nbytes // spec.dtype.itemsize * parse_dtype(dtype).itemsize for spec in specs)
 
     def decode_bytes(self) -> int:
-        """Bytes that decoding takes at most beside the weights: dW, the base's weight and their factors in fp32."""
+        """Bytes that decoding takes at most beside the weights: dW or its parts, the base's weight, factors in fp32."""
         entries = self.delta.manifest["matrices"].values()
-        shapes = [(*entry["shape"], entry.get("rank", 0)) for entry in entries]
-        return max((4 * (2 * m * n + (m + n) * rank) for m, n, rank in shapes), default=0)
+        shapes = [(*entry["shape"], triplet_count(entry) or 0, 3 if "tail" in entry else 2) for entry in entries]
+        return max((4 * (dense * m * n + (m + n) * rank) for m, n, rank, dense in shapes), default=0)
 
 
 def open_overlay(path: str | Path, base: Checkpoint | str | None = None) -> Overlay:

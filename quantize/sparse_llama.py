@@ -52,7 +52,7 @@ from quantize.driver import Weights, quantize_layers
 from quantize.one_step import one_step_methods, quantize_models
 from quantize.settings import Config, head_settings, load_config, resolved_rule
 from quantize.sparse_gptq import RETURNED_BLOCK
-from quantize.sparsified import check_method, refuse_sparse_delta, sparsify_first, split_overrides
+from quantize.sparsified import check_method, check_quantizable, refuse_sparse_delta, sparsify_first, split_overrides
 from quantize.streamed import StreamedDecoder
 
 WORST = 10  # matrices in the table at the end
@@ -141,6 +141,7 @@ def quantize_sparse(
     if delta.manifest["kind"] == "quantized":
         raise InputError(f"{flags.saved_delta_path!r} is already quantized; give the sparse delta it came from")
     check_method(config.method, delta.manifest)
+    check_quantizable(delta)
     rule = resolved_rule(config, delta.manifest)
     for name in delta.names():
         rank = delta.rank(name)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from impart.artifact import is_delta, open_delta
+from impart.artifact import Delta, is_delta, open_delta
 from impart.config import check_keys, keys_of, read_layers
 from impart.errors import InputError
 from impart.sources import Origin
@@ -84,6 +84,16 @@ def check_method(method: str | None, manifest: Mapping[str, Any]) -> None:
             f"method: {method} does not fit this delta, which is of method {manifest['method']}; leave it out, or give "
             "the delta that sparsify_quant.py made with it"
         )
+
+
+def check_quantizable(delta: Delta) -> None:
+    """InputError for a matrix that is neither factors nor entries of dW, which is what sparse GPTQ knows."""
+    for name, entry in delta.manifest["matrices"].items():
+        if "head" in entry:
+            raise InputError(
+                f"{str(delta.path)!r} holds {name} as {entry['encoding']}, a sum that sparse GPTQ does not quantize; "
+                f"method={delta.manifest['method']} without a sparse delta makes its quantized form from the two models"
+            )
 
 
 def refuse_sparse_delta(flags: Namespace, method: str) -> None:

@@ -5,9 +5,10 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from impart.architecture import weight_type
-from impart.artifact import Delta
+from impart.artifact import Delta, triplet_count
 from impart.files import write_atomically
 from impart.report import table
 from sparsify.allocation import preprune_ratio, uv_sparsity
@@ -19,7 +20,7 @@ class Summary:
 
     summary: Callable[[Delta], str]
     columns: Sequence[str]
-    row: Callable[[dict, dict], Sequence[str]]  # (a matrix's entry, the settings) -> its cells after name, type, m, n
+    row: Callable[[dict, dict], Sequence[Any]]  # (a matrix's entry, the settings) -> its cells after name, type, m, n
 
     def write_table(self, delta: Delta, file: Path) -> None:
         """One line per matrix, with its name, type and shape first."""
@@ -49,17 +50,16 @@ def sparse_summary(delta: Delta) -> str:
     return title + table(rows, ("", "before", "after", "ratio"))
 
 
-def sparse_row(entry: dict, settings: dict) -> Sequence[str]:
+def sparse_row(entry: dict, settings: dict) -> Sequence[Any]:
     """Ranks, sparsity asked for and measured, and true ratios of one matrix."""
     (m, n), kept, beta = entry["shape"], entry["kept"], settings.get("preprune_ratio")
-    factored = len(kept) == 2
-    capacity = (m + n) * min(m, n) if factored else m * n
+    capacity, rank = (m + n) * min(m, n) if len(kept) == 2 else m * n, triplet_count(entry)
     return (
         f"{uv_sparsity(m, n, settings['compression_ratio']):.6f}",
         "" if beta is None else f"{preprune_ratio(m, n, beta):.6f}",
-        entry.get("rank", ""),
+        "" if rank is None else rank,
         kept[0],
-        kept[1] if factored else "",
+        kept[1] if len(kept) > 1 else "",
         f"{1 - sum(kept) / capacity:.6f}",
         f"{m * n / sum(kept):.4f}" if sum(kept) else "",
         f"{2 * m * n / entry['bytes']:.4f}" if sum(kept) else "",
@@ -82,7 +82,7 @@ def quantized_summary(delta: Delta) -> str:
     return title + table(rows, ("once quantized", "16 bit", "bytes", "ratio"))
 
 
-def quantized_row(entry: dict, settings: dict) -> Sequence[str]:
+def quantized_row(entry: dict, settings: dict) -> Sequence[Any]:
     """Ranks, kept entries, and ratios of one matrix once it is quantized."""
     (m, n), kept = entry["shape"], entry["kept"]
     ratios = [

@@ -43,7 +43,7 @@ def artifacts(tiny_deltas, tmp_path_factory) -> list[Path]:
     folder, models = tmp_path_factory.mktemp("kinds"), ("base_model=assets/tiny/base", "ftm_dir=assets/tiny/code")
     flags = ("--base_model", "assets/tiny/base", "--finetuned_model", "assets/tiny/code", "--threads", "1")
     delta_script.main(["--svd", *flags, "--save_path", str(folder / "svd")])
-    sparse = [tiny_deltas(row, "code") for row in ("impart", "lowrank", "dare")]
+    sparse = [tiny_deltas(row, "code") for row in ("impart", "lowrank", "dare", "lowrank_sparse")]
     for row in ("impart_qt", "dare_qt", "deltacome"):
         rows = ("--config", f"configs/rows/{row}.yaml", "--config", "configs/tiny/code/pair.yaml")
         sparsify_quant.main(

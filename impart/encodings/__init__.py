@@ -5,6 +5,7 @@ An encoding is the module of its name. It says
     TENSORS                           the tensors that it stores of a matrix: suffix -> what --info calls it
     FACTS                             what delta.json says of such a matrix, each checked by impart/manifest.py
     OPTIONAL                          those of TENSORS that a matrix may lack; where all are stored, it is left out
+    PARTS                             of a sum: part -> the encodings that it may have, its facts under its name
     layout(shape, facts) -> Layout    dtype and shape of every tensor, so that a shard is checked by its header
     write(...) -> Encoded             a matrix as it is stored
     dense(name, encoded) -> dW        (m, n) in fp32, on the device of the tensors

@@ -7,6 +7,7 @@ from impart.encodings.encoded import Encoded, Facts, Layout, Shape, Triplets, pr
 
 TENSORS = {"U": "U", "s": "singular values", "V": "V"}
 FACTS = ("rank", "kept", "bits")
+VALUE_BYTES = 4  # of a singular value
 
 
 def write(U: Tensor, s: Tensor, V: Tensor, dtype: torch.dtype) -> Encoded:

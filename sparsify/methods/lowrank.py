@@ -28,9 +28,14 @@ class LowRank(SparseMethod):
         return min(m, n, lowrank_rank(m, n, self.compression_ratio))
 
     def encode(self, matrix: Matrix, seed: int) -> Encoded:
-        triplets = matrix.triplets(self.rank(matrix.name, *matrix.shape))
-        if triplets is None:
-            return empty.write(matrix.shape)
-        r = min(self.rank(matrix.name, *matrix.shape), int(torch.count_nonzero(triplets[1])))
-        U, s, V = (part[..., :r] for part in triplets)
-        return svd.write(U, s, V, torch.float16)
+        return leading_triplets(matrix, self.rank(matrix.name, *matrix.shape))
+
+
+def leading_triplets(matrix: Matrix, rank: int) -> Encoded:
+    """The best approximation of dW of that rank, or of its own where that is lower; `empty` where dW is zero."""
+    triplets = matrix.triplets(rank)
+    if triplets is None:
+        return empty.write(matrix.shape)
+    r = min(rank, int(torch.count_nonzero(triplets[1])))
+    U, s, V = (part[..., :r] for part in triplets)
+    return svd.write(U, s, V, torch.float16)

@@ -35,6 +35,8 @@ def compress(
         overwrite=overwrite,
     )
     pending = writer.pending()
+    if pending:
+        method = method.fitted([source.matrix(name) for name in source.matrices])
     # On a CPU one matrix takes all threads, and the memory of one is the peak.
     at_once, written_at_once = (GPU_MATRICES, SHARDS_WRITTEN) if source.device.type == "cuda" else (1, 1)
     matrices = in_order(

@@ -186,7 +186,7 @@ def _check_kept(field: Field, entry: Field, m: int, n: int) -> None:
 
 def _check_bits(field: Field, entry: Field, m: int, n: int) -> None:
     encoding = entry.value["encoding"]
-    if encoding == "quantized_entries":
+    if encoding in ("quantized_entries", "uniform_entries"):
         field.integer(1, 8)
     elif not 0 <= field.number() <= 64:
         field.refuse("a number of bits from 0 to 64")
@@ -219,6 +219,8 @@ _FACTS: dict[str, Callable[[Field, Field, int, int], Any]] = {
     "s_1": _check_scale,
     "scale": _check_scale,
     "mu": _check_scale,
+    "low": _check_scale,
+    "step": _check_scale,
 }
 
 

@@ -5,7 +5,7 @@ made by `impart.config.option`; its class attributes say what it is called and w
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -60,6 +60,10 @@ class Method:
     def rank(self, name: str, m: int, n: int) -> int:
         """Number of leading triplets of an (m, n) matrix that `encode` reads."""
         return min(m, n)
+
+    def fitted(self, matrices: Sequence[Matrix]) -> "Method":
+        """The method once it has seen all matrices of a delta; itself where each is compressed on its own."""
+        return self
 
     def encode(self, matrix: Matrix, seed: int) -> Encoded:
         """The matrix as it is stored."""

@@ -8,6 +8,7 @@ from impart.encodings.encoded import Encoded
 from impart.method import DenseMatrix, FactoredMatrix
 from sparsify.accounting import Accounting
 from sparsify.methods.dare import Dare, DareQt
+from sparsify.methods.darex import DareX
 from sparsify.methods.deltacome import DeltaCoMe
 from sparsify.methods.impart import ImPart, ImPartQt, impart_to_size, pruned_rank
 from sparsify.methods.lowrank import LowRank
@@ -32,6 +33,11 @@ def dare(dW: torch.Tensor, *, name: str, cr: float, seed: int, rescale: bool = T
     return Dare(compression_ratio=cr, rescale=rescale).encode(DenseMatrix(name, dW), seed)
 
 
+def darex(dW: torch.Tensor, *, name: str, cr: float, seed: int, q: float | None) -> Encoded:
+    """DAREx-q of dW (m, n)."""
+    return DareX(compression_ratio=cr, q=q).resolved().encode(DenseMatrix(name, dW), seed)
+
+
 def sized_impart(*factors: torch.Tensor, name: str, cr: float, beta: float, C: float, seed: int, accounting: Accounting,
                  mask: str = "bernoulli", rescale: bool = True) -> Encoded:  # fmt: skip
     """Algorithm 3 on U (m, r), s (r,), V (n, r)."""
@@ -53,4 +59,14 @@ def _with(cls, cr: float, accounting: Accounting, **keys):
     return replace(cls(compression_ratio_qt=cr, **counted, **keys), count_3bit_as_4=accounting.count_3bit_as_4)
 
 
-__all__ = ["ImPartQt", "dare", "dare_quantized", "deltacome", "impart", "impart_rank", "lowrank", "sized_impart"]
+__all__ = [
+    "ImPartQt",
+    "dare",
+    "dare_quantized",
+    "darex",
+    "deltacome",
+    "impart",
+    "impart_rank",
+    "lowrank",
+    "sized_impart",
+]

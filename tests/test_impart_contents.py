@@ -55,8 +55,9 @@ def artifacts(tiny_deltas, tmp_path_factory) -> list[Path]:
             saved = ("--saved_delta_path", f"{folder / row}.sparse", "--save_compressed_delta_dir")
             settings = (f"grid={grid}", *CALIBRATION)
             sparse_llama.main(["assets/tiny/code", text, *saved, str(folder / f"{row}_{grid}"), *settings])
-    one_step = ("--save_compressed_delta_dir", str(folder / "bitdelta"), "method=bitdelta", "distill_steps=0")
-    sparse_llama.main(["assets/tiny/code", text, *one_step, "baseModel=assets/tiny/base", *CALIBRATION])
+    for method in ("bitdelta", "ultradelta"):
+        one_step = ("--save_compressed_delta_dir", str(folder / method), f"method={method}")
+        sparse_llama.main(["assets/tiny/code", text, *one_step, "baseModel=assets/tiny/base", *CALIBRATION])
     return [*sparse, *(file.parent for file in folder.glob("*/delta.json"))]
 
 

@@ -13,6 +13,7 @@ from impart.errors import InputError
 from impart.method import Method
 from impart.units import units
 from quantize import sparse_llama
+from quantize.one_step import one_step_methods
 from quantize.settings import load_config
 from quantize.sparsified import check_made_by, split_overrides
 from sparsify import sparsify_quant
@@ -32,7 +33,9 @@ def test_the_keys_of_another_method_are_an_error():
             load_config(None, [key])
     with pytest.raises(InputError, match="unknown key 'distil_steps' .* did you mean 'distill_steps'"):
         load_config(None, ["method=bitdelta", "distil_steps=10"])
-    with pytest.raises(InputError, match="method: gptq is neither one of bitdelta, which .* nor one of .*impart"):
+    with pytest.raises(
+        InputError, match="method: gptq is neither one of bitdelta, prinmix, ultradelta, which .* nor one of .*impart"
+    ):
         load_config(None, ["method=gptq"])
 
 
@@ -55,7 +58,7 @@ def test_a_row_and_a_pair_are_legal_files_in_either_order(row, caplog):
             assert method is not None and method.settings()["distill_steps"] == 200
             assert method.settings()["compression_ratio_qt"] == 64  # the pair's, for Table 6
         else:
-            assert method is None
+            assert (method is None) == (row not in one_step_methods())
     assert not caplog.records
 
 
@@ -171,5 +174,5 @@ def test_a_baseline_is_one_file_and_its_bytes_are_another(copy_of_the_suite):
     assert (model / "model.safetensors").is_file()
 
 
-def test_bitdelta_is_found_by_walking_the_folder():
-    assert set(units("quantize.methods", Method)) == {"bitdelta"}
+def test_methods_are_found_by_walking_the_folder():
+    assert set(units("quantize.methods", Method)) == {"bitdelta", "prinmix", "ultradelta"}

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from matrices import dare, impart, impart_rank, lowrank
+from matrices import dare, darex, impart, impart_rank, lowrank
 
-from impart.masks import LEVELS
+from impart.errors import InputError
+from impart.masks import LEVELS, bernoulli_mask
 from impart.svd import delta_svd
 from sparsify.allocation import lowrank_rank, preprune_ratio, sparsity_ratios, uv_sparsity
 
@@ -181,3 +182,18 @@ def test_at_32_the_stored_bytes_are_within_three_percent_of_nominal(m, n, beta, 
     ):
         stored = sum(tensor.nbytes for tensor in encoded.tensors.values())
         assert stored == pytest.approx(nominal, rel=0.03)
+
+
+def test_darex_is_the_sampled_delta_over_q_and_dare_where_q_is_the_share_kept():
+    dW, cr = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) * 1e-3, 8
+    encoded = darex(dW, name=NAME, cr=cr, seed=3, q=0.3)
+    mask = torch.from_numpy(bernoulli_mask(3, NAME, "dW", np.full(64, LEVELS // cr), 96))
+    assert torch.allclose(decoded(encoded), mask * dW / 0.3, rtol=1e-3, atol=1e-7)
+    plain, same = darex(dW, name=NAME, cr=cr, seed=3, q=None), dare(dW, name=NAME, cr=cr, seed=3)
+    assert torch.equal(decoded(plain), decoded(same)) and plain.facts == same.facts
+    assert torch.allclose(decoded(darex(dW, name=NAME, cr=cr, seed=3, q=1 / cr)), decoded(same), rtol=1e-3, atol=1e-7)
+
+
+def test_darex_refuses_a_q_below_the_share_kept():
+    with pytest.raises(InputError, match="q=0.1 is below 1 / compression_ratio = 0.125"):
+        darex(torch.ones(4, 4), name=NAME, cr=8, seed=0, q=0.1)

@@ -1,4 +1,4 @@
-"""UltraDelta and PrinMix against their formulas, line by line, and their budgets in bytes."""
+"""UltraDelta, PrinMix and D-QReLO against their formulas, line by line, and their budgets in bytes."""
 
 import itertools
 
@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from impart.encodings import head_and_tail
 from impart.encodings.headers import header_bytes
 from impart.errors import InputError
 from impart.masks import LEVELS, bernoulli_mask
 from impart.method import DenseMatrix
+from quantize.methods.dqrelo import ENCODINGS, DQReLO
 from quantize.methods.prinmix import PrinMix, allocated_bits, on_grid, rank_one_errors, refitted, triplet_bytes
 from quantize.methods.ultradelta import UltraDelta, keep_ratios
 
@@ -89,6 +91,23 @@ def test_a_budget_that_holds_nothing_is_refused():
 
 def loss_of(bits, s, errors):
     return sum(v**2 * (errors[b][k] if b else 1.0) for k, (v, b) in enumerate(zip(s, bits, strict=True)))
+
+
+def test_dqrelo_is_its_formula():
+    matrix = DenseMatrix(NAMES[0], spectrum(96, 128))
+    method = DQReLO(compression_ratio_qt=5)
+    encoded, r = method.encode(matrix, 0), method.rank(NAMES[0], 96, 128)
+    alpha = sum(abs(float(w)) for w in matrix.dW.flatten()) / (96 * 128)
+    signs = torch.where(matrix.dW >= 0, alpha, -alpha)
+    U, s, Vt = torch.linalg.svd(matrix.dW - signs)
+    expected = signs + (U[:, :r] * s[:r]) @ Vt[:r]
+    assert r > 1 and torch.allclose(encoded.dense(NAMES[0]), expected, atol=2e-3 * float(s[0]))
+    stored = encoded.nbytes + head_and_tail.expected_header_bytes(NAMES[0], ENCODINGS, encoded.nbytes)
+    assert stored == pytest.approx(2 * 96 * 128 / 5, rel=0.1) and stored <= 2 * 96 * 128 / 5
+    with pytest.raises(
+        InputError, match="compression_ratio_qt=16 leaves no byte for a triplet beside one bit per entry"
+    ):
+        DQReLO(compression_ratio_qt=16).check(NAMES[0], 4096, 4096)
 
 
 def best_by_trying(s, errors, costs, budget):

@@ -34,7 +34,8 @@ def test_the_keys_of_another_method_are_an_error():
     with pytest.raises(InputError, match="unknown key 'distil_steps' .* did you mean 'distill_steps'"):
         load_config(None, ["method=bitdelta", "distil_steps=10"])
     with pytest.raises(
-        InputError, match="method: gptq is neither one of bitdelta, prinmix, ultradelta, which .* nor one of .*impart"
+        InputError,
+        match="method: gptq is neither one of bitdelta, dqrelo, prinmix, ultradelta, which .* nor one of .*impart",
     ):
         load_config(None, ["method=gptq"])
 
@@ -175,4 +176,4 @@ def test_a_baseline_is_one_file_and_its_bytes_are_another(copy_of_the_suite):
 
 
 def test_methods_are_found_by_walking_the_folder():
-    assert set(units("quantize.methods", Method)) == {"bitdelta", "prinmix", "ultradelta"}
+    assert set(units("quantize.methods", Method)) == {"bitdelta", "dqrelo", "prinmix", "ultradelta"}

@@ -3,7 +3,8 @@
 import importlib.util
 import sys
 
-_missing = [name for name in ("torch", "numpy", "yaml", "safetensors") if importlib.util.find_spec(name) is None]
+NEEDED = ("torch", "numpy", "yaml", "safetensors", "zstandard")
+_missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if _missing:
     print(
         f"error: {sys.executable} lacks {', '.join(_missing)}: activate the environment that the scripts make "

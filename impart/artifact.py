@@ -74,10 +74,23 @@ class Delta:
         return self._entry(name).get("rank")
 
     def reconstruct(
-        self, name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        name: str,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        base: Checkpoint | None = None,
     ) -> torch.Tensor:
-        """dW (m, n), dense: what has to be added to the base's weight. Computed in fp32, returned in `dtype`."""
-        dW = self.stored(name, device).dense(name).to(device=device, dtype=dtype)
+        """dW (m, n), dense: what has to be added to the base's weight. Computed in fp32, returned in `dtype`.
+
+        A lossless delta says what the fine-tuned weight is, not how far it is from the base's, and needs `base`:
+        InputError without.
+        """
+        stored = self.stored(name, device)
+        if stored.holds_delta or base is None:
+            dW = stored.dense(name).to(device=device, dtype=dtype)
+        else:
+            W = base.tensor(name, device)
+            dW = stored.restored(name, W.to(self.dtype(name))).float().sub_(W.float()).to(dtype)
         refuse_non_finite(name, dW)  # in `dtype`, whose range may be smaller
         return dW
 
@@ -89,6 +102,11 @@ class Delta:
         """A matrix as it is stored: its tensors, and all that delta.json says of it."""
         entry = self._entry(name)
         return Encoded(entry["encoding"], self.shape(name), self._tensors(name, device), entry)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether it says what weights are, not how far from the base's: `reconstruct` then asks for the base."""
+        return not all(hasattr(encoding_of(entry["encoding"]), "dense") for entry in self.manifest["matrices"].values())
 
     def extras(self) -> list[str]:
         """Parameters outside the compressed set that differ from the base's."""

@@ -35,8 +35,11 @@ class Comparison:
         return self.finetuned.tensor(name, device).float().sub_(self.base.tensor(name, device).float())
 
 
-def check_comparable(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) -> None:
-    """InputError unless both are one architecture and every matrix to compress has one shape in both."""
+def check_comparable(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str], *, bits: bool = False) -> None:
+    """InputError unless both are one architecture and every matrix to compress has one shape in both.
+
+    `bits`: not numbers are compared but what stands for them, in any dtype.
+    """
     for key in IDENTITY:
         ours, theirs = (checkpoint.config.get(key) for checkpoint in (base, finetuned))
         if ours != theirs:
@@ -51,7 +54,7 @@ def check_comparable(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence
                 f"{here.source!r} lacks {_and_more(missing)} that {there.source!r} has; is it whole, and "
                 "the right model?"
             )
-    for model, name in itertools.product((base, finetuned), matrices):
+    for model, name in itertools.product((base, finetuned), () if bits else matrices):
         if model.dtype(name) not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise InputError(
                 f"{name} of {model.source!r} is stored as {str(model.dtype(name)).removeprefix('torch.')}: "
@@ -64,16 +67,16 @@ def check_comparable(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence
         raise InputError(f"base and fine-tuned differ in shape: {listed}{more}; a delta needs equal shapes")
 
 
-def _same(base: Checkpoint, finetuned: Checkpoint, name: str) -> bool:
-    """Whether the parameter is in both, bit for bit; every value of either is looked at, and NaN is an error."""
+def _same(base: Checkpoint, finetuned: Checkpoint, name: str, finite: bool) -> bool:
+    """Whether the parameter is in both, bit for bit; every value of either is looked at. `finite`: NaN is an error."""
     if finetuned.change(name) is not None:
         return False  # whatever rounding would make of it
     if name not in base or base.spec(name) != finetuned.spec(name):
         for model in (finetuned, base):
-            for _ in model.blocks(name) if name in model else ():
+            for _ in model.blocks(name, finite) if name in model else ():
                 pass
         return False
-    pairs = itertools.zip_longest(base.blocks(name), finetuned.blocks(name))
+    pairs = itertools.zip_longest(base.blocks(name, finite), finetuned.blocks(name, finite))
     return all([ours is not None and tuned is not None and _equal_bits(ours, tuned) for ours, tuned in pairs])
 
 
@@ -89,12 +92,12 @@ def _and_more(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def compare(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) -> Comparison:
-    """Reads both models once: NaN and Inf are errors, and what did not change need not be stored."""
-    check_comparable(base, finetuned, matrices)
+def compare(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str], *, bits: bool = False) -> Comparison:
+    """Reads both models once: what did not change need not be stored. NaN and Inf are errors unless `bits` count."""
+    check_comparable(base, finetuned, matrices, bits=bits)
     chosen, unchanged, extras = set(matrices), set(), []
     names = finetuned.names()
-    same = in_order(lambda name: _same(base, finetuned, name), names, readers())
+    same = in_order(lambda name: _same(base, finetuned, name, finite=not bits), names, readers())
     for name, unchanged_here in zip(progress(names, what="checking weights", unit="tensor"), same, strict=True):
         if unchanged_here:
             unchanged.add(name)

@@ -128,10 +128,10 @@ def _check_matrix(root: Field, name: str, entry: Field) -> int:
     m, n = (length.integer(1, MAX_LENGTH) for length in entry["shape"].elements(2))
     entry["dtype"].matching(DTYPES.__contains__, f"one of {', '.join(DTYPES)}")
     dtype = DTYPES[entry.value["dtype"]]
-    if not dtype.is_floating_point:
-        entry["dtype"].refuse("a floating-point dtype")
     entry["bytes"].integer(0)
     _check_encoded(entry, m, n)
+    if not dtype.is_floating_point and hasattr(encoding_of(entry.value["encoding"]), "dense"):
+        entry["dtype"].refuse("a floating-point dtype, as a delta is of numbers")
     return m * n * dtype.itemsize
 
 

@@ -31,6 +31,9 @@ class Matrix(Protocol):
     def triplets(self, rank: int) -> Triplets | None:
         """The leading U (m, r), s (r,), V (n, r) of dW; None when dW is zero."""
 
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """The base's and the fine-tuned weight (m, n), as stored, of a method with `reads_weights`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
@@ -39,6 +42,7 @@ class Method:
     name: ClassVar[str]  # in YAML files, delta.json and names of folders
     label: ClassVar[str]  # in tables and figures
     needs_svd: ClassVar[bool] = True  # whether it reads triplets; else it reads dW itself
+    reads_weights: ClassVar[bool] = False  # whether it reads the two weights themselves, bit for bit, and not dW
     usable_as_mask: ClassVar[bool] = False  # whether merge.py may apply it to a delta before merging
 
     @property
@@ -79,8 +83,15 @@ def described_methods(known: Mapping[str, type[Method]]) -> list[str]:
     return [describe(cls, f"keys of method {name} ({cls.label}):") for name, cls in known.items()]
 
 
+class _DeltaAlone:
+    """A delta without the two weights that it is between."""
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("methods that read weights get them from two models, and are no masks")
+
+
 @dataclass(frozen=True)
-class DenseMatrix:
+class DenseMatrix(_DeltaAlone):
     """A delta that is at hand as dW (m, n)."""
 
     name: str
@@ -100,7 +111,7 @@ class DenseMatrix:
 
 
 @dataclass(frozen=True)
-class FactoredMatrix:
+class FactoredMatrix(_DeltaAlone):
     """A delta that is at hand as U (m, r), s (r,), V (n, r)."""
 
     name: str

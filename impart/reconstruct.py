@@ -39,12 +39,19 @@ def reconstructed(
     specs = [spec for spec in planned_tensors(delta, base, finetuned) if wanted is None or wanted(spec.name)]
     for spec in progress(specs, what="rebuilding the model", unit="tensor"):
         if spec.name in matrices:
-            dW = delta.reconstruct(spec.name, device=device)
-            yield spec.name, rebuilt_weight(base, spec.name, dW, spec.dtype)
+            yield spec.name, decoded_weight(delta, base, spec, device)
         elif finetuned is not None:
             yield spec.name, finetuned.tensor(spec.name)
         else:
             yield spec.name, delta.extra(spec.name) if spec.name in extras else base.tensor(spec.name)
+
+
+def decoded_weight(delta: Delta, base: Checkpoint, spec: TensorSpec, device: torch.device | str) -> torch.Tensor:
+    """The weight (m, n) of the rebuilt model: its bits where the delta holds them, else base + dW."""
+    stored = delta.stored(spec.name, device)
+    if stored.is_exact:
+        return stored.restored(spec.name, base.tensor(spec.name, device).to(spec.dtype))
+    return rebuilt_weight(base, spec.name, stored.dense(spec.name), spec.dtype)
 
 
 def rebuilt_weight(base: Checkpoint, name: str, dW: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -73,7 +73,7 @@ def _with_bar(items: Sequence[Item], what: str, unit: str) -> Iterator[Item]:
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "safetensors", "numpy", "scipy"):
+    for package in ("torch", "transformers", "safetensors", "numpy", "scipy", "zstandard"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -66,8 +66,12 @@ class Source(ABC):
     def dense(self, name: str) -> torch.Tensor:
         """dW (m, n) in fp32."""
 
-    def require(self, method: Method) -> None:  # noqa: B027 - sources that compute their triplets keep this one
-        """InputError unless the triplets that the method reads of every matrix are there; computed ones always are."""
+    @abstractmethod
+    def weights(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The base's and the fine-tuned weight (m, n), as stored, on the CPU."""
+
+    def require(self, method: Method) -> None:  # noqa: B027 - sources with the two models keep this one
+        """InputError unless what the method reads of every matrix is there; from two models all of it comes."""
 
     @abstractmethod
     def extra(self, name: str) -> torch.Tensor:
@@ -103,6 +107,9 @@ class _SourceMatrix:
     def triplets(self, rank: int) -> Triplets | None:
         return self.source.triplets(self.name, rank)
 
+    def weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.source.weights(self.name)
+
 
 class ModelSource(Source):
     """Deltas computed from two checkpoints as they are asked for."""
@@ -126,6 +133,9 @@ class ModelSource(Source):
 
     def dense(self, name: str) -> torch.Tensor:
         return self._pair.delta(name, self.device)
+
+    def weights(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._pair.base.tensor(name), self._pair.finetuned.tensor(name)
 
     def extra(self, name: str) -> torch.Tensor:
         return self._pair.finetuned.tensor(name)
@@ -178,7 +188,15 @@ class SvdSource(Source):
     def dense(self, name: str) -> torch.Tensor:
         return self._delta.reconstruct(name, device=self.device)
 
+    def weights(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError("a saved SVD has no weights; `require` says so to methods that read them")
+
     def require(self, method: Method) -> None:
+        if method.reads_weights:
+            raise InputError(
+                f"method {method.name} reads the bits of both models, which the SVD in {str(self._delta.path)!r} has "
+                "rounded; give base_model and ftm_dir instead of svd_dir"
+            )
         for name in self.matrices:
             held, wanted = self._delta.rank(name) or 0, method.rank(name, *self.shape(name))
             if 0 < held < wanted:
@@ -223,8 +241,8 @@ def open_source(
         check_budgets(source, method)
         if base_needed or is_folder(origin.base_model):
             svd.check_base(open_checkpoint(origin.base_model or svd.manifest["base"]["source"]))
-        svd.verify()
         source.require(method)
+        svd.verify()
         return source
     if origin.base_model is None or origin.ftm_dir is None:
         raise InputError("nothing to compress: give svd_dir, or base_model and ftm_dir")
@@ -232,11 +250,11 @@ def open_source(
     base = open_checkpoint(origin.base_model)
     finetuned = open_finetuned(origin.ftm_dir, base)
     matrices = select_matrices(linear_names(finetuned), origin.ftm_dir, *keys)
-    check_comparable(base, finetuned, matrices)
+    check_comparable(base, finetuned, matrices, bits=method.reads_weights)
     check_pair(base, finetuned, force)
     for name in matrices:
         method.check(name, *base.shape(name))
-    return ModelSource(compare(base, finetuned, matrices), device)
+    return ModelSource(compare(base, finetuned, matrices, bits=method.reads_weights), device)
 
 
 def check_budgets(source: Source, method: Method) -> None:

@@ -193,7 +193,7 @@ class DeltaModel(Model):
     def _matrix(self, name: str) -> Tensor:
         mask = self.entry.premask
         if mask is None or self.delta.rank(name) == 0:
-            return self.delta.reconstruct(name, device=self._device)
+            return self.delta.reconstruct(name, device=self._device, base=self._base)
         if not mask.method.needs_svd:
             return mask.of_delta(name, self.delta.reconstruct(name, device=self._device))
         return mask.of_triplets(name, self.delta.factors(name, self._device))

@@ -269,7 +269,9 @@ def _premask(settings: ModelSettings, layers: Sequence[Layer], seed: int) -> Pre
 
 def masks() -> dict[str, type[SparseMethod]]:
     """The sparsification methods that a delta can go through before it is merged."""
-    return {name: cls for name, cls in methods("sparse").items() if cls.usable_as_mask}
+    return {
+        name: cls for name, cls in methods("sparse").items() if issubclass(cls, SparseMethod) and cls.usable_as_mask
+    }
 
 
 def described_masks() -> list[str]:

@@ -140,6 +140,10 @@ def quantize_sparse(
     delta = open_delta(flags.saved_delta_path)
     if delta.manifest["kind"] == "quantized":
         raise InputError(f"{flags.saved_delta_path!r} is already quantized; give the sparse delta it came from")
+    if delta.needs_base:
+        raise InputError(
+            f"{flags.saved_delta_path!r} holds exact weights and no delta to quantize; give a sparse delta"
+        )
     check_method(config.method, delta.manifest)
     check_quantizable(delta)
     rule = resolved_rule(config, delta.manifest)

@@ -19,10 +19,16 @@ ROOM = 1.1  # an estimate of bytes leaves a tenth for all that goes with the val
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseMethod(Method):
-    """A method of sparsify.py: what it keeps is stored in 16 bit."""
+class PlainMethod(Method):
+    """A method of sparsify.py: what it writes is not for quantization."""
 
     ratio_key: ClassVar[str] = "compression_ratio"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseMethod(PlainMethod):
+    """A method of sparsify.py with a ratio: what it keeps is stored in 16 bit."""
+
     usable_as_mask: ClassVar[bool] = True
 
     compression_ratio: float = option(help="CR: number of entries of dW over number of kept values, e.g. 32", low=1.0)

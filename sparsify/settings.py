@@ -12,12 +12,12 @@ from impart.method import Method, described_methods
 from impart.pair import Pair, RowNotes, pairs_first, unread_keys
 from impart.sources import Origin
 from impart.units import units
-from sparsify.faces import QuantizedMethod, SparseMethod
+from sparsify.faces import PlainMethod, QuantizedMethod, SparseMethod
 
 log = logging.getLogger(__name__)
 
-FACES: dict[str, type[SparseMethod] | type[QuantizedMethod]] = {
-    "sparse": SparseMethod,
+FACES: dict[str, type[PlainMethod] | type[QuantizedMethod]] = {
+    "sparse": PlainMethod,
     "quantized": QuantizedMethod,
 }  # sparsify.py, sparsify_quant.py
 DEFAULT_METHOD = "impart"
@@ -44,7 +44,7 @@ class Settings:
 
 
 @overload
-def methods(face: Literal["sparse"]) -> dict[str, type[SparseMethod]]: ...
+def methods(face: Literal["sparse"]) -> dict[str, type[PlainMethod]]: ...
 
 
 @overload
@@ -63,8 +63,7 @@ def load_settings(
     layers = _spelled_out(face, pairs_first(read_layers(paths, overrides)))
     known = methods(face)
     # A file may serve both scripts, as the authors' does, and say what else there is to say of a pair or a row.
-    other_ratios = [cls for cls in FACES.values() if cls is not FACES[face]]
-    check_keys(layers, [RunConfig, *known.values()], also=[Pair, RowNotes, *other_ratios])
+    check_keys(layers, [RunConfig, *known.values()], also=[Pair, RowNotes, SparseMethod, QuantizedMethod])
     name = next((layer.values["method"] for layer in reversed(layers) if "method" in layer.values), DEFAULT_METHOD)
     if str(name) not in known:
         raise InputError(f"method: {name} is not one of {', '.join(known)}{_where_else(face, str(name))}")

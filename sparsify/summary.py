@@ -36,7 +36,7 @@ class Summary:
 
 def sparse_summary(delta: Delta) -> str:
     """Nominal ratio against what was written: by values, by bytes of the linear layers, by bytes of the checkpoint."""
-    sizes, nominal = delta.sizes(), delta.manifest["settings"]["compression_ratio"]
+    sizes, nominal = delta.sizes(), delta.manifest["settings"].get("compression_ratio")
     kept = sum(sum(entry["kept"]) for entry in delta.manifest["matrices"].values())
     values = sizes.linear_dense // 2
     rows = [
@@ -44,9 +44,8 @@ def sparse_summary(delta: Delta) -> str:
         ("bytes of the linear layers", f"{sizes.linear_dense:,}", f"{sizes.linear:,}", f"{sizes.linear_ratio:.2f}"),
         ("bytes of the checkpoint", f"{sizes.checkpoint:,}", f"{sizes.total:,}", f"{sizes.checkpoint_ratio:.2f}"),
     ]
-    title = (
-        f"{delta.path}: {delta.manifest['method']} at compression ratio {nominal:g}, seed {delta.manifest['seed']}\n"
-    )
+    ratio = "" if nominal is None else f" at compression ratio {nominal:g}, seed {delta.manifest['seed']}"
+    title = f"{delta.path}: {delta.manifest['method']}{ratio}\n"
     return title + table(rows, ("", "before", "after", "ratio"))
 
 
@@ -54,8 +53,9 @@ def sparse_row(entry: dict, settings: dict) -> Sequence[Any]:
     """Ranks, sparsity asked for and measured, and true ratios of one matrix."""
     (m, n), kept, beta = entry["shape"], entry["kept"], settings.get("preprune_ratio")
     capacity, rank = (m + n) * min(m, n) if len(kept) == 2 else m * n, triplet_count(entry)
+    nominal = settings.get("compression_ratio")
     return (
-        f"{uv_sparsity(m, n, settings['compression_ratio']):.6f}",
+        "" if nominal is None else f"{uv_sparsity(m, n, nominal):.6f}",
         "" if beta is None else f"{preprune_ratio(m, n, beta):.6f}",
         "" if rank is None else rank,
         kept[0],

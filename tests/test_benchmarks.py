@@ -97,6 +97,19 @@ def test_synthetic_deltas_have_a_power_law_over_a_bulk():
     )
 
 
+def test_lossless_is_measured_on_the_given_pair_and_a_sparse_update(called, pair):
+    from benchmarks import lossless
+
+    ended = called(lossless.main, "--pair", *pair, "--changed", "0.1")
+    assert ended.code == 0, ended.err
+    rows = [re.split(r"  +", line.strip()) for line in ended.out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["base -> tuned", "base, 10% changed"]
+    changed, *ratios, gaps = rows[1][1:7]
+    assert changed.startswith("10.") or changed.startswith("9.")
+    assert float(ratios[-1]) > 1.5 * float(ratios[0]) and gaps == "14 of 14"
+    assert called(lossless.main, "--changed", "1").code == 2 and called(lossless.main, "--level", "0").code == 2
+
+
 def test_ways_are_timed_in_turn_and_compared_within_a_round():
     order = []
     timings = side_by_side.timed(

@@ -36,11 +36,23 @@ class Encoded:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def dense(self, name: str) -> Tensor:
-        """dW (m, n) in fp32, on the device of the tensors."""
+        """dW (m, n) in fp32, on the device of the tensors; InputError where it takes the base's weight."""
+        if not self.holds_delta:
+            raise InputError(
+                f"{name} is stored as {self.encoding}, from which only the base's weight makes a delta: give the base"
+            )
         with _refusing_damage(name):
             dW = encoding_of(self.encoding).dense(name, self)
         refuse_non_finite(name, dW)
         return dW
+
+    def restored(self, name: str, base: Tensor) -> Tensor:
+        """The fine-tuned weight (m, n), bit for bit, from the base's in the fine-tuned model's dtype.
+
+        Only where `is_exact`; on the device of `base`.
+        """
+        with _refusing_damage(name):
+            return encoding_of(self.encoding).restored(name, self, base).to(base.device)
 
     def factors(self, name: str) -> Triplets:
         """U (m, r), s (r,), V (n, r) in fp32, masked and rescaled; ValueError where the encoding has none."""
@@ -57,6 +69,16 @@ class Encoded:
         """The same with its tensors on the device."""
         moved = {suffix: tensor.to(device) for suffix, tensor in self.tensors.items()}
         return Encoded(self.encoding, self.shape, moved, self.facts)
+
+    @property
+    def holds_delta(self) -> bool:
+        """Whether dW can be decoded without the base."""
+        return hasattr(encoding_of(self.encoding), "dense")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `restored` gives the fine-tuned weight's bits; else the weight is the base's + dW, rounded."""
+        return hasattr(encoding_of(self.encoding), "restored")
 
     @property
     def device(self) -> torch.device:

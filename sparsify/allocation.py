@@ -171,6 +171,12 @@ def head_and_tail_shares(m: int, n: int, budget: float, head: float, triplet: fl
     return r, min(1.0, (budget - r * triplet) / (entry * m * n))
 
 
+def check_tail_scale(tail_scale: float) -> None:
+    """InputError for a tail of zeros."""
+    if tail_scale == 0:
+        raise InputError("tail_scale=0 stores entries that are all 0; take head=1, which stores none")
+
+
 def check_quantized(name: str, m: int, n: int, cr: float, beta: float, cost: Cost) -> None:
     """InputError when all the columns that pre-pruning leaves, dense, would take less than the budget."""
     N, budget = min(m, n), budget_bits(m, n, cr)

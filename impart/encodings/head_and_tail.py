@@ -58,10 +58,11 @@ def dense(name: str, encoded: Encoded) -> Tensor:
     return head.add_(tail)
 
 
-def expected_header_bytes(name: str, parts: Mapping[str, str], size: int) -> int:
-    """The part of a shard's header that describes one matrix of about `size` bytes; `parts`: part -> encoding.
+def expected_header_bytes(name: str, encodings: Mapping[str, str], head: float, size: int) -> int:
+    """The part of a shard's header that describes one matrix of about `size` bytes, of which `head` are the head's.
 
-    One part alone is stored without this encoding, under the matrix's name; no head has keep thresholds.
+    `encodings`: part -> encoding. One part alone is stored without this encoding, under the matrix's name; no head has
+    keep thresholds.
     """
-    names = {part: f"{name}.{part}" if len(parts) > 1 else name for part in parts}
-    return sum(header_bytes(names[part], encoding, size, ("keep",)) for part, encoding in parts.items())
+    names = {"tail": name} if head == 0 else {"head": name} if head == 1 else {part: f"{name}.{part}" for part in PARTS}
+    return sum(header_bytes(names[part], encodings[part], size, ("keep",)) for part in names)

@@ -16,7 +16,7 @@ from impart.encodings.encoded import Encoded
 from impart.errors import InputError
 from impart.masks import LEVELS
 from impart.method import Matrix
-from sparsify.allocation import budget_bits, head_and_tail_shares
+from sparsify.allocation import budget_bits, check_tail_scale, head_and_tail_shares
 from sparsify.faces import SparseMethod
 from sparsify.methods.lowrank import leading_triplets
 
@@ -42,8 +42,7 @@ class LowRankSparse(SparseMethod):
     )
 
     def resolved(self) -> Self:
-        if self.tail_scale == 0:
-            raise InputError("tail_scale=0 stores entries that are all 0; take head=1, which stores none")
+        check_tail_scale(self.tail_scale)
         return self
 
     @property
@@ -60,11 +59,9 @@ class LowRankSparse(SparseMethod):
 
     def split(self, name: str, m: int, n: int) -> tuple[int, float]:
         """Rank of the head, and the share of the entries that the tail keeps."""
-        counted, used = self.accounting == "bytes", {"head": self.head > 0, "tail": self.head < 1}
-        encodings = {part: encoding for part, encoding in ENCODINGS.items() if used[part]}
-        size = budget_bits(m, n, self.compression_ratio)
-        header = 8 * head_and_tail.expected_header_bytes(name, encodings, int(size / 8)) * counted
-        return head_and_tail_shares(m, n, size - header, self.head, 16 * (m + n) + 8 * svd.VALUE_BYTES * counted, 16)
+        counted, budget = self.accounting == "bytes", budget_bits(m, n, self.compression_ratio)
+        header = 8 * head_and_tail.expected_header_bytes(name, ENCODINGS, self.head, int(budget / 8)) * counted
+        return head_and_tail_shares(m, n, budget - header, self.head, 16 * (m + n) + 8 * svd.VALUE_BYTES * counted, 16)
 
     def encode(self, matrix: Matrix, seed: int) -> Encoded:
         name, dW = matrix.name, matrix.dense()

@@ -55,8 +55,8 @@ def artifacts(tiny_deltas, tmp_path_factory) -> list[Path]:
             saved = ("--saved_delta_path", f"{folder / row}.sparse", "--save_compressed_delta_dir")
             settings = (f"grid={grid}", *CALIBRATION)
             sparse_llama.main(["assets/tiny/code", text, *saved, str(folder / f"{row}_{grid}"), *settings])
-    for method in ("bitdelta", "ultradelta"):
-        one_step = ("--save_compressed_delta_dir", str(folder / method), f"method={method}")
+    for method in ("bitdelta", "ultradelta", "lowrank_sparse"):
+        one_step = ("--save_compressed_delta_dir", str(folder / method), f"method={method}", "compression_ratio_qt=16")
         sparse_llama.main(["assets/tiny/code", text, *one_step, "baseModel=assets/tiny/base", *CALIBRATION])
     return [*sparse, *(file.parent for file in folder.glob("*/delta.json"))]
 

@@ -35,7 +35,7 @@ def test_the_keys_of_another_method_are_an_error():
         load_config(None, ["method=bitdelta", "distil_steps=10"])
     with pytest.raises(
         InputError,
-        match="method: gptq is neither one of bitdelta, dqrelo, prinmix, ultradelta, which .* nor one of .*impart",
+        match="method: gptq is neither one of bitdelta, dqrelo, lowrank_sparse, prinmix, ultradelta, which .* nor one of .*impart",
     ):
         load_config(None, ["method=gptq"])
 
@@ -59,7 +59,7 @@ def test_a_row_and_a_pair_are_legal_files_in_either_order(row, caplog):
             assert method is not None and method.settings()["distill_steps"] == 200
             assert method.settings()["compression_ratio_qt"] == 64  # the pair's, for Table 6
         else:
-            assert (method is None) == (row not in one_step_methods())
+            assert (method is None) == (row_content(row)["method"] not in one_step_methods())
     assert not caplog.records
 
 
@@ -176,4 +176,4 @@ def test_a_baseline_is_one_file_and_its_bytes_are_another(copy_of_the_suite):
 
 
 def test_methods_are_found_by_walking_the_folder():
-    assert set(units("quantize.methods", Method)) == {"bitdelta", "dqrelo", "prinmix", "ultradelta"}
+    assert set(units("quantize.methods", Method)) == {"bitdelta", "dqrelo", "lowrank_sparse", "prinmix", "ultradelta"}

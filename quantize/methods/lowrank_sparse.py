@@ -61,7 +61,7 @@ class LowRankSigns(OneStepMethod):
     def split(self, name: str, m: int, n: int) -> tuple[int, float]:
         """Rank of the head, and the share of the entries whose signs the tail keeps."""
         budget = budget_bits(m, n, self.compression_ratio_qt)
-        header = 8 * head_and_tail.expected_header_bytes(name, ENCODINGS, self.head, int(budget / 8))
+        header = 8 * head_and_tail.expected_header_bytes(name, ENCODINGS, int(budget / 8), self.head)
         triplet = self.head_bits * (m + n) + 8 * quantized_vectors.overhead_bytes(m, n, 1, [], -1, masked=False)
         return head_and_tail_shares(m, n, budget - header, self.head, triplet, 1)
 
@@ -84,7 +84,7 @@ class LowRankSigns(OneStepMethod):
         assert triplets is not None  # dW is not zero
         r = min(rank, int(torch.count_nonzero(triplets[1])))
         U, s, V = (part[..., :r] for part in triplets)
-        return rounded_triplets((U, s, V), [[self.head_bits, r]])
+        return rounded_triplets((U, s, V), torch.full((r,), self.head_bits, device=s.device))
 
     def expected_bytes(self, shapes: Mapping[str, tuple[int, int]]) -> int:
         return int(ROOM * 2 * sum(m * n for m, n in shapes.values()) / self.compression_ratio_qt)

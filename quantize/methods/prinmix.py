@@ -23,8 +23,8 @@ from impart.encodings.encoded import Encoded, Triplets
 from impart.encodings.headers import header_bytes
 from impart.errors import InputError
 from impart.method import Matrix
-from quantize.grid import fitted_grid, nearest_codes, top_codes, zero_byte
 from quantize.one_step import OneStepMethod
+from quantize.vectors import on_grid, stored_triplets
 
 ROUNDING = 1e-6  # of A A^T's mean diagonal, added to it: columns of V_q may be equal
 UNMASKED = ("keep",)  # the tensor that triplets without a mask lack
@@ -79,25 +79,6 @@ class PrinMix(OneStepMethod):
         order = np.argsort(-bits, kind="stable")[: np.count_nonzero(bits)]
         chosen = (U[:, order], s[order], V[:, order])
         return write_triplets(dW, chosen, bits[order], self.refit)
-
-
-@dataclass(frozen=True)
-class OnGrid:
-    """Vectors (r, length) rounded to a fitted grid each: (codes - zero) * scale."""
-
-    codes: Tensor  # (r, length), whole numbers
-    scale: Tensor  # (r, 1)
-    zero: Tensor  # (r, 1)
-
-    def values(self) -> Tensor:
-        """The rounded vectors (r, length)."""
-        return (self.codes - self.zero) * self.scale
-
-
-def on_grid(vectors: Tensor, bits: int | Tensor) -> OnGrid:
-    """Vectors (r, length) in codes of `bits`, a number or one per vector."""
-    scale, zero = (part[:, None] for part in fitted_grid(vectors, torch.ones_like(vectors), bits))
-    return OnGrid(nearest_codes(vectors, scale, zero, top_codes(bits, vectors)[:, None]), scale, zero)
 
 
 def rank_one_errors(exact: tuple[Tensor, Tensor], rounded: tuple[Tensor, Tensor]) -> np.ndarray:
@@ -171,9 +152,4 @@ def write_triplets(dW: Tensor, triplets: Triplets, bits: np.ndarray, refit: bool
     if refit:
         U = refitted(dW, v.values()) / s  # A without s: G stays well conditioned, whatever the spectrum
     u = on_grid(U.T, per_triplet)
-    plan = [[int(b), int((bits == b).sum())] for b in BITS if (bits == b).any()]
-    masks = [torch.ones_like(part.codes, dtype=torch.bool) for part in (u, v)]
-    zeros = torch.stack([zero_byte(part.zero[:, 0], top_codes(per_triplet, part.codes)) for part in (u, v)])
-    steps = s * u.scale[:, 0] * v.scale[:, 0]
-    shape = len(dW), dW.shape[1]
-    return quantized_vectors.write(plan, (u.codes, v.codes), masks, steps, zeros, Encoded("svd", shape))
+    return stored_triplets(u, s, v, per_triplet)

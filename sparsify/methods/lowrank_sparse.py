@@ -60,7 +60,7 @@ class LowRankSparse(SparseMethod):
     def split(self, name: str, m: int, n: int) -> tuple[int, float]:
         """Rank of the head, and the share of the entries that the tail keeps."""
         counted, budget = self.accounting == "bytes", budget_bits(m, n, self.compression_ratio)
-        header = 8 * head_and_tail.expected_header_bytes(name, ENCODINGS, self.head, int(budget / 8)) * counted
+        header = 8 * head_and_tail.expected_header_bytes(name, ENCODINGS, int(budget / 8), self.head) * counted
         return head_and_tail_shares(m, n, budget - header, self.head, 16 * (m + n) + 8 * svd.VALUE_BYTES * counted, 16)
 
     def encode(self, matrix: Matrix, seed: int) -> Encoded:

@@ -1,0 +1,108 @@
+"""LowRank+Sparse in codes: without bias towards L + mean|R| sign(R), every byte counted, and an artifact in one step."""
+
+import re
+
+import pytest
+import torch
+
+import delta as delta_script
+from impart.artifact import open_delta
+from impart.encodings import head_and_tail
+from impart.encodings.headers import header_bytes
+from impart.errors import InputError
+from impart.method import DenseMatrix
+from quantize import sparse_llama
+from quantize.methods.bitdelta import BitDelta
+from quantize.methods.lowrank_sparse import LowRankSigns
+
+NAME = "model.layers.1.mlp.down_proj.weight"
+Q = "model.layers.0.self_attn.q_proj.weight"
+MODELS = ("assets/tiny/code", "assets/tiny/data/code_validation.jsonl")
+
+
+def random_delta(m=96, n=64, decay=0.8):
+    """dW (m, n) with singular values that fall as k^-decay."""
+    generator = torch.Generator().manual_seed(0)
+    N = min(m, n)
+    U, V = (torch.linalg.qr(torch.randn(rows, N, generator=generator)).Q for rows in (m, n))
+    return (U * (0.01 * torch.arange(1, N + 1).float() ** -decay)) @ V.T
+
+
+def encoded(dW, seed=0, cr=8, **keys):
+    return LowRankSigns(compression_ratio_qt=cr, **keys).resolved().encode(DenseMatrix(NAME, dW), seed)
+
+
+@pytest.mark.parametrize("a", [1.0, 0.5])
+def test_its_mean_over_the_seeds_is_the_head_and_a_times_the_signs_of_the_rest(a):
+    dW, seeds = random_delta(), 400
+    one = encoded(dW, tail_scale=a)
+    L = head_and_tail.part_of(one, "head").dense(NAME)
+    R = dW - L
+    expected = L + a * R.abs().mean() * R.sign()
+    mean = sum(encoded(dW, seed, tail_scale=a).dense(NAME) for seed in range(seeds)) / seeds
+    keep = one.facts["tail"]["keep"] / 65536
+    assert 0.2 < keep < 0.9
+    z = (mean - expected) / (a * R.abs().mean() * ((1 / keep - 1) / seeds) ** 0.5)
+    assert 0.9 < float(z.square().mean()) < 1.1 and abs(float(z.mean())) < 0.06
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_head_is_the_leading_triplets_within_the_steps_of_their_grids(bits):
+    dW = random_delta()
+    one = encoded(dW, cr=3, head=1.0, head_bits=bits)
+    assert one.encoding == "quantized_vectors" and set(one.tensors) == {"codes", "s", "zeros"}
+    U, s, Vt = torch.linalg.svd(dW)
+    r = one.facts["rank"]
+    best = (U[:, :r] * s[:r]) @ Vt[:r]
+    error = float((one.dense(NAME) - best).norm() / best.norm())
+    assert error < {2: 0.5, 3: 0.27, 4: 0.14, 8: 0.01}[bits]
+
+
+def test_signs_alone_are_those_of_bitdelta():
+    dW = random_delta()
+    ours, theirs = (
+        encoded(dW, seed=5, cr=16, head=0.0),
+        BitDelta(compression_ratio_qt=16).encode(DenseMatrix(NAME, dW), 5),
+    )
+    assert ours.encoding == theirs.encoding == "signs" and ours.facts["mu"] == theirs.facts["mu"]
+    whole = encoded(dW, seed=5, cr=2, head=0.0)  # all signs leave room for triplets
+    assert whole.encoding == "head_and_tail" and whole.facts["tail"]["keep"] == 65536
+
+
+@pytest.mark.parametrize("m, n, cr", [(1024, 1024, 8), (1024, 1024, 64), (1024, 1536, 32), (1024, 1024, 128)])
+def test_every_stored_byte_is_within_one_percent_of_nominal(m, n, cr):
+    dW = torch.randn(m, n, generator=torch.Generator().manual_seed(0))
+    for head in (0.3, 0.7):
+        one = encoded(dW, cr=cr, head=head)
+        parts = {part: head_and_tail.part_of(one, part).encoding for part in ("head", "tail")}
+        headers = sum(header_bytes(f"{NAME}.{part}", name, 2 * m * n // cr, ("keep",)) for part, name in parts.items())
+        assert one.nbytes + headers == pytest.approx(2 * m * n / cr, rel=0.01)
+
+
+def test_what_it_cannot_do_is_said(called, tmp_path):
+    with pytest.raises(InputError, match=re.escape(f"{NAME} (8 x 8): compression_ratio_qt=32 leaves no byte")):
+        LowRankSigns(compression_ratio_qt=32).check(NAME, 8, 8)
+    for word, expected in (
+        ("tail_scale=0", "tail_scale=0 stores entries that are all 0"),
+        ("head=2", "head: 2.0 is out of range"),
+        ("head_bits=5", "head_bits"),
+    ):
+        settings = ("method=lowrank_sparse", "baseModel=assets/tiny/base", "compression_ratio_qt=32", word)
+        ended = called(sparse_llama.main, *MODELS, "--save_compressed_delta_dir", tmp_path / "x", *settings)
+        assert ended.code == 2 and ended.err.count("\n") == 1 and expected in ended.err, ended.err
+
+
+def test_its_artifact_has_the_true_ratio_and_the_same_bytes_again(called, tmp_path):
+    row = ("--config", "configs/rows/lowrank_sparse_qt.yaml", "baseModel=assets/tiny/base", "compression_ratio_qt=16")
+    for folder in ("a", "b"):
+        made = called(sparse_llama.main, *MODELS, "--save_compressed_delta_dir", tmp_path / folder, *row, "seed=1")
+        assert made.code == 0, made.err
+    delta, again = open_delta(tmp_path / "a"), open_delta(tmp_path / "b")
+    assert delta.manifest["shards"] == again.manifest["shards"]
+    assert delta.sizes().linear_ratio == pytest.approx(16, rel=0.02)
+    assert delta.manifest["kind"] == "quantized" and delta.manifest["settings"]["head_bits"] == 3
+    parts = [head_and_tail.part_of(delta.stored(Q), part).dense(Q) for part in ("head", "tail")]
+    assert torch.equal(delta.reconstruct(Q), parts[0] + parts[1])
+    models = ("--base_model", "assets/tiny/base", "--finetuned_model", "assets/tiny/code")
+    merged = called(delta_script.main, "--merge", "--delta_path", delta.path, *models, "--save_path", tmp_path / "m")
+    assert merged.code == 0, merged.err

@@ -12,8 +12,9 @@ from impart.errors import InputError
 from impart.masks import LEVELS, bernoulli_mask
 from impart.method import DenseMatrix
 from quantize.methods.dqrelo import ENCODINGS, DQReLO
-from quantize.methods.prinmix import PrinMix, allocated_bits, on_grid, rank_one_errors, refitted, triplet_bytes
+from quantize.methods.prinmix import PrinMix, allocated_bits, rank_one_errors, refitted, triplet_bytes
 from quantize.methods.ultradelta import UltraDelta, keep_ratios
+from quantize.vectors import on_grid
 
 NAMES = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(6)]
 

@@ -1,4 +1,4 @@
-"""LowRank+Sparse in codes: without bias towards L + mean|R| sign(R), every byte counted, and an artifact in one step."""
+"""LowRank+Sparse in codes: without bias to L + mean|R| sign(R), every byte counted, and an artifact in one step."""
 
 import re
 

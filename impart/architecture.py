@@ -4,17 +4,31 @@ An architecture with other names costs this file and no other.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from impart.errors import InputError
+from impart.matrices import slice_names, tensor_of
 
-LINEAR = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:.*\.)?(?:self_att\w+|mlp|block_sparse_moe)\.(?:.+)\.weight$")
+# A module that is repeated: layers of decoders and encoders, of GPT-2 and Bloom (h), of T5 (block) and BERT (layer).
+BLOCK = r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(?P<layer>\d+)\."
+MIXERS = r"\w*attn|\w*[Aa]ttention|mixer|mamba|conv"  # attention, linear or not, and state spaces
+FEED_FORWARD = r"\w*mlp\w*|block_sparse_moe|feed_forward|ffn|DenseReluDense|intermediate|output|shared_experts?"
+LINEAR = re.compile(rf"{BLOCK}(?:.*\.)?(?:(?:{MIXERS}|{FEED_FORWARD})\.(?:.+)|fc[12])\.weight$")
+# Experts of a layer in one tensor (experts, m, n).
+EXPERTS = re.compile(
+    rf"{BLOCK}.*(?:experts|moe|mlp)\.(?:.+\.)?(?:\w+_proj|w[123]|fc[12]|(?:in|out)put_linear)(?:\.weight)?$"
+)
+# Families that store their experts as (experts, n, m).
+TRANSPOSED = ("gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "openai_privacy_filter")
+INTO_HIDDEN = re.compile(r"\b(?:down_proj|w2|fc2|output_linear)\b")  # the others of an expert read the hidden state
 # departs from the paper, which has no mixtures: a router compares near-equal scores, is tiny, and stays exact.
 ROUTER = re.compile(r"\.(?:gate|router|shared_expert_gate)(?:\.(?:wg|layer))?\.weight$")
+NO_LINEAR = re.compile(r"(?:[Nn]orm|bias|position|embed)\w*(?:\.\w+)?$")  # 2-D as well, and added or looked up
 VOCABULARY = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(?:weight|bias)$")
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-ATTENTION = re.compile(r"(?:^|\.)self_att(?:n|ention)\.")
+LAYER = re.compile(BLOCK)
+ATTENTION = re.compile(r"(?:^|\.)\w*(?:attn|[Aa]ttention)\.")
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"  # ends of their names
 BUFFERS = "rotary_emb.inv_freq"  # computed when a model is loaded; only old checkpoints store it
 
@@ -30,6 +44,8 @@ STRUCTURE = (
     "num_local_experts",
 )
 COUNTS = (*IDENTITY[1:], "vocab_size", "max_position_embeddings")  # whole numbers, where a config has them
+SMALLEST_SIDE = 64  # of a matrix that is compressed by its shape alone
+ALL = "all"  # weight_types: every matrix of a repeated block
 # Where config.json of a multimodal model keeps the settings of its language model, vocab_size among them.
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
@@ -43,13 +59,59 @@ class Parameters(Protocol):
 
 
 def linear_names(checkpoint: Parameters) -> list[str]:
-    """The compressed set: every 2-D weight under self_attn or mlp of a layer, experts included, in layer order."""
-    return [name for name in checkpoint.names() if _is_matrix(checkpoint.shape(name)) and is_linear(name)]
+    """The compressed set: every 2-D weight of attention, mixers and feed-forward, and every expert, in layer order."""
+    return _matrices(checkpoint, lambda name, shape: is_linear(name) and min(shape) > 1)
+
+
+def names_by_shape(checkpoint: Parameters) -> list[str]:
+    """`linear_names` and every other matrix of a repeated block with both sides of at least SMALLEST_SIDE."""
+    return _matrices(
+        checkpoint,
+        lambda name, shape: (
+            (is_linear(name) and min(shape) > 1)
+            or (
+                min(shape) >= SMALLEST_SIDE
+                and layer_of(name) is not None
+                and not ROUTER.search(name)
+                and not NO_LINEAR.search(name)
+            )
+        ),
+    )
+
+
+def _matrices(checkpoint: Parameters, is_chosen: Callable[[str, tuple[int, ...]], bool]) -> list[str]:
+    """The names of the chosen 2-D tensors, and of the slices of 3-D tensors of experts."""
+    found = []
+    for name in checkpoint.names():
+        shape = checkpoint.shape(name)
+        if len(shape) == 2 and is_chosen(name, shape):
+            found.append(name)
+        elif is_experts(name, shape):
+            found += slice_names(name, shape[0])
+    return found
 
 
 def is_linear(name: str) -> bool:
     """Whether the name is that of a linear weight of a layer, routers left out."""
-    return LINEAR.search(name) is not None and not ROUTER.search(name)
+    return LINEAR.search(name) is not None and not ROUTER.search(name) and not NO_LINEAR.search(name)
+
+
+def is_experts(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of this name and shape holds one matrix of every expert of a layer."""
+    return len(shape) == 3 and min(shape[1:]) > 1 and EXPERTS.search(name) is not None
+
+
+def is_transposed(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool:
+    """Whether a tensor (experts, a, b) holds its matrices as inputs times outputs.
+
+    The family says so or, where the side of the hidden state is not the one of a 2-D weight, the shape.
+    """
+    settings = [config, *(config[key] for key in TEXT_CONFIGS if isinstance(config.get(key), dict))]
+    if any(setting.get("model_type") in TRANSPOSED for setting in settings):
+        return True
+    hidden = next((setting["hidden_size"] for setting in settings[::-1] if "hidden_size" in setting), None)
+    here, there = (1, 2) if INTO_HIDDEN.search(name) else (2, 1)
+    return shape[here] != hidden == shape[there]
 
 
 def is_attention(name: str) -> bool:
@@ -70,13 +132,40 @@ def layer_of(name: str) -> int | None:
 
 def layers_prefix(name: str) -> str:
     """`model.layers` of `model.layers.0.self_attn.q_proj.weight`."""
-    return name[: name.index("layers.") + len("layers")]
+    found = LAYER.search(name)
+    assert found is not None
+    return name[: found.start("layer") - 1]
 
 
 def weight_type(name: str) -> str:
     """`self_attn.q_proj` of `model.layers.0.self_attn.q_proj.weight`; experts count as one type."""
-    text = re.sub(r"^.*?(?:^|\.)layers\.\d+\.", "", name).removesuffix(".weight")
+    found = LAYER.search(name)
+    text = tensor_of(name)[found.end() if found else 0 :].removesuffix(".weight")
     return re.sub(r"\.experts\.\d+\.", ".experts.", text)
+
+
+def kinds(checkpoint: Parameters) -> str:
+    """`rnn.in_proj (256 x 64, 24 times), ...`: what there is of matrices, for errors."""
+    shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+    counts = Counter((weight_type(name), shape) for name, shape in shapes.items() if len(shape) > 1)
+    return ", ".join(f"{kind} ({' x '.join(map(str, shape))}, {count})" for (kind, shape), count in counts.items())
+
+
+def matrices_of(
+    checkpoint: Parameters,
+    owner: str,
+    weight_types: Sequence[str] | None = None,
+    layer_num: int | None = None,
+    weight_name: str | None = None,
+) -> list[str]:
+    """The names to compress of a checkpoint that errors call `owner`; InputError where none of its layers is known."""
+    everything = weight_types == [ALL]
+    found = names_by_shape(checkpoint) if everything else linear_names(checkpoint)
+    if not found:
+        rule = f"2-D weight of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} in a repeated block"
+        remedy = f"there is no {rule}" if everything else f"weight_types={ALL} compresses every {rule}"
+        raise InputError(f"no layer of {owner!r} is known here; it has {kinds(checkpoint)}: {remedy}")
+    return select_matrices(found, owner, weight_types, layer_num, weight_name)
 
 
 def rope_theta(config: dict[str, Any]) -> float:
@@ -94,14 +183,10 @@ def select_matrices(
     weight_name: str | None = None,
 ) -> list[str]:
     """The names to compress of the `linear` ones that `owner` has: all, or those that the authors' keys spell out."""
-    if not linear:
-        raise InputError(
-            f"{owner!r} has no linear weights under self_attn or mlp; is it a decoder in the Hugging Face layout?"
-        )
     known = {weight_type(name) for name in linear}
     if weight_types == []:
         raise InputError(f"weight_types is empty; {owner!r} has {', '.join(sorted(known))}")
-    chosen = known if weight_types is None else weight_types
+    chosen = known if weight_types in (None, [ALL]) else weight_types
     for kind in chosen:
         if kind not in known:
             raise InputError(f"weight_types: {kind!r} is not in {owner!r}, which has {', '.join(sorted(known))}")
@@ -121,15 +206,12 @@ def select_matrices(
         raise InputError(
             f"weight_name={weight_name!r} is no pattern: in braces it may hold layer_num and weight_type only ({error})"
         ) from error
-    unknown = sorted(wanted - set(linear))
+    expected = {name: tensor_of(name).removesuffix(".weight") + ".weight" for name in linear}
+    unknown = sorted(wanted - set(expected.values()))
     if unknown:
         layers = 1 + max(layer for name in linear if (layer := layer_of(name)) is not None)
         raise InputError(
             f"{unknown[0]} is not among the linear weights of {owner!r}, which has {layers} layers; "
             f"check layer_num={layer_num} and weight_name={weight_name!r}"
         )
-    return [name for name in linear if name in wanted]
-
-
-def _is_matrix(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and min(shape) > 1
+    return [name for name in linear if expected[name] in wanted]

@@ -1,7 +1,9 @@
 """Hugging Face checkpoints, read tensor by tensor and written as sharded safetensors.
 
 A checkpoint is a folder (or a hub id) with safetensors or PyTorch `.bin` weights, sharded or not, a config.json, and
-whatever else its authors ship. No function here holds more than the tensors that its caller asked for.
+whatever else its authors ship. Its tensors are those of the files; shape, dtype and values can also be asked of one
+matrix of a 3-D tensor (impart/matrices.py), which is read alone. No function here holds more than the tensors that its
+caller asked for.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from impart.architecture import COUNTS, linear_names
+from impart.architecture import COUNTS, is_transposed, linear_names
 from impart.card import Card
 from impart.companions import companions_of, copy_companion
 from impart.dtypes import DTYPE_CODES, all_finite
@@ -23,6 +25,7 @@ from impart.files import free_space, sync_file, user_path
 from impart.foreign_folders import foreign_kind
 from impart.hub import fetch_model, is_hub_id
 from impart.identity import fingerprint
+from impart.matrices import Place, split_name
 from impart.outputs import MARKER, Output, refuse_existing
 from impart.weight_files import TensorSpec, file_specs, load_bin, read_json, refuse_wrapped, weight_files
 
@@ -59,33 +62,54 @@ class Checkpoint:
         return sorted(self._specs, key=_natural)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._specs
+        tensor, index = split_name(name)
+        if tensor not in self._specs or index is None:
+            return tensor in self._specs
+        shape = self._specs[tensor].shape
+        return len(shape) == 3 and index < shape[0]
+
+    def place(self, name: str) -> Place:
+        """Where the values of a tensor, or of a matrix in a tensor, lie."""
+        tensor, index = split_name(name)
+        return Place(tensor, index, index is not None and is_transposed(tensor, self._specs[tensor].shape, self.config))
 
     def spec(self, name: str) -> TensorSpec:
-        return self._specs[name]
+        place = self.place(name)
+        return TensorSpec(name, place.shape(self._specs[place.tensor].shape), self._specs[place.tensor].dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._specs[name].shape
+        return self.spec(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._specs[name].dtype
+        return self.spec(name).dtype
 
     def file(self, name: str) -> Path | None:
         """The weight file that the tensor stands in, None where it stands in none as it is."""
-        return self._files[name]
+        return self._files[split_name(name)[0]]
 
     def change(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor | None:
         """dW in fp32, where not the weight is stored but its difference to a base's; here it never is."""
         return None
 
     def tensor(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
-        """The tensor as stored, on the device, in memory of its own: no file stays mapped behind it."""
+        """The tensor as stored, or a matrix in one, on the device, in memory of its own: no file stays mapped."""
+        place = self.place(name)
+        if place.index is not None:
+            return self._slice(place).to(device, copy=True, memory_format=torch.contiguous_format)
         whole, start = torch.empty(self.shape(name), dtype=self.dtype(name), device=device), 0
         flat = whole.view(-1)
         for piece in self._pieces(name):
             flat[start : start + piece.numel()] = piece.reshape(-1)
             start += piece.numel()
         return whole
+
+    def _slice(self, place: Place) -> torch.Tensor:
+        """The matrix of a 3-D tensor, of which no more is read where the file allows it."""
+        file = self.file(place.tensor)
+        if file is None or file.suffix != ".safetensors":
+            return place.of(self.tensor(place.tensor))
+        with safe_open(file, "pt") as shard:
+            return place.turned(shard.get_slice(place.tensor)[place.index])
 
     def finite_tensor(self, name: str) -> torch.Tensor:
         """The tensor; InputError when it holds NaN or Inf."""

@@ -10,6 +10,7 @@ import torch
 from impart.architecture import IDENTITY, linear_names
 from impart.checkpoint import Checkpoint
 from impart.errors import InputError
+from impart.matrices import by_tensor
 from impart.report import progress
 from impart.workers import in_order, readers
 
@@ -18,7 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Comparison:
-    """`matrices` are compressed; `extras` changed and travel as they are; `dropped` stand only in the base."""
+    """`matrices` are compressed; the other fields name stored tensors.
+
+    `unchanged` are the same in both; `extras` changed and travel as they are; `dropped` stand only in the base.
+    """
 
     base: Checkpoint
     finetuned: Checkpoint
@@ -95,7 +99,7 @@ def _and_more(names: Sequence[str]) -> str:
 def compare(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str], *, bits: bool = False) -> Comparison:
     """Reads both models once: what did not change need not be stored. NaN and Inf are errors unless `bits` count."""
     check_comparable(base, finetuned, matrices, bits=bits)
-    chosen, unchanged, extras = set(matrices), set(), []
+    chosen, unchanged, extras = by_tensor(matrices), set(), []
     names = finetuned.names()
     same = in_order(lambda name: _same(base, finetuned, name, finite=not bits), names, readers())
     for name, unchanged_here in zip(progress(names, what="checking weights", unit="tensor"), same, strict=True):

@@ -20,6 +20,7 @@ from impart.encodings.encoded import Layout, encoding_of
 from impart.errors import InputError
 from impart.json_fields import REMEDY, Field, parsed, short
 from impart.masks import LEVELS, MASKS
+from impart.matrices import tensor_of
 from impart.shard_header import ShardHeader, read_header
 
 FORMAT, VERSION = "impart-delta", 2  # 1: the fingerprints covered samples of the weights, and no sha256 was needed
@@ -79,9 +80,10 @@ def _check_head(root: Field) -> None:
         model["bytes"].integer(0)
     for key in ("versions", "matrices", "extras"):
         root[key].mapping()
+    held = {*map(tensor_of, root.value["matrices"]), *root.value["extras"]}
     for name in root["dropped"].elements():
         name.text()
-        if name.value in root.value["matrices"] or name.value in root.value["extras"]:
+        if name.value in held:
             name.refuse("the name of a parameter that the fine-tuned model lacks: the delta holds it")
     for file, shard in root["shards"].items():
         if not is_plain_name(file) or not file.endswith(".safetensors"):
@@ -100,11 +102,11 @@ def _check_head(root: Field) -> None:
 
 def _check_entries(root: Field) -> None:
     """Every matrix and every extra, and that they fit into the fine-tuned model."""
-    total = 0
+    total, compressed = 0, set(map(tensor_of, root.value["matrices"]))
     for name, entry in root["matrices"].items():
         total += _check_matrix(root, name, entry.mapping())
     for name, extra in root["extras"].items():
-        if name in root.value["matrices"]:
+        if name in compressed:
             extra.refuse("the only entry of this name: it is among the matrices as well")
         _check_place(root, extra.mapping())
         shape = [length.integer(0, MAX_LENGTH) for length in extra["shape"].elements()]

@@ -1,6 +1,6 @@
 """base + delta -> fine-tuned checkpoint, tensor by tensor."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ from impart.artifact import Delta
 from impart.card import rebuilt_card
 from impart.checkpoint import Checkpoint, CheckpointWriter, TensorSpec
 from impart.dtypes import DTYPES
+from impart.matrices import by_tensor
 from impart.report import progress
 
 
@@ -18,7 +19,10 @@ def planned_tensors(delta: Delta, base: Checkpoint, finetuned: Checkpoint | None
         return [finetuned.spec(name) for name in finetuned.names()]
     extras, dropped = delta.manifest["extras"], set(delta.manifest["dropped"])
     specs = {name: base.spec(name) for name in base.names() if name not in dropped}
-    specs |= {name: TensorSpec(name, delta.shape(name), delta.dtype(name)) for name in delta.names()}
+    specs |= {
+        name: TensorSpec(name, base.shape(name), delta.dtype(matrices[0]))
+        for name, matrices in by_tensor(delta.names()).items()
+    }
     specs |= {name: TensorSpec(name, tuple(extra["shape"]), DTYPES[extra["dtype"]]) for name, extra in extras.items()}
     return list(specs.values())
 
@@ -32,14 +36,18 @@ def reconstructed(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of the rebuilt model, one at a time: decoded matrices on the device, the others on the CPU.
 
+    Experts in one tensor are decoded on the device one after another, and gathered on the CPU.
+
     Without the fine-tuned model, what lies outside the compressed set comes from the artifact's extras and, where it
     did not change, from the base; with it, from there. `wanted`: which names; None: all.
     """
-    matrices, extras = set(delta.names()), set(delta.extras())
+    matrices, extras = by_tensor(delta.names()), set(delta.extras())
     specs = [spec for spec in planned_tensors(delta, base, finetuned) if wanted is None or wanted(spec.name)]
     for spec in progress(specs, what="rebuilding the model", unit="tensor"):
-        if spec.name in matrices:
+        if matrices.get(spec.name) == [spec.name]:
             yield spec.name, decoded_weight(delta, base, spec, device)
+        elif spec.name in matrices:
+            yield spec.name, _decoded_experts(delta, base, matrices[spec.name], spec, device)
         elif finetuned is not None:
             yield spec.name, finetuned.tensor(spec.name)
         else:
@@ -52,6 +60,17 @@ def decoded_weight(delta: Delta, base: Checkpoint, spec: TensorSpec, device: tor
     if stored.is_exact:
         return stored.restored(spec.name, base.tensor(spec.name, device).to(spec.dtype))
     return rebuilt_weight(base, spec.name, stored.dense(spec.name), spec.dtype)
+
+
+def _decoded_experts(
+    delta: Delta, base: Checkpoint, matrices: Sequence[str], spec: TensorSpec, device: torch.device | str
+) -> torch.Tensor:
+    """The 3-D tensor of the rebuilt model, on the CPU; a matrix that the delta lacks is the base's."""
+    whole = base.tensor(spec.name).to(spec.dtype)
+    for name in matrices:
+        one = TensorSpec(name, delta.shape(name), spec.dtype)
+        base.place(name).of(whole).copy_(decoded_weight(delta, base, one, device))
+    return whole
 
 
 def rebuilt_weight(base: Checkpoint, name: str, dW: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

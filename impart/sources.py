@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from impart.adapter import open_finetuned
-from impart.architecture import linear_names, select_matrices
+from impart.architecture import matrices_of, select_matrices
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import model_facts
 from impart.checkpoint import Checkpoint, check_named, open_checkpoint
@@ -16,6 +16,7 @@ from impart.config import option
 from impart.encodings.encoded import Triplets
 from impart.errors import InputError
 from impart.files import user_path
+from impart.matrices import tensor_of
 from impart.method import Matrix, Method
 from impart.relation import check_pair
 from impart.svd import delta_svd
@@ -32,8 +33,10 @@ class Origin:
         None, help="base model: folder or hub id; not needed with svd_dir", aliases=("ptm_dir",)
     )
     svd_dir: str | None = option(None, help="saved SVD delta; without it the SVD is computed from the two models")
-    weight_types: list[str] | None = option(
-        None, help="types to compress, like self_attn.q_proj; default: all linear weights under self_attn and mlp"
+    weight_types: list[str] | str | None = option(
+        None,
+        help="types to compress, like self_attn.q_proj; all: every 2-D weight of at least 64 x 64 in a repeated block; "
+        "default: all linear weights of attention, mixers, feed-forward and experts",
     )
     layer_num: int | None = option(None, help="number of layers that weight_name counts through", low=1)
     weight_name: str | None = option(None, help="pattern of the names, like model.layers.{layer_num}.{weight_type}")
@@ -126,7 +129,7 @@ class ModelSource(Source):
         return self._pair.finetuned.dtype(name)
 
     def triplets(self, name: str, rank: int) -> Triplets | None:
-        if name in self._pair.unchanged:
+        if tensor_of(name) in self._pair.unchanged:
             return None
         triplets = delta_svd(self.dense(name), rank)
         return triplets if float(triplets[1][0]) > 0 else None  # equal values in two dtypes
@@ -161,7 +164,7 @@ class SvdSource(Source):
             )
         self._delta, self.device = delta, device
         chosen = set(matrices)
-        left_out = [name for name in delta.names() if name not in chosen]
+        left_out = list(dict.fromkeys(tensor_of(name) for name in delta.names() if name not in chosen))
         if finetuned is not None:
             delta.check_finetuned(finetuned)
         elif left_out:
@@ -229,7 +232,8 @@ def open_source(
     `force`: two models are taken that do not seem to be a pair. `base_needed`: the base's weights are read afterwards,
     so that it has to be the one of the SVD.
     """
-    keys = (origin.weight_types, origin.layer_num, origin.weight_name)
+    types = [origin.weight_types] if isinstance(origin.weight_types, str) else origin.weight_types
+    keys = (types, origin.layer_num, origin.weight_name)
     if origin.svd_dir is not None:
         svd = open_delta(origin.svd_dir)
         matrices = select_matrices(svd.names(), origin.svd_dir, *keys)
@@ -249,7 +253,7 @@ def open_source(
     check_named(origin.base_model, origin.ftm_dir)
     base = open_checkpoint(origin.base_model)
     finetuned = open_finetuned(origin.ftm_dir, base)
-    matrices = select_matrices(linear_names(finetuned), origin.ftm_dir, *keys)
+    matrices = matrices_of(finetuned, origin.ftm_dir, *keys)
     check_comparable(base, finetuned, matrices, bits=method.reads_weights)
     check_pair(base, finetuned, force)
     for name in matrices:

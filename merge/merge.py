@@ -26,13 +26,14 @@ if not __package__:  # run as `python merge/merge.py`: import from the repositor
 import torch
 
 from impart import processes
-from impart.architecture import is_vocabulary, linear_names, weight_type
+from impart.architecture import is_experts, is_vocabulary, linear_names, weight_type
 from impart.artifact import is_delta
 from impart.card import Card
 from impart.checkpoint import CheckpointWriter, TensorSpec, check_named, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
 from impart.device import use_device
 from impart.errors import InputError, run
+from impart.matrices import slice_names
 from impart.outputs import is_skipped, refuse_existing
 from impart.pretrained import add_trust_flag
 from impart.report import Report, progress, start_logging, table
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
         on_its_way = partial(
             parameter_merge, method=method, base=base, models=models, alignment=alignment, device=device
         )
-        thresholds = model_thresholds(plan, method, models, on_its_way) if config.trim_scope == "model" else None
+        thresholds = model_thresholds(plan, method, base, models, on_its_way) if config.trim_scope == "model" else None
         tallies = {
             spec.name: merge_parameter(spec, method, base, models, on_its_way, writer, thresholds)
             for spec in progress(plan, what=str(method), unit="tensor")
@@ -180,6 +181,14 @@ def is_merged(spec: TensorSpec) -> bool:
     return spec.dtype.is_floating_point and bool(spec.shape)
 
 
+def matrices_in(spec: TensorSpec, base: CheckpointModel) -> list[TensorSpec]:
+    """What is merged by itself: the parameter, or every expert's matrix in it."""
+    if not is_experts(spec.name, spec.shape):
+        return [spec]
+    places = {name: base.checkpoint.place(name) for name in slice_names(spec.name, spec.shape[0])}
+    return [TensorSpec(name, place.shape(spec.shape), spec.dtype) for name, place in places.items()]
+
+
 def parameter_merge(
     spec: TensorSpec,
     method: MergeMethod,
@@ -188,20 +197,24 @@ def parameter_merge(
     alignment: Alignment | None,
     device: torch.device,
 ) -> ParameterMerge:
-    """Every model's part of one parameter."""
+    """Every model's share in one parameter, or in one matrix of a parameter."""
     maps: Mapping = alignment.maps if alignment is not None and is_vocabulary(spec.name) else {}
     parts = [Part(model.name, model.open(spec.name), maps.get(model.name), model.entry.weight) for model in models]
     return ParameterMerge(Part("base", base.open(spec.name), maps.get("base")), parts, spec.shape, method, device)
 
 
 def model_thresholds(
-    plan: Sequence[TensorSpec], method: MergeMethod, models: Models, on_its_way: Callable[[TensorSpec], ParameterMerge]
+    plan: Sequence[TensorSpec],
+    method: MergeMethod,
+    base: CheckpointModel,
+    models: Models,
+    on_its_way: Callable[[TensorSpec], ParameterMerge],
 ) -> list[float]:
     """The magnitude below which each model's task vector is trimmed, over all parameters together.
 
     Reads every parameter twice before any is merged; no more of them is in memory than one.
     """
-    merged = [spec for spec in plan if is_merged(spec)]
+    merged = [part for spec in plan if is_merged(spec) for part in matrices_in(spec, base)]
     count = sum(math.prod(spec.shape) for spec in merged)
 
     def deltas(position: int) -> Iterator[torch.Tensor]:
@@ -225,7 +238,11 @@ def merge_parameter(
     if not is_merged(spec):
         writer.add(spec.name, base.checkpoint.tensor(spec.name).to(spec.dtype))
         return None
-    merged, tally = on_its_way(spec).run(spec.dtype, thresholds)
+    merged, tallies = torch.empty(spec.shape, dtype=spec.dtype), []
+    for part in matrices_in(spec, base):
+        view = base.checkpoint.place(part.name).of(merged)
+        tallies.append(on_its_way(part).run(view, thresholds))
+    tally = Tally.combined(tallies)
     if broken := tally.broken():
         source = {"base": base.source, **{model.name: model.source for model in models}}[broken[0]]
         raise InputError(

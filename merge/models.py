@@ -23,6 +23,7 @@ from impart.artifact import Delta, is_delta, open_delta
 from impart.checkpoint import Checkpoint, tensor_bytes
 from impart.dtypes import DTYPES
 from impart.errors import InputError
+from impart.matrices import by_tensor, tensor_of
 from impart.weight_files import load_bin, read_json
 from merge.settings import ModelEntry
 
@@ -60,10 +61,11 @@ class CheckpointRows:
         file = self._checkpoint.file(name)
         if file is None:
             return self._checkpoint.tensor(name)
+        place = self._checkpoint.place(name)
         if file.suffix != ".safetensors":
-            return load_bin(file)[name].detach()
+            return place.of(load_bin(file)[place.tensor].detach())
         with safe_open(file, "pt") as shard:
-            return shard.get_tensor(name)
+            return place.of(shard.get_tensor(place.tensor))
 
 
 class Scratch:
@@ -155,8 +157,9 @@ class DeltaModel(Model):
         self.delta, self._base, self._rows = delta, base, CheckpointRows(base)
         self._scratch, self._device = scratch, device
         self._matrices, self._extras = set(delta.names()), delta.manifest["extras"]
+        self._dtypes = {tensor: delta.dtype(names[0]) for tensor, names in by_tensor(delta.names()).items()}
         dropped = set(delta.manifest["dropped"])
-        names = dict.fromkeys([*base.names(), *delta.names(), *delta.extras()])
+        names = dict.fromkeys([*base.names(), *self._dtypes, *delta.extras()])
         config = next((file for file in delta.companions() if file.name == "config.json"), None)
         stated = json.dumps([delta.manifest["shards"], delta.manifest["matrices"]], sort_keys=True)
         super().__init__(
@@ -177,7 +180,7 @@ class DeltaModel(Model):
         name = self.stored_name(name)
         if name in self._extras:
             return DTYPES[self._extras[name]["dtype"]]
-        return self.delta.dtype(name) if name in self._matrices else self._base.dtype(name)
+        return self._dtypes[name] if name in self._dtypes else self._base.dtype(name)
 
     def companions(self) -> list[Path]:
         return self.delta.companions()
@@ -186,8 +189,9 @@ class DeltaModel(Model):
         name = self.stored_name(name)
         if name in self._matrices:
             return Parameter(Scratch(self._matrix(name), self._scratch).read, holds_delta=True)
-        if name in self._extras:
-            return Parameter(Scratch(self.delta.extra(name), self._scratch).read, holds_delta=False)
+        if tensor_of(name) in self._extras:
+            value = self._base.place(name).of(self.delta.extra(tensor_of(name)))
+            return Parameter(Scratch(value, self._scratch).read, holds_delta=False)
         return Parameter(partial(self._rows.read, name), holds_delta=False)
 
     def _matrix(self, name: str) -> Tensor:

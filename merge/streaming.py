@@ -41,17 +41,16 @@ class ParameterMerge:
         self._blocks = [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
         self._mean_row = self._mean_of_base(base.rows) if base.rows is not None else None
 
-    def run(self, dtype: torch.dtype, thresholds: Sequence[float] | None = None) -> tuple[Tensor, Tally]:
-        """The merged parameter in `dtype` on the CPU, and its numbers for the report.
+    def run(self, merged: Tensor, thresholds: Sequence[float] | None = None) -> Tally:
+        """Fills `merged`, of the parameter's shape and any dtype, on the CPU. Returns its numbers for the report.
 
         thresholds: below which each model's entries are trimmed; None: those of this parameter alone.
         """
         thresholds = [self._threshold(model) for model in self._models] if thresholds is None else thresholds
         tally = Tally([model.name for model in self._models], self._device)
-        merged = torch.empty(self._shape, dtype=dtype)
         for block in self._blocks:
-            merged[block] = self._merged_block(block, thresholds, tally).to(dtype).cpu()
-        return merged, tally
+            merged[block] = self._merged_block(block, thresholds, tally).to(merged.dtype).cpu()
+        return tally
 
     def deltas(self, position: int) -> Iterator[Tensor]:
         """The task vector of one model, block by block, in float32."""

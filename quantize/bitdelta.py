@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from impart.checkpoint import Checkpoint
 from impart.encodings.encoded import Encoded
+from impart.errors import InputError
 from impart.pretrained import load_model
 from impart.report import progress
 
@@ -47,7 +48,7 @@ def distilled_scales(
     for name, stored in encoded.items():
         if stored.encoding == "empty":
             continue
-        module = student.get_submodule(name.removesuffix(".weight"))
+        module = _linear_module(student, name)
         ones = replace(stored, facts={**stored.facts, "mu": 1.0}).dense(name)  # +-1 / keep ratio
         rescale = float(ones.abs().max())
         scaled[name] = ScaledSigns(
@@ -78,6 +79,20 @@ def distilled_scales(
                 float(loss.detach()),
             )
     return {name: encoded[name].facts["mu"] * float(module.log_ratio.detach().exp()) for name, module in scaled.items()}
+
+
+def _linear_module(model: nn.Module, name: str) -> nn.Linear:
+    """The module whose weight has that name; InputError where the model has no such module, as of experts in one."""
+    try:
+        module = model.get_submodule(name.removesuffix(".weight"))
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.Linear):
+        raise InputError(
+            f"distill_steps trains a scale of every linear module, and transformers' {type(model).__name__} has none "
+            f"for {name}; leave distill_steps out, or this type of weight"
+        )
+    return module
 
 
 def _frozen_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -32,6 +32,7 @@ from impart.device import use_device
 from impart.dtypes import choices, parse_dtype, short_name
 from impart.encodings.encoded import Triplets, product
 from impart.errors import InputError, run
+from impart.matrices import split_name
 from impart.outputs import MARKER, Output, is_skipped, refuse_existing
 from impart.overlay import open_overlay
 from impart.report import progress, start_logging, table
@@ -128,6 +129,9 @@ def adapter_tensors(
         if not delta.rank(name):
             continue
         factors = delta.factors(name, device)
+        if split_name(name)[1] is not None:
+            tally.lose("experts that share a tensor", float(product(factors).double().square().sum()))
+            continue
         kept, lost = truncated(factors, max_rank)
         U, s, V = kept
         module, root = f"base_model.model.{name.removesuffix('.weight')}", s.sqrt()

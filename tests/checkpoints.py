@@ -66,7 +66,9 @@ def write_checkpoint(
 ) -> Path:
     """A model folder; `form` is safetensors or bin, sharded with an index when `shards` > 1."""
     path.mkdir(parents=True)
-    layers = 1 + max(int(name.split(".layers.")[1].split(".")[0]) for name in weights if ".layers." in name)
+    layers = 1 + max(
+        (int(name.split(".layers.")[1].split(".")[0]) for name in weights if ".layers." in name), default=0
+    )
     hidden = weights["model.embed_tokens.weight"].shape[1]
     settings = {
         "architectures": ["LlamaForCausalLM"],

@@ -67,14 +67,20 @@ def test_the_files_of_the_page_pass_lint(copy_of_the_suite):
 
 
 def test_the_architecture_of_the_page_is_compressed_whole(copy_of_the_suite, tmp_path):
-    """Real OPT models of transformers: fc1 and fc2 join the compressed set by the page's change of one file."""
-    from transformers import OPTConfig, OPTForCausalLM
+    """Real RecurrentGemmas of transformers: the recurrences join the compressed set by the page's change."""
+    from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
-    config = OPTConfig(
-        vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
+    config = RecurrentGemmaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        lru_width=32,
+        pad_token_id=0,
     )
     torch.manual_seed(0)
-    model = OPTForCausalLM(config)
+    model = RecurrentGemmaForCausalLM(config)
     model.save_pretrained(tmp_path / "base")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -90,13 +96,13 @@ def test_the_architecture_of_the_page_is_compressed_whole(copy_of_the_suite, tmp
         )
         return set(ran(copy_of_the_suite, sys.executable, "-c", asked).split())
 
-    attention = {f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")}
-    assert matrices() == attention
+    known = {f"mlp_block.{part}_proj" for part in ("gate", "up", "down")}
+    assert matrices() == known
     file = copy_of_the_suite / "impart" / "architecture.py"
     old, new = read_guide().change
     assert file.read_text().count(old) == 1
     file.write_text(file.read_text().replace(old, new))
-    assert matrices() == attention | {"fc1", "fc2"}
+    assert matrices() == known | {f"temporal_block.linear_{part}" for part in ("x", "y", "out")}
     keys = (f"base_model={tmp_path / 'base'}", f"ftm_dir={tmp_path / 'finetuned'}", f"save_dir={tmp_path / 'dare'}")
     ran(copy_of_the_suite, sys.executable, "sparsify/sparsify.py", *keys, "method=dare", "compression_ratio=2")
     manifest = json.loads((tmp_path / "dare" / "delta.json").read_text())

@@ -21,6 +21,20 @@ LINEAR_NAMES = [
     "model.layers.0.mlp.shared_expert.up_proj.weight",
     "model.layers.0.self_attn.kv_a_proj_with_mqa.weight",
     "model.layers.0.self_attention.kv_proj.weight",  # JetMoe
+    "model.layers.0.cross_attn.q_proj.weight",
+    "model.layers.0.linear_attn.in_proj_qkvz.weight",  # Qwen3-Next
+    "backbone.layers.1.mixer.in_proj.weight",  # Mamba, Mamba-2, FalconMamba
+    "model.layers.1.mamba.out_proj.weight",  # Jamba
+    "model.layers.0.feed_forward.w1.weight",
+    "model.layers.0.feed_forward.shared_expert.up_proj.weight",  # Llama 4
+    "model.layers.0.shared_mlp.input_linear.weight",  # GraniteMoeShared
+    "model.vision_tower.vision_model.encoder.layers.3.mlp.fc1.weight",
+    "model.visual.blocks.3.attn.qkv.weight",
+    "model.decoder.layers.3.fc1.weight",  # OPT
+    "transformer.h.3.attn.c_attn.weight",  # GPT-2
+    "bert.encoder.layer.3.attention.self.query.weight",
+    "bert.encoder.layer.3.intermediate.dense.weight",
+    "encoder.block.2.layer.1.DenseReluDense.wi.weight",  # T5
 ]
 OTHER_NAMES = [
     "model.layers.0.self_attention.experts.router.layer.weight",
@@ -38,7 +52,12 @@ OTHER_NAMES = [
     "model.layers.0.mlp.router.weight",
     "model.layers.0.self_attn.rotary_emb.inv_freq",
     "model.layers.0.self_attn.q_proj.weight_scale",
-    "model.layers.0.cross_attn.q_proj.weight",
+    "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",  # T5
+    "backbone.layers.0.mixer.A_log",  # Mamba
+    "model.layers.0.mamba.conv1d.bias",
+    "bert.encoder.layer.0.attention.output.LayerNorm.weight",
+    "bert.embeddings.position_embeddings.weight",
+    "model.layers.0.post_feedforward_layernorm.weight",
     "model.layers.x.mlp.up_proj.weight",
     "model.mlp.up_proj.weight",
 ]
@@ -63,9 +82,12 @@ def test_only_matrices_are_linear(tmp_path):
 
 
 def test_layers_and_types_of_names():
-    assert [layer_of(name) for name in LINEAR_NAMES] == [0, 31, 3, 2, 7, 7, 0, 0, 0, 0, 0]
+    assert [layer_of(name) for name in LINEAR_NAMES[:11]] == [0, 31, 3, 2, 7, 7, 0, 0, 0, 0, 0]
+    assert [layer_of(name) for name in LINEAR_NAMES[-5:]] == [3, 3, 3, 3, 2]
     assert layer_of("transformer.h.11.mlp.weight") == 11 and layer_of("lm_head.weight") is None
-    assert [weight_type(name) for name in LINEAR_NAMES] == [
+    assert weight_type("model.layers.0.mlp.experts.gate_up_proj[3]") == "mlp.experts.gate_up_proj"
+    assert weight_type("bert.encoder.layer.3.attention.self.query.weight") == "attention.self.query"
+    assert [weight_type(name) for name in LINEAR_NAMES[:11]] == [
         "self_attn.q_proj",
         "mlp.down_proj",
         "self_attn.k_proj",

@@ -45,7 +45,7 @@ LOSSES = {
         f"loss_{task}",
         f"{task}, held-out loss",
         items=ITEMS,
-        answer_tokens=25,
+        answer_tokens=0,
         scoring="mean negative log-likelihood of the gold completion's tokens, in nats",
         source=None,
         template="none",

@@ -20,6 +20,7 @@ from reproduce.steps import STAGES, Step
 START = 3.0  # seconds until a script has imported what it needs
 ENGINE_START = 60.0  # seconds until vLLM answers
 DISK_RATE = 1e9  # bytes per second
+ITEM_TOKENS = 100  # of an item that is read and not answered
 SMALL = 500e6  # parameters below which the hf backend answers, which is loaded in a moment
 
 
@@ -80,7 +81,8 @@ def evaluation_seconds(step: Step, size: Size, device: Device) -> float:
     """Starting an engine per benchmark, then decoding and answering for every model."""
     asked = [described()[name] for name in step.benchmarks]
     rate = min(device.most_tokens, device.answer_flops / (2 * size.parameters))
-    answers = step.models * sum(one.items * one.answer_tokens for one in asked) / rate
+    read = sum(one.items * ITEM_TOKENS for one in asked if not one.answer_tokens) * 2 * size.parameters / device.flops
+    answers = step.models * (sum(one.items * one.answer_tokens for one in asked) / rate + read)
     if size.parameters < SMALL:
         return 2 * START + 2 * step.models * len(asked) + answers
     return len(asked) * (ENGINE_START + step.models * 2 * size.parameters / DISK_RATE) + answers

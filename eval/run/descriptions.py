@@ -27,7 +27,7 @@ class Description:
     name: str  # in results, plans and pair.yaml: "gsm8k"
     title: str  # in tables and figures: "GSM8K"
     items: int
-    answer_tokens: int  # mean length of an answer, for expected costs
+    answer_tokens: int  # mean length of an answer, for expected costs; 0: items are read and nothing is generated
     scoring: str  # one line: what counts as right, by the paper's rule
     source: Source | None  # where its items are; None: a package or this repository brings them
     template: str | None = None  # the paper's prompt template (eval/run/prompts.py); None: the model's or a package's

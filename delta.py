@@ -25,9 +25,10 @@ from impart.architecture import is_attention
 from impart.artifact import open_delta
 from impart.card import CARD, with_scores
 from impart.checkpoint import check_named
-from impart.compress import compress
+from impart.compress import compress, expected_work
 from impart.config import Parser, add_run_flags
 from impart.contents import contents, printed
+from impart.costs import Work, expected
 from impart.device import use_device
 from impart.dtypes import choices, parse_dtype, short_name
 from impart.encodings import empty
@@ -39,7 +40,7 @@ from impart.hub import upload
 from impart.method import Matrix, Method
 from impart.outputs import is_skipped, refuse_existing
 from impart.overlay import open_base
-from impart.reconstruct import write_model
+from impart.reconstruct import planned_tensors, write_model
 from impart.report import Report, start_logging
 from impart.sources import Origin, open_source
 
@@ -91,6 +92,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
     for name in needed:
         if getattr(flags, name) is None:
             raise InputError(f"--{name} is missing; `delta.py --help` shows the commands")
+    if flags.dry_run and not (flags.svd or flags.merge):
+        raise InputError("--dry_run goes with --svd and --merge; leave it out")
     if flags.json and not flags.info:
         raise InputError("--json goes with --info; leave it out")
     if flags.dim is not None and flags.dim < 1:
@@ -131,6 +134,9 @@ def svd(flags: Namespace) -> None:
     device = use_device(flags.device, flags.threads)
     origin = Origin(base_model=flags.base_model, ftm_dir=flags.finetuned_model)
     source = open_source(origin, method, device, force=flags.force)
+    if flags.dry_run:
+        print(expected(flags.save_path, expected_work(source, method), device))
+        return
     delta = compress(
         source,
         method,
@@ -158,6 +164,10 @@ def merge(flags: Namespace) -> None:
     finetuned = open_finetuned(flags.finetuned_model, base) if flags.finetuned_model else None
     delta.check_base(base)
     delta.verify()
+    if flags.dry_run:
+        written = sum(spec.nbytes for spec in planned_tensors(delta, base, finetuned))
+        print(expected(flags.save_path, Work([delta.shape(name) for name in delta.names()], written), device))
+        return
     write_model(delta, base, flags.save_path, finetuned=finetuned, device=device, overwrite=flags.overwrite)
     print(f"{flags.save_path}: {base.source} + {delta.path} ({delta.manifest['method']})")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter, Shard
+from impart.costs import Work
 from impart.encodings.encoded import Encoded
 from impart.method import Method
 from impart.report import Report, progress
@@ -16,6 +17,17 @@ from impart.workers import GPU_MATRICES, in_order, on_own_stream
 SHARDS_WRITTEN = 2  # at a time, while a GPU goes on: each is written, synced and hashed
 
 
+def expected_work(source: Source, method: Method) -> Work:
+    """What `compress` will have to do."""
+    shapes = {name: source.shape(name) for name in source.matrices}
+    return Work(
+        shapes.values(),
+        written=method.expected_bytes(shapes) + source.extra_bytes(),
+        svds=int(method.needs_svd and source.computes_svd),
+        masked=method.seeded,
+    )
+
+
 def compress(
     source: Source, method: Method, path: str | Path, *, kind: str, seed: int | None, overwrite: bool, report: Report
 ) -> Delta | None:
@@ -23,7 +35,6 @@ def compress(
 
     `kind` is the artifact's: svd, sparse or quantized. `seed` decides the masks, None where there are none.
     """
-    shapes = {name: source.shape(name) for name in source.matrices}
     head = {"kind": kind, "method": method.name, "settings": method.settings(), "seed": seed}
     writer = DeltaWriter(
         path,
@@ -31,7 +42,7 @@ def compress(
         dtypes={name: source.dtype(name) for name in source.matrices},
         extras=source.extras,
         dropped=source.dropped,
-        needed_bytes=method.expected_bytes(shapes) + source.extra_bytes(),
+        needed_bytes=expected_work(source, method).written,
         overwrite=overwrite,
     )
     pending = writer.pending()

@@ -170,8 +170,11 @@ def as_dict(config) -> dict:
     return dataclasses.asdict(config)
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of every command that computes: where it runs, and whether it may replace what exists."""
+def add_run_flags(parser: argparse.ArgumentParser, long: bool = True) -> None:
+    """The flags of every command that computes: where it runs, and whether it may replace what exists.
+
+    A command that takes `long` can also tell beforehand how long.
+    """
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
     parser.add_argument(
         "--threads",
@@ -187,6 +190,10 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", action="store_true", help="tell only warnings and the result")
     loudness.add_argument("--verbose", action="store_true", help="tell what the libraries say as well")
+    if long:
+        parser.add_argument(
+            "--dry_run", action="store_true", help="check everything and tell time, memory and disk; write nothing"
+        )
     parser.add_argument(
         "--force", action="store_true", help="go on with a model that does not seem to be fine-tuned from the base"
     )

@@ -70,12 +70,15 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def room_below(path: Path) -> int:
+    """Free bytes on the disk that `path` is on, or would be."""
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
 def free_space(path: Path, needed: int, what: str) -> None:
     """InputError when the disk below `path` has less than `needed` bytes left."""
-    parent = path.absolute()
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
+    free = room_below(path)
     if needed > free:
         raise InputError(
             f"{what} needs {needed / 1e9:.2f} GB at {str(path)!r}, but the disk has {free / 1e9:.2f} GB "

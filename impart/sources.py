@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -49,6 +50,7 @@ class Source(ABC):
     matrices: list[str]  # names of the compressed weights
     extras: list[str]  # names of other parameters that changed and travel whole
     dropped: list[str]  # names of parameters that only the base has
+    computes_svd: ClassVar[bool]  # whether triplets are computed, not read
 
     def matrix(self, name: str) -> Matrix:
         """The delta of one matrix, as a method reads it."""
@@ -117,6 +119,8 @@ class _SourceMatrix:
 class ModelSource(Source):
     """Deltas computed from two checkpoints as they are asked for."""
 
+    computes_svd = True
+
     def __init__(self, pair: Comparison, device: torch.device):
         self._pair, self.device = pair, device
         self.matrices, self.extras, self.dropped = pair.matrices, pair.extras, pair.dropped
@@ -155,6 +159,8 @@ class ModelSource(Source):
 
 class SvdSource(Source):
     """Deltas read from a saved SVD; matrices left out of `matrices` come from the fine-tuned model as they are."""
+
+    computes_svd = False
 
     def __init__(self, delta: Delta, matrices: list[str], device: torch.device, finetuned: Checkpoint | None):
         if delta.manifest["kind"] != "svd":

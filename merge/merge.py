@@ -31,6 +31,7 @@ from impart.artifact import is_delta
 from impart.card import Card
 from impart.checkpoint import CheckpointWriter, TensorSpec, check_named, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
+from impart.costs import Work, expected
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.matrices import slice_names
@@ -73,6 +74,9 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as small:
         alignment = gather_small_files(config, base, models, Path(small))
         plan = planned(config, base, models, alignment)
+        if flags.dry_run:
+            print(expected(out, merging_work(plan, models, base), device))
+            return
         writer = CheckpointWriter(out, plan, overwrite=flags.overwrite)
 
         on_its_way = partial(
@@ -89,6 +93,20 @@ def main(arguments: Sequence[str]) -> None:
         small_files = sorted(file for file in Path(small).rglob("*") if file.is_file())
         writer.finish(small_files, merge_card(out, method, models, base))
     print(f"{text}\nmerged model: {out}")
+
+
+def merging_work(plan: Sequence[TensorSpec], models: Models, base: CheckpointModel) -> Work:
+    """What a merge will have to do: an SVD of every matrix for every mask that reads triplets."""
+    masks = [model.entry.premask.method for model in models if model.entry.premask is not None]
+    shapes = [base.checkpoint.shape(name) for name in linear_names(base.checkpoint)]
+    return Work(
+        [(m, n) for m, n in shapes],
+        written=sum(spec.nbytes for spec in plan),
+        svds=sum(mask.needs_svd for mask in masks),
+        masked=bool(masks),
+        read=1 + len(models),
+        merged=sum(math.prod(spec.shape) for spec in plan) * len(models),
+    )
 
 
 def merge_card(out: Path, method: MergeMethod, models: Models, base: CheckpointModel) -> Card:

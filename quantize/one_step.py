@@ -1,6 +1,6 @@
 """Quantizations that go from the two models to codes in one step, matrix by matrix, such as BitDelta."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from impart.artifact import Delta
 from impart.checkpoint import Checkpoint, open_checkpoint
-from impart.compress import compress
+from impart.compress import compress, expected_work
+from impart.costs import expected
 from impart.errors import InputError
 from impart.method import Method
 from impart.report import Report
@@ -75,11 +76,16 @@ def quantize_models(
     report: Report,
     overwrite: bool,
     force: bool,
-) -> Delta:
-    """Both models, checked -> every matrix by the method -> artifact."""
+    dry_run: bool = False,
+) -> Delta | None:
+    """Both models, checked -> every matrix by the method -> artifact; None where only the cost is told."""
     if base_model is None:
         raise InputError(f"baseModel is missing: {method.label} takes the delta between it and the fine-tuned model")
     source = open_source(Origin(base_model=base_model, ftm_dir=finetuned.source), method, device, force=force)
+    if dry_run:
+        tokens = calibration.sequences.numel() if calibration else 0
+        print(expected(path, replace(expected_work(source, method), tokens=tokens), device))
+        return None
     used: Method = method
     if calibration is not None:
         setting = Setting(open_checkpoint(base_model), finetuned, source, calibration, batch, seed, device)

@@ -36,10 +36,11 @@ from transformers.utils import logging as transformers_logging
 from impart import processes
 from impart.adapter import open_finetuned
 from impart.architecture import layers_prefix, linear_names
-from impart.artifact import Delta, open_delta
+from impart.artifact import Delta, is_delta, open_delta
 from impart.artifact_writer import DeltaWriter
 from impart.checkpoint import Checkpoint, check_named, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
+from impart.costs import Work, expected
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.method import described_methods
@@ -92,12 +93,15 @@ def main(arguments: Sequence[str]) -> None:
             report=report,
             overwrite=flags.overwrite,
             force=flags.force,
+            dry_run=flags.dry_run,
         )
     else:
         if flags.sparsify_config:
             load_tokenizer(finetuned.path, finetuned.source)  # a broken one is found before the long step
             flags.saved_delta_path = flags.saved_delta_path or f"{flags.save_compressed_delta_dir.rstrip('/')}.sparse"
             sparsify_first(flags, handed_on)
+            if flags.dry_run and not is_delta(flags.saved_delta_path):
+                return  # what follows reads the delta that would be there
         delta = quantize_sparse(flags, config, finetuned, device, report)
     if delta is not None:
         print(summary(delta, report))
@@ -153,6 +157,11 @@ def quantize_sparse(
             rule.plan(name, rank)
     base = open_base(config, delta, finetuned)
     sequences = model_tokens(flags.dataset, config, finetuned)
+    if flags.dry_run:
+        shapes = [delta.shape(name) for name in delta.names()]
+        work = Work(shapes, written=delta.sizes().total, tokens=sequences.numel())
+        print(expected(flags.save_compressed_delta_dir, work, device))
+        return None
     head = {
         "kind": "quantized",
         "method": delta.manifest["method"],

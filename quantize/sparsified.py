@@ -54,7 +54,7 @@ def sparsify_first(flags: Namespace, overrides: Sequence[str]) -> None:
         str(flags.threads),
         *overrides,
         f"save_dir={flags.saved_delta_path}",
-        *(f"--{flag}" for flag in ("overwrite", "force") if getattr(flags, flag)),
+        *(f"--{flag}" for flag in ("overwrite", "force", "dry_run") if getattr(flags, flag)),
     ]
     code = subprocess.run(command).returncode
     if code:

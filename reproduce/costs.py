@@ -1,44 +1,23 @@
 """What a plan will cost in disk, GPU memory and hours, and whether its models, data and keys are there.
 
-CPU seconds are fitted to measurements on one thread of an x86-64 core with AVX2: SVDs of 1024 to 5120 wide deltas,
-masks of 5120 x 2048, one calibrated layer of width 512, and processor time of sparsify, quantize and evaluate on the
-tiny pair. GPU seconds are estimates from flops and bytes.
+impart/costs.py has the coefficients of the devices.
 """
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval.run.descriptions import Description, described
-from impart.files import user_path
+from impart.costs import CPU, DISK_RATE, GPU, START, Device, duration
+from impart.files import room_below, user_path
 from impart.hub import availability, is_hub_id
 from impart.pair import Pair
 from reproduce.steps import STAGES, Step
 
-START = 3.0  # seconds until a script has imported what it needs
 ENGINE_START = 60.0  # seconds until vLLM answers
-DISK_RATE = 1e9  # bytes per second
 ITEM_TOKENS = 100  # of an item that is read and not answered
 SMALL = 500e6  # parameters below which the hf backend answers, which is loaded in a moment
-
-
-@dataclass(frozen=True)
-class Device:
-    """Coefficients of one device. `svd`: seconds per m * n * min(m, n); `flops` per second of calibration."""
-
-    svd: float
-    mask: float  # seconds per entry of the factors
-    flops: float
-    answer_flops: float  # 2 * parameters per generated token
-    most_tokens: float  # tokens per second, however small the model
-    merge: float  # seconds per parameter
-
-
-CPU = Device(svd=2.75e-10, mask=4.3e-9, flops=4e10, answer_flops=4e9, most_tokens=1600, merge=3.2e-8)
-# svd, mask and flops as benchmarks/gpu.md measured them on an H200; the others are estimates.
-GPU = Device(svd=8e-13, mask=2.5e-11, flops=3.7e14, answer_flops=6e13, most_tokens=20000, merge=2e-9)
 
 
 @dataclass(frozen=True)
@@ -140,14 +119,6 @@ def summary(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int, gpus: i
     return "\n".join(lines)
 
 
-def duration(spent: float) -> str:
-    """Seconds in the unit that a person would say them in."""
-    for unit, length, most in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 72)):
-        if spent < most * length:
-            return f"{spent / length:.0f} {unit}" if unit == "s" else f"{spent / length:.1f} {unit}"
-    return f"{spent / 86400:,.0f} days"
-
-
 def problems(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int, folder: Path) -> list[str]:
     """What the plan needs and is not there, a sentence each: models, data sets, keys, disk below `folder`."""
     found: list[str | None] = []
@@ -163,7 +134,7 @@ def problems(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int, folder
     for one in asked:
         if one.needs_key and not has_key:
             found.append(f"key: {one.name} needs OPENAI_API_KEY, or OPENAI_BASE_URL of a judge of your own")
-    needed, free = disk(steps, pairs, jobs), shutil.disk_usage(_existing(folder)).free
+    needed, free = disk(steps, pairs, jobs), room_below(folder)
     if needed > free:
         found.append(f"disk: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
     return list(dict.fromkeys(problem for problem in found if problem))
@@ -185,7 +156,3 @@ def data_problem(benchmark: Description) -> str | None:
         return None
     what = f"data of {benchmark.name} ({source.file} in IMPART_DATA)"
     return availability(source.hub[0], "dataset", what)
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--base", "--base_model", help="folder or hub id of its base, where that has moved")
     parser.add_argument("--max_rank", type=int, default=RANKS[-1], help=f"largest rank (default {RANKS[-1]})")
     parser.add_argument("--dtype", choices=choices(), default="fp16", help="of the factors (default fp16)")
-    add_run_flags(parser)
+    add_run_flags(parser, long=False)
     given = parser.parse_args(arguments)
     start_logging(given.quiet, given.verbose)
     if not 1 <= given.max_rank <= RANKS[-1]:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from impart.costs import CPU, GPU, duration
 from impart.errors import InputError
 from impart.pair import load_pair
-from reproduce.costs import CPU, GPU, Size, disk, duration, evaluation_seconds, problems, seconds, size_of, summary
+from reproduce.costs import Size, disk, evaluation_seconds, problems, seconds, size_of, summary
 from reproduce.steps import Step
 
 TINY, LARGE = load_pair("tiny/code"), load_pair("wizardmath_13b")

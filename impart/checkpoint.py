@@ -9,6 +9,7 @@ caller asked for.
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from impart.hub import fetch_model, is_hub_id
 from impart.identity import fingerprint
 from impart.matrices import Place, split_name
 from impart.outputs import MARKER, Output, refuse_existing
+from impart.scales import QUANTIZATION, Scale, find_scales, unscaled, write_plain_config
 from impart.weight_files import TensorSpec, file_specs, load_bin, read_json, refuse_wrapped, weight_files
 
 PIECE_BYTES = 1 << 23  # of a tensor that is read or looked through
@@ -56,6 +58,10 @@ class Checkpoint:
         if not self._specs:
             raise InputError(f"{source!r} holds no tensors; fetch it again")
         refuse_wrapped(list(self._specs), source)
+        self._stored, self._quantized = self._specs, find_scales(self._specs, self._files, self.config, source)
+        if self._quantized:
+            self._specs = unscaled(self._stored, self._quantized)
+            self.config = {key: value for key, value in self.config.items() if key != QUANTIZATION}
 
     def names(self) -> list[str]:
         """All tensors, sorted by layer number and name."""
@@ -85,7 +91,8 @@ class Checkpoint:
 
     def file(self, name: str) -> Path | None:
         """The weight file that the tensor stands in, None where it stands in none as it is."""
-        return self._files[split_name(name)[0]]
+        tensor = split_name(name)[0]
+        return None if tensor in self._quantized else self._files[tensor]
 
     def change(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor | None:
         """dW in fp32, where not the weight is stored but its difference to a base's; here it never is."""
@@ -127,8 +134,17 @@ class Checkpoint:
         self._digests[name] = digest.hexdigest()
 
     def _pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """Successive rows of the tensor, times their scales where it has some."""
+        scale: Scale | None = self._quantized.get(name)
+        start = 0
+        for piece in self._pieces_of_file(name):
+            yield piece if scale is None else scale.product(piece, start)
+            start += len(piece) if scale is not None else 0
+
+    def _pieces_of_file(self, name: str) -> Iterator[torch.Tensor]:
         """Successive rows as they lie in the file, which is mapped anew for each: a mapping counts every page read."""
-        shape, file, size = self.shape(name), self._files[name], self.spec(name).nbytes
+        spec, file = self._stored[name], self._files[name]
+        shape, size = spec.shape, spec.nbytes
         rows = max(1, shape[0] * PIECE_BYTES // size) if shape and size else 1
         if file.suffix != ".safetensors":
             whole = load_bin(file)[name].detach()
@@ -155,8 +171,16 @@ class Checkpoint:
         return self.dtype(next(iter(linear_names(self)), self.names()[0]))
 
     def companions(self) -> list[Path]:
-        """The folder's small files: config, tokenizer, generation config, licence and the like."""
-        return companions_of(self.path)
+        """The folder's small files: config, tokenizer, generation config, licence and the like.
+
+        The config of weights with scales is that of the dequantized ones.
+        """
+        files = companions_of(self.path)
+        if not self._quantized:
+            return files
+        self._rewritten = tempfile.TemporaryDirectory()  # for as long as this object is there
+        plain = write_plain_config(self.path / "config.json", Path(self._rewritten.name))
+        return [plain if file == self.path / "config.json" else file for file in files]
 
     def digest(self, name: str) -> str:
         """sha256 of the tensor's values, in hexadecimal digits."""

@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 LFS = b"version https://git-lfs"  # how a pointer begins that git-lfs leaves in place of a file
-PACKED = ("gptq", "awq", "bitsandbytes", "hqq", "aqlm", "eetq", "exl2")  # quantizations that are not undone exactly
+# Quantizations into codes. 8-bit floats with scales are no codes (impart/scales.py).
+PACKED = ("gptq", "awq", "bitsandbytes", "hqq", "aqlm", "eetq", "exl2", "mxfp4", "vptq", "spqr", "quanto", "torchao")
+PACKED_FORMATS = ("pack-quantized", "int-quantized", "marlin-24", "nvfp4-pack-quantized")
 
 
 def foreign_kind(folder: Path) -> str | None:
@@ -20,8 +22,8 @@ def foreign_kind(folder: Path) -> str | None:
     saved = sorted(folder.glob("checkpoint-*"), key=lambda path: int(re.sub(r"\D", "", path.name) or 0))
     if saved and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return f"it is a trainer's folder of checkpoints; give one of them, as {saved[-1]}"
-    method = _quantization(folder)
-    if method in PACKED:
+    method, form = _quantization(folder)
+    if method in PACKED or form in PACKED_FORMATS:
         return f"it is quantized by {method.upper()}, whose weights are codes; give the 16-bit model it was made from"
     return None
 
@@ -33,9 +35,10 @@ def _is_pointer(file: Path) -> bool:
         return stream.read(len(LFS)) == LFS
 
 
-def _quantization(folder: Path) -> str:
+def _quantization(folder: Path) -> tuple[str, str]:
+    """Method and, of compressed-tensors, format that a config names; empty texts for what it does not."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-        return str(config["quantization_config"]["quant_method"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
+        settings = json.loads((folder / "config.json").read_bytes())["quantization_config"]
+        return str(settings.get("quant_method", "")), str(settings.get("format", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "", ""

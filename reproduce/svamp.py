@@ -2,8 +2,8 @@
 
     python reproduce/svamp.py SVAMP.json svamp.jsonl
 
-Reads the public file (a JSON array with Body, Question and Answer) and writes one object a line with `question` and
-`answer`, the number after ####.
+Reads the public file (data/SVAMP.json of github.com/arkilpatel/SVAMP: a JSON array with Body, Question and Answer) and
+writes one object a line with `question` and `answer`, the number after ####.
 """
 
 import json

@@ -73,7 +73,7 @@ def script(environment) -> Callable[..., Ended]:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 

@@ -408,7 +408,7 @@ def vllm_judge(tmp_path_factory):
         yield url
     finally:
         os.killpg(process.pid, 15)
-        process.wait(timeout=60)
+        process.wait(timeout=300)
 
 
 @pytest.mark.vllm
@@ -440,7 +440,7 @@ def test_a_whole_run_with_vllm_on_both_sides(vllm_judge, data, tmp_path, environ
         env={**environment, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "alpacaeval_plain  model" in done.stdout

@@ -363,7 +363,7 @@ def test_a_whole_run_with_vllm(plus_file, tmp_path, environment):
         env={**environment, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "results/model/mbpp/0.json").read_text())

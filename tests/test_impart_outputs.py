@@ -90,7 +90,7 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
     with pytest.raises(InputError, match="another run is writing"):
         Output(tmp_path / "out").hold()
     process.stdin.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     mine = Output(tmp_path / "out")
     mine.hold()
     mine.release()

@@ -458,7 +458,7 @@ def test_memory_does_not_grow_with_the_number_of_models(tmp_path, environment):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
         )
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split("peak ")[1]))

@@ -42,4 +42,4 @@ def test_what_is_being_written_stays(runs, called):
     writer.stdout.readline()
     called(clean.main, str(runs), "--yes")
     assert (runs / "pair/delta.partial").is_dir() and not (runs / "pair/model.partial").exists()
-    writer.communicate(b"\n", timeout=60)
+    writer.communicate(b"\n", timeout=300)

@@ -206,7 +206,7 @@ def test_steps_that_outlive_their_plan_keep_the_next_one_out(tmp_path, monkeypat
     finally:
         assert child.stdin is not None
         child.stdin.close()
-        child.wait(timeout=60)
+        child.wait(timeout=300)
     with held(tmp_path, ["p"]):
         pass
 

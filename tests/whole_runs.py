@@ -91,7 +91,7 @@ def launched(launcher, arguments, environment):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done

@@ -113,7 +113,7 @@ def load_config(paths: Sequence[str] | None, overrides: Sequence[str]) -> tuple[
 
 def _say_unread(layers: Sequence[Layer], known: Mapping[str, type[OneStepMethod]], method: str) -> None:
     """A note for every key that was given together with this method, or after it, although it does not read it."""
-    read = {*keys_of(known[method]), *keys_of(Config)} - {key for key in keys_of(Config) if _of_sparse_delta(key)}
+    read = {*keys_of(known[method]), *(key for key in keys_of(Config) if not _of_sparse_delta(key))}
     for key in unread_keys(layers, read):
         log.warning("note: method %s does not read %s", method, key)
 

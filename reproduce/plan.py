@@ -96,7 +96,7 @@ def this_machine(flags: Namespace, pairs: Sequence[Pair]) -> Machine:
     small, gpus = all(pair.is_small for pair in pairs), gpu_count()
     jobs = flags.jobs or gpus or (len(os.sched_getaffinity(0)) if small else 1)
     launch = tuple(shlex.split(os.environ.get("LAUNCH", "")))
-    return Machine(jobs, gpus, 1 if small else 0, launch, flags.python)
+    return Machine(jobs, gpus, 1 if small else 0, launch, flags.python, warm=small and not gpus and not launch)
 
 
 def gpu_count() -> int:

@@ -43,6 +43,7 @@ start() {  # name "default pairs" arguments...
     if [ -n "${JOBS:-}" ]; then FLAGS+=(--jobs "$JOBS"); fi
     PAIRS=" $PAIR "
     PAIRS=${PAIRS// tiny /$(models_of tiny)}
+    PAIRS=${PAIRS// tiny1 /$(models_of tiny1)}
     PAIRS=${PAIRS// small /$(models_of smollm2)}
     OUT=$RUNS/tables/$([ "$PAIR" = "$default" ] && echo paper || echo "${PAIR// /+}" | tr / -)
     FLAGS+=(--pairs "$PAIRS" --seeds "${SEEDS:-0 1 2}" --out "$OUT")
@@ -59,7 +60,7 @@ models_of() {  # folder of configs/ -> " folder/math folder/code folder/chat "; 
 }
 
 is_shipped() {  # pair: whether this repository makes its models and its held-out items
-    case $1 in tiny/* | smollm2/*) ;; *) return 1 ;; esac
+    case $1 in tiny/* | tiny1/* | smollm2/*) ;; *) return 1 ;; esac
 }
 
 environment_kind() {  # their evaluations do without vLLM and the harnesses

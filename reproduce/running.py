@@ -23,6 +23,7 @@ from pathlib import Path
 
 from impart.errors import InputError
 from reproduce.steps import STAGES, Step
+from reproduce.warm import WarmPython
 
 LAST_LINES = 15  # of a failed step's output
 PATIENCE = 5.0  # seconds that the steps of a killed plan are given to end
@@ -42,6 +43,7 @@ class Machine:
     threads: int = 0  # of each step's arithmetic; 0: all
     launch: tuple[str, ...] = ()  # prefix of every command: srun --gpus=1 -n1
     python: str = sys.executable
+    warm: bool = False  # each slot's steps are forks of one process that has imported what they need
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -87,13 +89,16 @@ def _run_stage(
     for slot in range(machine.jobs):
         slots.put(slot)
     failed = threading.Event()
+    warm: dict[int, WarmPython] = {}  # by slot
 
     def work(step: Step) -> tuple[Step, float] | None:
         if failed.is_set():
             return None
         slot, started = slots.get(), time.monotonic()
         try:
-            _run_step(step, runs, machine, slot, locks)
+            if machine.warm and slot not in warm:
+                warm[slot] = WarmPython(machine.python, ROOT, _environment(machine, slot), locks)
+            _run_step(step, runs, machine, slot, locks, warm.get(slot))
             return step, time.monotonic() - started
         except BaseException:
             failed.set()
@@ -101,27 +106,36 @@ def _run_stage(
         finally:
             slots.put(slot)
 
-    with ThreadPoolExecutor(machine.jobs) as pool:
-        for future in as_completed([pool.submit(work, step) for step in steps]):
-            if ended := future.result():
-                yield ended
+    try:
+        with ThreadPoolExecutor(machine.jobs) as pool:
+            for future in as_completed([pool.submit(work, step) for step in steps]):
+                if ended := future.result():
+                    yield ended
+    finally:
+        for process in warm.values():
+            process.close()
 
 
-def _run_step(step: Step, runs: Path, machine: Machine, slot: int, locks: Sequence[int]) -> None:
+def _run_step(
+    step: Step, runs: Path, machine: Machine, slot: int, locks: Sequence[int], warm: WarmPython | None
+) -> None:
     """The commands of one step; what it prints is shown only if it fails."""
     name = f"step-{os.getpid()}-{threading.get_ident()}"
     log = runs / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = _environment(machine, slot)
-    with log.open("wb") as output:
-        for command in step.commands:
-            full = [*machine.prefix, *command]
-            done = subprocess.run(
-                full, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, pass_fds=list(locks)
-            )
-            if done.returncode:
-                output.flush()
-                raise StepFailed(_told(full, done.returncode, log))
+    log.touch()
+    for command in step.commands:
+        full = [*machine.prefix, *command]
+        if warm:
+            code = warm.run(command, log.absolute())
+        else:
+            with log.open("ab") as output:
+                code = subprocess.run(
+                    full, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, pass_fds=list(locks)
+                ).returncode
+        if code:
+            raise StepFailed(_told(full, code, log))
     for folder in step.removes:
         shutil.rmtree(folder, ignore_errors=True)
     log.unlink()

@@ -10,7 +10,8 @@ A line names one thing to have, its words as a shell would split them:
     merged ROW PAIR METHOD MASK [SPARSITY]              a merged model per seed, removed after its evaluation
 
 Without RATIO the pair's compression_ratio (compression_ratio_qt) is taken; METHOD is a name in the pair's merge_methods
-or a method string like ta_0.5; MASK is none or a method. `as` names the row of the table, which is ROW otherwise.
+or a method string like ta_0.5; MASK is none or a method. `as` names the row of the table, which is ROW otherwise. The
+first four may end with `on BENCHMARK`, before `as`, to ask that one in the place of the pair's.
 """
 
 import logging
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.run.descriptions import Description, command, described
+from impart.config import keys_of
 from impart.errors import InputError
 from impart.method import Method
 from impart.pair import Pair, as_overrides, load_pair, pair_file, value_text
 from impart.yaml_text import parse_yaml
 from quantize.one_step import one_step_methods
-from quantize.settings import load_config
+from quantize.settings import Config, load_config
 from reproduce.rows import (
     RATIO_KEYS,
     configs,
@@ -102,6 +104,7 @@ class Plan:
 
     def _whole(self, kind: str, words: Sequence[str]) -> None:
         row, label = WHOLE[kind]
+        words, on = _clause(words, "on")
         if words[-1] == "drawn":
             label, words = DRAWN, words[:-1]
         name, *ratios = words
@@ -111,7 +114,7 @@ class Plan:
             raise InputError(f"{pair_file(name)} has no ftm_dir")
         ratio = ratios[0] if ratios else value_text(pair.compression_ratio or "")
         self.made_by[name, Path(model).name] = {"model": model}
-        self._ask((row, label), name, pair, ratio, model, self._benchmarks(pair))
+        self._ask((row, label), name, pair, ratio, model, self._benchmarks(pair, on))
 
     def _single(self, kind: str, words: Sequence[str]) -> None:
         (name,) = words
@@ -121,7 +124,8 @@ class Plan:
             self._ask(("single", "the single models"), name, pair, "", model, [benchmark])
 
     def _delta(self, kind: str, words: Sequence[str]) -> None:
-        row_name, words = (words[-1], words[:-2]) if "as" in words[-2:-1] else (words[0], words)
+        words, row_name = _clause(words, "as")
+        words, on = _clause(words, "on")
         row, name, *more = words
         pair = load_pair(name)
         given = dict(word.split("=", 1) for word in more if "=" in word)
@@ -130,18 +134,17 @@ class Plan:
         if ratio in ("", "none"):
             raise InputError(f"{pair_file(name)} has no {RATIO_KEYS[kind]} or list of ratios, and the line names none")
         settings = {**pair.rows.get(row, {}), **{key: parse_yaml(text, f"{key}={text}") for key, text in given.items()}}
-        label = given_label(row) if row_name == row else row_name
+        label = row_name or given_label(row)
         plan_delta = self._sparse if kind == "sparse" else self._quantized
         for seed, folder in plan_delta(name, pair, row, float(ratio), settings):
-            self._ask((row_name, label), name, pair, ratio, str(folder), self._benchmarks(pair))
+            self._ask((row_name or row, label), name, pair, ratio, str(folder), self._benchmarks(pair, on))
             log.debug("%s: seed %d", folder, seed)
 
     def _sparse(
         self, name: str, pair: Pair, row: str, ratio: float, settings: Mapping[str, Any]
     ) -> list[tuple[int, Path]]:
         planned = []
-        overrides = [*as_overrides(settings), f"compression_ratio={value_text(ratio)}", "save_dir=x"]
-        method = load_settings("sparse", row_files(name, row), overrides).method
+        method = planned_method("sparse", row, name, ratio, settings)
         named = settings_in_name(pair, row, method, settings)
         for seed in self._seeds(method):
             folder = self.wanted.runs / name / f"{row}_cr{value_text(ratio)}{named}_seed{seed}"
@@ -165,17 +168,13 @@ class Plan:
     ) -> list[tuple[int, Path]]:
         if pair.calibration is None or pair.ftm_dir is None:
             raise InputError(f"{pair_file(name)} needs ftm_dir and calibration for {row}")
-        one_step = row_content(row).get("method") in one_step_methods()
+        one_step = one_step_methods().get(row_content(row).get("method", ""))
         ratio_text, planned = f"compression_ratio_qt={value_text(ratio)}", []
-        calibrated = pair.distillation_settings if one_step else pair.calibration_settings
+        calibrated = pair.calibration_settings
         if one_step:
-            overrides = [*as_overrides(settings), *as_overrides(calibrated), ratio_text]
-            _, found = load_config(row_files(name, row)[:1], overrides)
-            assert found is not None  # a one-step method is named
-            method: Method = found
-        else:
-            overrides = [*as_overrides(settings), ratio_text, "save_dir=x"]
-            method = load_settings("quantized", row_files(name, row), overrides).method
+            read = {*keys_of(Config), *keys_of(one_step)}
+            calibrated = {key: value for key, value in pair.distillation_settings.items() if key in read}
+        method = planned_method("quantized", row, name, ratio, {**settings, **(calibrated if one_step else {})})
         named = settings_in_name(pair, row, method, settings)
         for seed in self._seeds(method):
             folder = self.wanted.runs / name / f"{row}_qt{value_text(ratio)}{named}_seed{seed}"
@@ -327,7 +326,9 @@ class Plan:
             masked=masked,
         )
 
-    def _benchmarks(self, pair: Pair) -> list[str]:
+    def _benchmarks(self, pair: Pair, on: str = "") -> list[str]:
+        if on:
+            return [on]
         return pair.benchmarks[:1] if self.wanted.only_first else pair.benchmarks
 
     def _seeds(self, method: Method) -> tuple[int, ...]:
@@ -339,6 +340,21 @@ class Plan:
     def _add(self, step: Step) -> None:
         if not step.targets[0].exists():
             self._steps.setdefault(step.targets[0], step)
+
+
+def _clause(words: Sequence[str], keyword: str) -> tuple[Sequence[str], str]:
+    """The words without `keyword WORD` at their end, and the WORD; empty where they do not end so."""
+    return (words[:-2], words[-1]) if keyword in words[-2:-1] else (words, "")
+
+
+def planned_method(kind: str, row: str, name: str, ratio: float, settings: Mapping[str, Any]) -> Method:
+    """The method of a row for a pair, with all its keys; InputError where they contradict each other."""
+    overrides = [*as_overrides(settings), f"{RATIO_KEYS[kind]}={value_text(ratio)}"]
+    if kind == "quantized" and row_content(row).get("method") in one_step_methods():
+        _, found = load_config(row_files(name, row)[:1], overrides)
+        assert found is not None  # a one-step method is named
+        return found
+    return load_settings(kind, row_files(name, row), [*overrides, "save_dir=x"]).method
 
 
 def script(*arguments: str) -> Command:

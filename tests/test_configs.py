@@ -41,7 +41,7 @@ def test_every_yaml_is_a_row_a_pair_or_a_training_recipe():
 
 
 def test_every_pair_of_table_2_and_those_of_this_repository_have_a_folder():
-    own = {f"{pair}/{skill}" for pair in ("tiny", "smollm2") for skill in ("math", "code", "chat")}
+    own = {f"{pair}/{skill}" for pair in ("tiny", "tiny1", "smollm2") for skill in ("math", "code", "chat")}
     assert {named(file.parent) for file in SINGLE} == {*PAPER_PAIRS, *own, "smollm2/gsm8k", "smollm2_135m"}
     assert {named(file.parent) for file in MERGING} == {"merging_13b", "tiny/merging", "smollm2/merging"}
 

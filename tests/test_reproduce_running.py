@@ -1,5 +1,6 @@
 """How steps are started and shown: interpreter, launcher and GPU of each; and lines that are drawn but are no rows."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from eval.report.paper import own_table, with_rows
 from impart.errors import InputError
 from reproduce.plan import refuse_missing
-from reproduce.running import Machine, _environment, run_steps
+from reproduce.running import Machine, StepFailed, _environment, run_steps
 from reproduce.steps import Step, pasteable
 from reproduce.things import Plan, Wanted
 
@@ -64,3 +65,24 @@ def test_several_problems_are_a_line_each(capsys):
         refuse_missing(["one", "two"])
     assert capsys.readouterr().err.splitlines() == ["missing: one", "missing: two"]
     refuse_missing([])
+
+
+def test_steps_of_small_models_are_forks_of_one_process_and_say_how_they_ended(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib, sys\n"
+        "print('said', sys.argv[1:], 'torch' in sys.modules)\n"
+        "if sys.argv[1] == 'end': sys.exit(3)\n"
+        "if sys.argv[1] == 'raise': raise KeyError('wrong')\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(os.getppid()))\n"
+    )
+    made = [tmp_path / name for name in ("a", "b")]
+    machine = Machine(jobs=1, threads=1, warm=True)
+    commands = tuple((str(script), str(file)) for file in made)
+    run_steps([Step("svd", "p", "two", commands, (made[1],))], tmp_path / "runs", machine)
+    parents = {file.read_text() for file in made}
+    assert len(parents) == 1 and str(os.getpid()) not in parents
+    for word, told in (("end", "said ['end'] True"), ("raise", "KeyError: 'wrong'")):
+        with pytest.raises(StepFailed, match="this step failed") as failed:
+            run_steps([Step("svd", "p", word, ((str(script), word),), (tmp_path / "c",))], tmp_path / "runs", machine)
+        assert told in str(failed.value)

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Beyond the paper: all methods at true ratios 8 to 128, in 16 bit and in codes, by held-out loss.
+#
+#   PAIR=tiny bash reproduce/beyond.sh                    the tiny pair; PAIR=tiny1: its second training seed; PAIR=small
+#   BENCHMARK=tiny RATIOS=32 PAIR=tiny bash reproduce/beyond.sh      accuracy in the place of the loss
+#   RATIOS="16 32" MODELS="math chat" PAIR=small bash reproduce/beyond.sh
+#
+# The settings in reproduce/beyond.yaml are tried at the ratio SEARCH (default 32) by the loss on validation items, mask seed
+# 0; the best of each row and pair is then measured on test items at all RATIOS. A method that cannot reach a ratio leaves
+# an empty cell. PAIR=tiny1 needs python assets/tiny/train.py --seed 1 --out assets/tiny/seed1
+source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
+start beyond "tiny/math tiny/code tiny/chat" "$@"
+searched=$OUT/search
+lines() { "$PYTHON" reproduce/beyond.py "$@" --pairs "$PAIRS"; }
+lines search --ratios "${SEARCH:-32}" | plan --best --split validation --seeds 0 --out "$searched"
+case " ${FLAGS[*]} " in *" --dry-run "*) exit ;; esac  # what follows depends on the results of the search
+lines table --ratios "${RATIOS:-8 16 32 64 128}" --benchmark "${BENCHMARK:-loss}" --searched "$searched/beyond.cells.tsv" |
+    plan --title "Beyond the paper${BENCHMARK:+: $BENCHMARK}" --figure
+lines notes --ratios "${RATIOS:-8 16 32 64 128}" --searched "$searched/beyond.cells.tsv" --runs "$RUNS" | tee "$OUT/beyond_settings.md"

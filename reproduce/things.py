@@ -170,10 +170,7 @@ class Plan:
             raise InputError(f"{pair_file(name)} needs ftm_dir and calibration for {row}")
         one_step = one_step_methods().get(row_content(row).get("method", ""))
         ratio_text, planned = f"compression_ratio_qt={value_text(ratio)}", []
-        calibrated = pair.calibration_settings
-        if one_step:
-            read = {*keys_of(Config), *keys_of(one_step)}
-            calibrated = {key: value for key, value in pair.distillation_settings.items() if key in read}
+        calibrated = distillation_of(pair, one_step) if one_step else pair.calibration_settings
         method = planned_method("quantized", row, name, ratio, {**settings, **(calibrated if one_step else {})})
         named = settings_in_name(pair, row, method, settings)
         for seed in self._seeds(method):
@@ -355,6 +352,12 @@ def planned_method(kind: str, row: str, name: str, ratio: float, settings: Mappi
         assert found is not None  # a one-step method is named
         return found
     return load_settings(kind, row_files(name, row), [*overrides, "save_dir=x"]).method
+
+
+def distillation_of(pair: Pair, method: type[Method]) -> dict[str, Any]:
+    """The pair's distillation_settings but for keys that only other methods read."""
+    others = {key for cls in one_step_methods().values() for key in keys_of(cls)} - {*keys_of(method), *keys_of(Config)}
+    return {key: value for key, value in pair.distillation_settings.items() if key not in others}
 
 
 def script(*arguments: str) -> Command:

@@ -97,6 +97,8 @@ class ImPart(SparseMethod):
         check_some_left(name, m, n, self.preprune_ratio)
         check_feasible(name, m, n, self.compression_ratio, self.preprune_ratio)
         check_max_rank(name, m, n, self.compression_ratio, self.max_rank)
+        if self.accounting == "bytes":
+            check_one_triplet(name, m, n, self.compression_ratio, Accounting(plan=None))
 
     def beta(self, m: int, n: int) -> float:
         """The beta that leaves an (m, n) matrix at most max_rank singular vectors, and no more than preprune_ratio."""
@@ -154,6 +156,7 @@ class ImPartQt(QuantizedMethod):
     def check(self, name: str, m: int, n: int) -> None:
         cr, beta = self.compression_ratio_qt, self.preprune_ratio
         check_some_left(name, m, n, beta)
+        check_one_triplet(name, m, n, cr, self.sized)
         check_quantized(name, m, n, cr, beta, self.sized.cost(name, m, n, cr))
         self.sized.bits(pruned_rank(m, n, beta), name)
 
@@ -193,6 +196,16 @@ def check_some_left(name: str, m: int, n: int, beta: float) -> None:
         )
 
 
+def check_one_triplet(name: str, m: int, n: int, cr: float, accounting: Accounting) -> None:
+    """InputError for a budget that the leading triplet, whose p is 0, does not fit into."""
+    budget = budget_bits(m, n, cr)
+    if accounting.cost(name, m, n, cr)(np.zeros(1)) > budget:
+        raise InputError(
+            f"{name} ({m} x {n}): compression ratio {cr:g} leaves {budget / 8:.0f} bytes, less than one "
+            f"singular triplet needs (accounting: {accounting.count}); take a lower ratio or fewer bits"
+        )
+
+
 def pruned_rank(m: int, n: int, beta: float) -> int:
     """Number K of leading triplets that pre-pruning with the paper's beta leaves of an (m, n) matrix."""
     return kept_rank(min(m, n), preprune_ratio(m, n, beta))
@@ -226,6 +239,7 @@ def impart_to_size(
 ) -> Encoded:
     """The kept entries of U (m, r) and V (n, r), r >= K: at their bits 1 / cr of dW in 16 bit (Algorithm 3)."""
     m, n = len(triplets[0]), len(triplets[2])
+    check_one_triplet(name, m, n, cr, accounting)
     budget, cost = budget_bits(m, n, cr), accounting.cost(name, m, n, cr)
     p = quantized_ratios(all_values(triplets), preprune_ratio(m, n, beta), C, cost, budget)
 
@@ -234,10 +248,5 @@ def impart_to_size(
 
     if accounting.count == "bytes":  # the masks that are drawn, not only their mean, have to fit
         p = redrawn(p, cost, lambda q: 8 * drawn(q)[1], budget)
-    if len(p) == 0:
-        raise InputError(
-            f"{name} ({m} x {n}): compression ratio {cr:g} leaves {budget / 8:.0f} bytes, less than one "
-            f"singular triplet needs (accounting: {accounting.count}); take a lower ratio or fewer bits"
-        )
     encoded = masked(triplets, p, name, seed=seed, mask=mask, rescale=rescale)
     return encoded if accounting.plan is None else with_sizes(encoded, *drawn(p))

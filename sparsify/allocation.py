@@ -159,24 +159,6 @@ def dense_rank(N: int, cost: Cost, budget: float) -> int:
     return low
 
 
-def head_and_tail_shares(m: int, n: int, budget: float, head: float, triplet: float, entry: float) -> tuple[int, float]:
-    """Number of triplets that take `head` of the budget, and the share of the m n entries that the rest of it holds.
-
-    `budget`, and what a `triplet` and an `entry` take, in bits. What all entries leave goes to further triplets.
-    """
-    if head == 1:
-        return min(m, n, max(1, int(budget / triplet))), 0.0
-    rank = max(0.0, head * budget / triplet, (budget - entry * m * n) / triplet)
-    r = min(m, n, int(rank))
-    return r, min(1.0, (budget - r * triplet) / (entry * m * n))
-
-
-def check_tail_scale(tail_scale: float) -> None:
-    """InputError for a tail of zeros."""
-    if tail_scale == 0:
-        raise InputError("tail_scale=0 stores entries that are all 0; take head=1, which stores none")
-
-
 def check_quantized(name: str, m: int, n: int, cr: float, beta: float, cost: Cost) -> None:
     """InputError when all the columns that pre-pruning leaves, dense, would take less than the budget."""
     N, budget = min(m, n), budget_bits(m, n, cr)

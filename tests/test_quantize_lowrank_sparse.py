@@ -7,13 +7,16 @@ import torch
 
 import delta as delta_script
 from impart.artifact import open_delta
+from impart.bit_plan import BITS
 from impart.encodings import head_and_tail
 from impart.encodings.headers import header_bytes
 from impart.errors import InputError
 from impart.method import DenseMatrix
 from quantize import sparse_llama
 from quantize.methods.bitdelta import BitDelta
-from quantize.methods.lowrank_sparse import LowRankSigns
+from quantize.methods.lowrank_sparse import GRID_ERRORS, LowRankSigns
+from quantize.vectors import on_grid
+from sparsify.shares import best_alpha
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -29,6 +32,7 @@ def random_delta(m=96, n=64, decay=0.8):
 
 
 def encoded(dW, seed=0, cr=8, **keys):
+    keys = {"head": 0.5, "tail_scale": 1.0, **keys}
     return LowRankSigns(compression_ratio_qt=cr, **keys).resolved().encode(DenseMatrix(NAME, dW), seed)
 
 
@@ -77,6 +81,28 @@ def test_every_stored_byte_is_within_one_percent_of_nominal(m, n, cr):
         parts = {part: head_and_tail.part_of(one, part).encoding for part in ("head", "tail")}
         headers = sum(header_bytes(f"{NAME}.{part}", name, 2 * m * n // cr, ("keep",)) for part, name in parts.items())
         assert one.nbytes + headers == pytest.approx(2 * m * n / cr, rel=0.01)
+
+
+def test_auto_scales_the_signs_so_that_they_tell_alpha_of_what_the_head_leaves():
+    dW, seeds = random_delta(decay=0.3), 200
+    one = encoded(dW, head="auto", tail_scale="auto")
+    R = dW - head_and_tail.part_of(one, "head").dense(NAME)
+    spread = float(R.square().mean() / R.abs().mean() ** 2)
+    alpha = best_alpha(one.facts["tail"]["keep"] / 65536, spread)
+    tails = (head_and_tail.part_of(encoded(dW, seed, head="auto", tail_scale="auto"), "tail") for seed in range(seeds))
+    told = sum(float((tail.dense(NAME) * R).sum() / R.square().sum()) for tail in tails) / seeds
+    assert told == pytest.approx(alpha, rel=0.01) and 0.6 < alpha < 1
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_error_of_a_triplet_on_its_grids_is_the_one_that_the_rule_reckons_with(bits):
+    generator = torch.Generator().manual_seed(0)
+    u, v = torch.randn(8, 1024, generator=generator), torch.randn(8, 1024, generator=generator)
+    errors = [
+        float((torch.outer(a, b) - torch.outer(x, y)).square().sum() / torch.outer(a, b).square().sum())
+        for a, b, x, y in zip(u, v, on_grid(u, bits).values(), on_grid(v, bits).values(), strict=True)
+    ]
+    assert sum(errors) / len(errors) == pytest.approx(GRID_ERRORS[bits], rel=0.1)
 
 
 def test_what_it_cannot_do_is_said(called, tmp_path):

@@ -14,11 +14,13 @@ from impart.encodings import head_and_tail
 from impart.encodings.headers import header_bytes
 from impart.errors import InputError
 from impart.method import DenseMatrix
+from impart.svd import delta_svd
 from merge import merge
 from quantize import sparse_llama
 from serve import lora
 from sparsify.methods.lowrank import LowRank
 from sparsify.methods.lowrank_sparse import LowRankSparse
+from sparsify.shares import KAPPA, best_alpha
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -33,6 +35,7 @@ def random_delta(m=96, n=64, decay=0.8):
 
 
 def encoded(dW, seed=0, cr=4, **keys):
+    keys = {"tail_scale": 1.0, **keys}
     return LowRankSparse(compression_ratio=cr, **keys).resolved().encode(DenseMatrix(NAME, dW), seed)
 
 
@@ -132,3 +135,32 @@ def test_a_part_that_is_wrong_is_named_on_opening(tiny_deltas, tmp_path, words, 
         change(manifest["matrices"][Q])
     with pytest.raises(InputError, match=re.escape(words)):
         open_delta(copy)
+
+
+def expected_error(s, r, keep, alpha):
+    """J by its definition: what is missing of R in the mean, KAPPA times, and the noise of alpha R xi / f."""
+    energy = float(s[r:].square().sum())
+    return KAPPA * (1 - alpha) ** 2 * energy + alpha**2 * (1 / keep - 1) * energy
+
+
+@pytest.mark.parametrize("decay, cr", [(0.1, 4), (0.8, 4), (0.8, 16), (1.5, 8)])
+def test_auto_takes_the_rank_and_the_factor_of_the_least_expected_error(decay, cr):
+    dW = random_delta(decay=decay)
+    one = encoded(dW, cr=cr, head="auto", tail_scale="auto")
+    method = LowRankSparse(compression_ratio=cr)
+    budget, s = method.budget(NAME, *dW.shape), delta_svd(dW)[1]
+    found = {}
+    for r in range(budget.rank(1.0) + 1):
+        keep = budget.keep(r)
+        found[r] = min((expected_error(s, r, keep, alpha), alpha) for alpha in torch.linspace(0, 1, 1001).tolist())
+    best = min(found, key=lambda r: found[r][0])
+    assert (one.facts["head"]["rank"] if "head" in one.facts else 0) == best
+    assert best_alpha(budget.keep(best), spread=1.0) == pytest.approx(found[best][1], abs=1e-3)
+
+
+def test_auto_prefers_triplets_where_the_spectrum_falls_and_the_sample_where_it_does_not():
+    ranks = []
+    for decay in (0.0, 0.5, 1.0, 2.0):
+        one = encoded(random_delta(decay=decay), cr=4, head="auto", tail_scale="auto")
+        ranks.append(one.facts["head"]["rank"] if "head" in one.facts else 0)
+    assert ranks[0] == 0 and ranks[1] <= ranks[2] <= ranks[3] and ranks[3] > 3

@@ -58,11 +58,11 @@ def dense(name: str, encoded: Encoded) -> Tensor:
     return head.add_(tail)
 
 
-def expected_header_bytes(name: str, encodings: Mapping[str, str], size: int, head: float = 0.5) -> int:
+def expected_header_bytes(name: str, encodings: Mapping[str, str], size: int, head: float | str = 0.5) -> int:
     """The part of a shard's header that describes one matrix of about `size` bytes, of which `head` are the head's.
 
-    `encodings`: part -> encoding. One part alone is stored without this encoding, under the matrix's name; no head has
-    keep thresholds.
+    `encodings`: part -> encoding. A `head` of 0 or of 1 is one part alone, which is stored under the matrix's name.
+    No head has keep thresholds.
     """
     names = {"tail": name} if head == 0 else {"head": name} if head == 1 else {part: f"{name}.{part}" for part in PARTS}
     return sum(header_bytes(names[part], encodings[part], size, ("keep",)) for part in names)

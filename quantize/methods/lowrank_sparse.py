@@ -5,6 +5,7 @@ R = dW - L, xi ~ Bernoulli(f) entry by entry from the seed, and a is tail_scale.
 one bit for each of its f m n signs, and its part of the shard's header. No calibration text is read.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -15,14 +16,15 @@ from impart.bit_plan import BITS
 from impart.config import option
 from impart.encodings import empty, head_and_tail, quantized_vectors, signs
 from impart.encodings.encoded import Encoded
-from impart.errors import InputError
 from impart.masks import LEVELS
-from impart.method import Matrix
+from impart.method import FactoredMatrix, Matrix
 from quantize.one_step import OneStepMethod
 from quantize.vectors import rounded_triplets
-from sparsify.allocation import budget_bits, check_tail_scale, head_and_tail_shares
+from sparsify.allocation import budget_bits
+from sparsify.shares import AUTO, Budget, best_alpha, check_tail_scale
 
 ENCODINGS = {"head": "quantized_vectors", "tail": "signs"}
+GRID_ERRORS = {2: 0.24, 3: 0.075, 4: 0.023, 8: 0.00011}  # of u v^T in that many bits, squared and relative
 ROOM = 1.1  # an estimate of bytes leaves a tenth for masks that keep more, and for what small matrices round up
 
 
@@ -36,10 +38,21 @@ class LowRankSigns(OneStepMethod):
     compression_ratio_qt: float = option(
         help="CR_qt: 16-bit size of the linear layers over every stored byte of them", low=1.0
     )
-    head: float = option(0.5, help="share of the bytes for the leading triplets; the rest is signs", low=0, high=1)
+    head: float | str = option(
+        AUTO,
+        help="share of the bytes for the leading triplets, the rest is signs; auto: by the spectrum of each matrix",
+        low=0,
+        high=1,
+        words=(AUTO,),
+    )
     head_bits: int = option(3, help="bits of every entry of the triplets", choices=BITS)
-    tail_scale: float = option(
-        1.0, help="a: factor of the tail after its rescaling by 1 / f; less than 1 trades bias for noise", low=0, high=1
+    tail_scale: float | str = option(
+        AUTO,
+        help="a: factor of the tail; 1 has mean|R| sign(R) in the mean, norm(R)^2 / (m n mean|R|^2), about 1.57, has R "
+        "itself along R; auto: by f and R",
+        low=0,
+        high=2,
+        words=(AUTO,),
     )
 
     def resolved(self) -> Self:
@@ -48,34 +61,38 @@ class LowRankSigns(OneStepMethod):
 
     @property
     def seeded(self) -> bool:
-        return self.head < 1
+        return self.head != 1
 
     def check(self, name: str, m: int, n: int) -> None:
-        r, keep = self.split(name, m, n)
-        if r == 0 and keep < 1 / LEVELS:
-            raise InputError(
-                f"{name} ({m} x {n}): compression_ratio_qt={self.compression_ratio_qt:g} leaves no byte beside the "
-                "shard's header; take a lower ratio"
-            )
+        self.budget(name, m, n).check(name, f"compression_ratio_qt={self.compression_ratio_qt:g}")
 
-    def split(self, name: str, m: int, n: int) -> tuple[int, float]:
-        """Rank of the head, and the share of the entries whose signs the tail keeps."""
-        budget = budget_bits(m, n, self.compression_ratio_qt)
-        header = 8 * head_and_tail.expected_header_bytes(name, ENCODINGS, int(budget / 8), self.head)
+    def budget(self, name: str, m: int, n: int) -> Budget:
+        """All bytes of an (m, n) matrix."""
+        total = budget_bits(m, n, self.compression_ratio_qt)
+        header = head_and_tail.expected_header_bytes(name, ENCODINGS, int(total / 8), self.head)
         triplet = self.head_bits * (m + n) + 8 * quantized_vectors.overhead_bytes(m, n, 1, [], -1, masked=False)
-        return head_and_tail_shares(m, n, budget - header, self.head, triplet, 1)
+        return Budget(m, n, total - 8 * header, triplet, 1)
 
     def encode(self, matrix: Matrix, seed: int) -> Encoded:
-        name, dW = matrix.name, matrix.dense()
-        r, keep = self.split(name, *matrix.shape)
+        name, dW, budget = matrix.name, matrix.dense(), self.budget(matrix.name, *matrix.shape)
         if not torch.count_nonzero(dW):
             return empty.write(matrix.shape)
-        head = self.rounded(matrix, r) if r else None
-        if head and keep < 1 / LEVELS:
+        if self.head == AUTO:
+            factors = matrix.triplets(budget.rank(1.0))
+            assert factors is not None  # dW is not zero
+            matrix = FactoredMatrix(name, factors)
+            whole = float(dW.double().square().sum())
+            r = budget.best_rank(factors[1], whole, spread=math.pi / 2, error=GRID_ERRORS[self.head_bits])
+        else:
+            r = budget.rank(float(self.head))
+        head, keep = self.rounded(matrix, r) if r else None, budget.keep(r)
+        if head and (keep < 1 / LEVELS or self.head == 1):
             return head
         R = dW - head.dense(name) if head else dW
-        mu = self.tail_scale * float(R.abs().mean(dtype=torch.float64))
-        tail = signs.write(R, mu, name=name, keep_ratio=keep, seed=seed)
+        mean = float(R.abs().mean(dtype=torch.float64))
+        spread = float(R.double().square().mean()) / mean**2
+        a = best_alpha(keep, spread) * spread if self.tail_scale == AUTO else float(self.tail_scale)
+        tail = signs.write(R, a * mean, name=name, keep_ratio=keep, seed=seed)
         return head_and_tail.write(head, tail) if head else tail
 
     def rounded(self, matrix: Matrix, rank: int) -> Encoded:

@@ -13,12 +13,12 @@ import torch
 from impart.config import option
 from impart.encodings import empty, head_and_tail, sparse_entries, svd
 from impart.encodings.encoded import Encoded
-from impart.errors import InputError
 from impart.masks import LEVELS
-from impart.method import Matrix
-from sparsify.allocation import budget_bits, check_tail_scale, head_and_tail_shares
+from impart.method import FactoredMatrix, Matrix
+from sparsify.allocation import budget_bits
 from sparsify.faces import SparseMethod
 from sparsify.methods.lowrank import leading_triplets
+from sparsify.shares import AUTO, Budget, best_alpha, check_tail_scale
 
 ENCODINGS = {"head": "svd", "tail": "sparse_entries"}
 
@@ -31,9 +31,19 @@ class LowRankSparse(SparseMethod):
     label: ClassVar = "LowRank+Sparse"
     needs_svd: ClassVar = False  # the tail is what the head leaves of dW itself
 
-    head: float = option(0.5, help="share of the budget for the leading triplets; 0 is DARE, 1 LowRank", low=0, high=1)
-    tail_scale: float = option(
-        1.0, help="a: factor of the tail after its rescaling by 1 / f; less than 1 trades bias for noise", low=0, high=1
+    head: float | str = option(
+        AUTO,
+        help="share of the budget for the leading triplets; 0 is DARE, 1 LowRank; auto: by the spectrum of each matrix",
+        low=0,
+        high=1,
+        words=(AUTO,),
+    )
+    tail_scale: float | str = option(
+        AUTO,
+        help="a: factor of the tail after its rescaling by 1 / f; less than 1 trades bias for noise; auto: by f",
+        low=0,
+        high=1,
+        words=(AUTO,),
     )
     accounting: str = option(
         "paper",
@@ -47,30 +57,32 @@ class LowRankSparse(SparseMethod):
 
     @property
     def seeded(self) -> bool:
-        return self.head < 1
+        return self.head != 1
 
     def check(self, name: str, m: int, n: int) -> None:
-        r, keep = self.split(name, m, n)
-        if r == 0 and keep < 1 / LEVELS:
-            raise InputError(
-                f"{name} ({m} x {n}): compression_ratio={self.compression_ratio:g} leaves no byte for values "
-                f"(accounting: {self.accounting}); take a lower ratio"
-            )
+        self.budget(name, m, n).check(name, f"compression_ratio={self.compression_ratio:g}")
 
-    def split(self, name: str, m: int, n: int) -> tuple[int, float]:
-        """Rank of the head, and the share of the entries that the tail keeps."""
-        counted, budget = self.accounting == "bytes", budget_bits(m, n, self.compression_ratio)
-        header = 8 * head_and_tail.expected_header_bytes(name, ENCODINGS, int(budget / 8), self.head) * counted
-        return head_and_tail_shares(m, n, budget - header, self.head, 16 * (m + n) + 8 * svd.VALUE_BYTES * counted, 16)
+    def budget(self, name: str, m: int, n: int) -> Budget:
+        """Values or all bytes of an (m, n) matrix."""
+        counted, total = self.accounting == "bytes", budget_bits(m, n, self.compression_ratio)
+        header = head_and_tail.expected_header_bytes(name, ENCODINGS, int(total / 8), self.head) * counted
+        return Budget(m, n, total - 8 * header, 16 * (m + n) + 8 * svd.VALUE_BYTES * counted, 16)
 
     def encode(self, matrix: Matrix, seed: int) -> Encoded:
-        name, dW = matrix.name, matrix.dense()
-        r, keep = self.split(name, *matrix.shape)
+        name, dW, budget = matrix.name, matrix.dense(), self.budget(matrix.name, *matrix.shape)
         if not torch.count_nonzero(dW):
             return empty.write(matrix.shape)
-        head = leading_triplets(matrix, r) if r else None
-        if head and keep < 1 / LEVELS:
+        if self.head == AUTO:
+            factors = matrix.triplets(budget.rank(1.0))
+            assert factors is not None  # dW is not zero
+            matrix = FactoredMatrix(name, factors)
+            r = budget.best_rank(factors[1], float(dW.double().square().sum()), spread=1.0, error=0.0)
+        else:
+            r = budget.rank(float(self.head))
+        head, keep = leading_triplets(matrix, r) if r else None, budget.keep(r)
+        if head and (keep < 1 / LEVELS or self.head == 1):
             return head
         R = dW - head.dense(name) if head else dW
-        tail = sparse_entries.write(R * self.tail_scale, keep, seed=seed, name=name)
+        a = best_alpha(keep, spread=1.0) if self.tail_scale == AUTO else float(self.tail_scale)
+        tail = sparse_entries.write(R * a, keep, seed=seed, name=name)
         return head_and_tail.write(head, tail) if head else tail

@@ -79,6 +79,9 @@ def parse(arguments: Sequence[str]) -> Namespace:
         help="rank kept of attention matrices; mlp matrices keep 1.45 times that; "
         "both at most min(m, n), which is the default",
     )
+    parser.add_argument(
+        "--weight_types", nargs="+", metavar="TYPE", help="with --svd: types to compress, or all; as sparsify.py has it"
+    )
     parser.add_argument("--dtype", choices=choices(), default="fp16", help="of the stored factors (default fp16)")
     parser.add_argument("--save_path", "--save_pth", dest="save_path", help="folder that is written")
     parser.add_argument("--delta_path", "--delta_pth", dest="delta_path", help="folder of a delta")
@@ -132,7 +135,7 @@ def svd(flags: Namespace) -> None:
         return
     refuse_existing(Path(flags.save_path), flags.overwrite, (flags.base_model, flags.finetuned_model))
     device = use_device(flags.device, flags.threads)
-    origin = Origin(base_model=flags.base_model, ftm_dir=flags.finetuned_model)
+    origin = Origin(base_model=flags.base_model, ftm_dir=flags.finetuned_model, weight_types=flags.weight_types)
     source = open_source(origin, method, device, force=flags.force)
     if flags.dry_run:
         print(expected(flags.save_path, expected_work(source, method), device))

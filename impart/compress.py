@@ -22,7 +22,7 @@ def expected_work(source: Source, method: Method) -> Work:
     shapes = {name: source.shape(name) for name in source.matrices}
     return Work(
         shapes.values(),
-        written=method.expected_bytes(shapes) + source.extra_bytes(),
+        written=method.expected_bytes(shapes) + sum(source.extra_sizes().values()),
         svds=int(method.needs_svd and source.computes_svd),
         masked=method.seeded,
     )

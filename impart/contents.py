@@ -6,6 +6,7 @@ from typing import Any
 
 from impart.architecture import weight_type
 from impart.artifact import Delta, triplet_count
+from impart.coverage import Coverage, of_delta
 from impart.report import table
 
 MOST_KINDS = 8  # of whole parameters that are printed
@@ -18,6 +19,7 @@ def contents(delta: Delta) -> dict[str, Any]:
         "path": str(delta.path),
         **{key: manifest[key] for key in ("kind", "method", "settings", "seed", "base", "finetuned")},
         "types": _types(delta),
+        "coverage": of_delta(delta).facts(),
         "extras": len(manifest["extras"]),
         "whole": _whole_kinds(delta),
         "least_used_budget": _least_used(delta),
@@ -100,6 +102,7 @@ def printed(found: dict[str, Any]) -> str:
         "",
         _type_table(found["types"]),
         "",
+        *_coverage(found["coverage"]),
         f"{found['extras']} extra parameters outside the compressed set changed and are stored whole",
         *(
             f"  {one['weight_type']}, {_by(one['shape'])}: {one['tensors']} of {one['bytes']:,} bytes"
@@ -112,6 +115,13 @@ def printed(found: dict[str, Any]) -> str:
         lines += [f"least used budget: {worst['matrix']} ({_by(worst['shape'])}) holds {share}", ""]
     lines.append(_size_table(found))
     return "\n".join(lines)
+
+
+def _coverage(facts: dict[str, Any]) -> list[str]:
+    """What is compressed and what travels whole, with a warning where that is much."""
+    found = Coverage(facts["compressed"], facts["whole"])
+    warning = found.warning()
+    return [*found.lines(), *([f"warning: {warning}"] if warning else [])]
 
 
 def _by(shape: list[int]) -> str:

@@ -1,5 +1,7 @@
 """Where the deltas to compress come from: two checkpoints, or an SVD delta that was saved before."""
 
+import logging
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from impart.artifact_writer import model_facts
 from impart.checkpoint import Checkpoint, check_named, open_checkpoint
 from impart.comparison import Comparison, check_comparable, compare
 from impart.config import option
+from impart.coverage import coverage, of_checkpoint
 from impart.encodings.encoded import Triplets
 from impart.errors import InputError
 from impart.files import user_path
@@ -21,6 +24,8 @@ from impart.matrices import tensor_of
 from impart.method import Matrix, Method
 from impart.relation import check_pair
 from impart.svd import delta_svd
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +88,17 @@ class Source(ABC):
         """A parameter that travels whole."""
 
     @abstractmethod
-    def extra_bytes(self) -> int:
-        """Bytes of all extras."""
+    def extra_sizes(self) -> dict[str, int]:
+        """Bytes of every extra."""
+
+    @abstractmethod
+    def is_changed(self, name: str) -> bool:
+        """Whether a matrix may differ from the base's."""
+
+    def say_coverage(self) -> None:
+        """How many of the changed bytes are compressed, and how many travel whole."""
+        sizes = {name: math.prod(self.shape(name)) * self.dtype(name).itemsize for name in self.matrices}
+        coverage({name: size for name, size in sizes.items() if self.is_changed(name)}, self.extra_sizes()).say()
 
     @abstractmethod
     def head(self) -> dict:
@@ -133,7 +147,7 @@ class ModelSource(Source):
         return self._pair.finetuned.dtype(name)
 
     def triplets(self, name: str, rank: int) -> Triplets | None:
-        if tensor_of(name) in self._pair.unchanged:
+        if not self.is_changed(name):
             return None
         triplets = delta_svd(self.dense(name), rank)
         return triplets if float(triplets[1][0]) > 0 else None  # equal values in two dtypes
@@ -147,8 +161,11 @@ class ModelSource(Source):
     def extra(self, name: str) -> torch.Tensor:
         return self._pair.finetuned.tensor(name)
 
-    def extra_bytes(self) -> int:
-        return sum(self._pair.finetuned.spec(name).nbytes for name in self.extras)
+    def extra_sizes(self) -> dict[str, int]:
+        return {name: self._pair.finetuned.spec(name).nbytes for name in self.extras}
+
+    def is_changed(self, name: str) -> bool:
+        return tensor_of(name) not in self._pair.unchanged
 
     def head(self) -> dict:
         return {"base": model_facts(self._pair.base), "finetuned": model_facts(self._pair.finetuned)}
@@ -218,9 +235,12 @@ class SvdSource(Source):
     def extra(self, name: str) -> torch.Tensor:
         return self._left_out[name].tensor(name) if name in self._left_out else self._delta.extra(name)
 
-    def extra_bytes(self) -> int:
-        stored = sum(extra["bytes"] for extra in self._delta.manifest["extras"].values())
-        return stored + sum(finetuned.spec(name).nbytes for name, finetuned in self._left_out.items())
+    def extra_sizes(self) -> dict[str, int]:
+        stored = {name: extra["bytes"] for name, extra in self._delta.manifest["extras"].items()}
+        return stored | {name: finetuned.spec(name).nbytes for name, finetuned in self._left_out.items()}
+
+    def is_changed(self, name: str) -> bool:
+        return self._delta.rank(name) != 0
 
     def head(self) -> dict:
         manifest = self._delta.manifest
@@ -248,6 +268,7 @@ def open_source(
         left_out = len(matrices) < len(svd.names())
         named = origin.ftm_dir if left_out or is_folder(origin.ftm_dir) else None
         source = SvdSource(svd, matrices, device, open_finetuned(named) if named else None)
+        source.say_coverage()
         check_budgets(source, method)
         if base_needed or is_folder(origin.base_model):
             svd.check_base(open_checkpoint(origin.base_model or svd.manifest["base"]["source"]))
@@ -261,10 +282,13 @@ def open_source(
     finetuned = open_finetuned(origin.ftm_dir, base)
     matrices = matrices_of(finetuned, origin.ftm_dir, *keys)
     check_comparable(base, finetuned, matrices, bits=method.reads_weights)
+    log.info(of_checkpoint(finetuned, matrices).summary())
     check_pair(base, finetuned, force)
     for name in matrices:
         method.check(name, *base.shape(name))
-    return ModelSource(compare(base, finetuned, matrices, bits=method.reads_weights), device)
+    pair_source = ModelSource(compare(base, finetuned, matrices, bits=method.reads_weights), device)
+    pair_source.say_coverage()
+    return pair_source
 
 
 def check_budgets(source: Source, method: Method) -> None:

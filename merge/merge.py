@@ -32,6 +32,7 @@ from impart.card import Card
 from impart.checkpoint import CheckpointWriter, TensorSpec, check_named, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
 from impart.costs import Work, expected
+from impart.coverage import of_checkpoint, of_delta
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.matrices import slice_names
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str]) -> None:
     base, models = open_all(config, entries, out.absolute().parent, device)
     check_architectures(base, models)
     check_masks(base, models)
+    say_coverage(base, models)
     report.facts = {
         "method": str(method),
         "models": [stated(model) for model in models],
@@ -179,6 +181,15 @@ def check_masks(base: CheckpointModel, models: Models) -> None:
     for mask in (model.entry.premask for model in models if model.entry.premask is not None):
         for name in linear_names(base.checkpoint):
             mask.check(name, base.shape(name))
+
+
+def say_coverage(base: CheckpointModel, models: Models) -> None:
+    """Of every model that is sparsified, how much of it is, and how much is merged whole."""
+    for model in models:
+        if isinstance(model, DeltaModel):
+            of_delta(model.delta).say(f"{model.name}: ")
+        elif model.entry.premask is not None:
+            of_checkpoint(model.checkpoint, linear_names(base.checkpoint)).say(f"{model.name}: ")
 
 
 def stated(model: CheckpointModel | DeltaModel) -> dict:

@@ -41,6 +41,7 @@ from impart.artifact_writer import DeltaWriter
 from impart.checkpoint import Checkpoint, check_named, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
 from impart.costs import Work, expected
+from impart.coverage import of_delta
 from impart.device import use_device
 from impart.errors import InputError, run
 from impart.method import described_methods
@@ -149,6 +150,7 @@ def quantize_sparse(
             f"{flags.saved_delta_path!r} holds exact weights and no delta to quantize; give a sparse delta"
         )
     check_method(config.method, delta.manifest)
+    of_delta(delta).say()
     check_quantizable(delta)
     rule = resolved_rule(config, delta.manifest)
     for name in delta.names():

@@ -236,7 +236,7 @@ def run_again(decoder: StreamedDecoder, name: str, inputs: list, transform: Call
         H = 2 * x.T @ x if H is None else H + 2 * x.T @ x
         tokens += len(x)
 
-    hook = decoder.module(0, name).register_forward_pre_hook(gather)
+    hook = decoder.port(0, name).module.register_forward_pre_hook(gather)
     for hidden, calls in inputs:
         decoder.run(0, hidden, calls[0])
     hook.remove()
@@ -268,7 +268,7 @@ def mean_errors(
             relative_error(
                 result[name] - sparse.reconstruct(name, device=device),
                 sparse.reconstruct(name, device=device),
-                hessians[name],
+                hessians[name].H,
             )
             for name in sparse.names()
         ]

@@ -29,6 +29,7 @@ NO_LINEAR = re.compile(r"(?:[Nn]orm|bias|position|embed)\w*(?:\.\w+)?$")  # 2-D 
 VOCABULARY = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(?:weight|bias)$")
 LAYER = re.compile(BLOCK)
 ATTENTION = re.compile(r"(?:^|\.)\w*(?:attn|[Aa]ttention)\.")
+TOWER = re.compile(r"(?:^|\.)(?:vision|visual|vit|image|audio)\w*\.")
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"  # ends of their names
 BUFFERS = "rotary_emb.inv_freq"  # computed when a model is loaded; only old checkpoints store it
 
@@ -135,6 +136,16 @@ def layers_prefix(name: str) -> str:
     found = LAYER.search(name)
     assert found is not None
     return name[: found.start("layer") - 1]
+
+
+def decoder_prefix(names: Sequence[str]) -> str:
+    """`layers_prefix` of most of these matrices, those of towers for images and sound left out."""
+    counts = Counter(layers_prefix(name) for name in names if not TOWER.search(name))
+    if not counts:
+        raise InputError(
+            "no matrix of a text decoder is among the compressed ones; calibration runs its layers on text"
+        )
+    return counts.most_common(1)[0][0]
 
 
 def weight_type(name: str) -> str:

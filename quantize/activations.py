@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -9,10 +10,18 @@ import torch
 from torch import Tensor
 
 from impart.errors import InputError
-from quantize.streamed import Call, StreamedDecoder
+from quantize.streamed import Call, Stage, StreamedDecoder
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Gathered:
+    """H = 2 / tokens of the text * X X^T (n, n) in fp32 of one input X, and the number of tokens that reached it."""
+
+    H: Tensor
+    tokens: int = 0
 
 
 class Activations:
@@ -27,12 +36,12 @@ class Activations:
             hidden, self._calls[len(ids)] = self.with_room(partial(decoder.record, ids))
             self._inputs.append(self._kept(hidden))
 
-    def stages(self, layer: int, names: Sequence[str]) -> list[list[str]]:
-        """The linear weights of the layer by distinct input, in the order of their use."""
+    def stages(self, layer: int, names: Sequence[str]) -> list[Stage]:
+        """The matrices of the layer that the text reaches, by distinct input, in the order of their use."""
         return self.with_room(partial(self._stages, layer, names))
 
-    def hessians(self, layer: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """H = 2 / tokens * X X^T (n, n) in fp32 of the inputs of each of these linear weights, in one pass."""
+    def hessians(self, layer: int, names: Sequence[str]) -> dict[str, Gathered]:
+        """The Hessian of the inputs of each of these matrices, in one pass; of an expert's, from its tokens."""
         return self.with_room(partial(self._hessians, layer, names))
 
     def advance(self, layer: int) -> None:
@@ -57,18 +66,19 @@ class Activations:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _stages(self, layer: int, names: Sequence[str]) -> list[list[str]]:
+    def _stages(self, layer: int, names: Sequence[str]) -> list[Stage]:
         first = self._inputs[0]
         return self._decoder.stages(layer, names, self._used(first), self._calls[len(first)][layer])
 
-    def _hessians(self, layer: int, names: Sequence[str]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def _hessians(self, layer: int, names: Sequence[str]) -> dict[str, Gathered]:
+        found: dict[str, Gathered] = {}
         for hidden in self._inputs:
             call = self._calls[len(hidden)][layer]
             for name, x in self._decoder.inputs(layer, names, self._used(hidden), call):
                 if name not in found:
-                    found[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
-                _add_gram(found[name], x, 2 / self.tokens)
+                    found[name] = Gathered(torch.zeros(x.shape[1], x.shape[1], device=x.device))
+                _add_gram(found[name].H, x, 2 / self.tokens)
+                found[name].tokens += len(x)
         return found
 
     def _output(self, layer: int, index: int) -> Tensor:

@@ -7,7 +7,7 @@ produce. A stage costs one pass through the part of the layer before it, one Hes
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,13 +20,16 @@ from impart.artifact import Delta
 from impart.artifact_writer import DeltaWriter, Shard
 from impart.checkpoint import Checkpoint
 from impart.encodings.encoded import Encoded
+from impart.matrices import tensor_of
 from impart.reconstruct import rebuilt_weight
 from impart.report import progress
-from quantize.activations import Activations
+from quantize.activations import Activations, Gathered
 from quantize.matrix import Rule, quantize_matrix, safe_inverse
+from quantize.sparse_gptq import Inverse, nearest
 from quantize.streamed import StreamedDecoder
 
 log = logging.getLogger(__name__)
+LEAST_TOKENS = 0.25  # for each input of a matrix; with fewer, most directions of its Hessian are unknown
 
 
 class Weights:
@@ -41,6 +44,13 @@ class Weights:
 
     def sparse(self, name: str) -> Encoded:
         return self.delta.stored(name, self._device)
+
+    def fill(self, decoder: StreamedDecoder, layer: int, encoded: Mapping[str, Encoded]) -> None:
+        """Gives a layer its weights: the fine-tuned model's, and base + dW of the encoded matrices."""
+        tensors = decoder.parameter_names(layer)
+        matrices = {name: self.with_delta(name, encoded[name]) for name in encoded if tensor_of(name) in tensors}
+        decoder.load(layer, {name: matrices.pop(name) if name in matrices else self.plain(name) for name in tensors})
+        decoder.load(layer, matrices)
 
     def with_delta(self, name: str, encoded: Encoded) -> Tensor:
         """base + dW in the checkpoint's dtype, the weight that delta.py --merge will write."""
@@ -70,16 +80,16 @@ def quantize_layers(
             done = writer.written(shard) if shard is not None and shard.file not in pending else None
             names = list(shard.matrices) if shard is not None else []
             encoded = done or {name: weights.sparse(name) for name in names}
-            decoder.load(
-                layer,
-                {
-                    name: weights.with_delta(name, encoded[name]) if name in encoded else weights.plain(name)
-                    for name in decoder.parameter_names(layer)
-                },
-            )
+            if layer < len(decoder.layers):
+                weights.fill(decoder, layer, encoded)
             if shard is not None and done is None:
-                encoded, rows = _quantize_layer(decoder, weights, activations, layer, encoded, rule, true_sequential)
-                writer.write(shard, encoded, {name: weights.delta.extra(name) for name in shard.extras}, rows)
+                work = _LayerWork(decoder, weights, activations, layer, encoded, rule)
+                work.quantize(true_sequential)
+                writer.write(
+                    shard, work.quantized(), {name: weights.delta.extra(name) for name in shard.extras}, work.rows
+                )
+            if layer >= len(decoder.layers):  # of a tower that has more
+                continue
             if layer < last:
                 activations.advance(layer)
             decoder.unload(layer)
@@ -92,46 +102,88 @@ def _layer(shard: Shard) -> int | None:
     return layer_of((*shard.matrices, *shard.extras, "")[0])
 
 
-def _quantize_layer(
-    decoder: StreamedDecoder,
-    weights: Weights,
-    activations: Activations,
-    layer: int,
-    sparse: Mapping[str, Encoded],
-    rule: Rule,
-    true_sequential: bool,
-) -> tuple[dict[str, Encoded], list[dict]]:
-    """The quantized matrices of one layer, which the layer then holds, and their rows of the report."""
-    stages, found, rows = activations.stages(layer, list(sparse)), {}, []
-    hessians = {} if true_sequential else activations.hessians(layer, [stage[0] for stage in stages])
-    for stage in stages:
-        H = hessians.pop(stage[0], None)
-        if H is None:
-            H = activations.hessians(layer, stage[:1])[stage[0]]
-        inverse = activations.with_room(partial(safe_inverse, H, rule, stage))
+class _LayerWork:
+    """The matrices of one layer on their way to codes; the layer holds what is quantized already."""
+
+    def __init__(
+        self,
+        decoder: StreamedDecoder,
+        weights: Weights,
+        activations: Activations,
+        layer: int,
+        sparse: Mapping[str, Encoded],
+        rule: Rule,
+    ):
+        self._decoder, self._weights, self._activations = decoder, weights, activations
+        self._layer, self._sparse, self._rule = layer, sparse, rule
+        self._found: dict[str, Encoded] = {}
+        self.rows: list[dict] = []
+
+    def quantized(self) -> dict[str, Encoded]:
+        """The matrices in their order."""
+        return {name: self._found[name] for name in self._sparse}
+
+    def quantize(self, true_sequential: bool) -> None:
+        """Stage by stage; with `true_sequential` each sees what the quantized ones before it produce."""
+        stages = self._activations.stages(self._layer, list(self._sparse))
+        gathered: dict[str, Gathered] = {}
+        if not true_sequential:
+            gathered = self._activations.hessians(self._layer, [group[0] for stage in stages for group in stage])
+        for stage in stages:
+            if true_sequential:
+                gathered = self._activations.hessians(self._layer, [group[0] for group in stage])
+            few = [group for group in stage if not self._by_text(group, gathered.pop(group[0], None))]
+            if few:
+                more = f" and {len(few) - 1} experts more" if len(few) > 1 else ""
+                log.warning("%s%s: too few calibration tokens for so many inputs; rounded to nearest", few[0][0], more)
+            for group in few:
+                self._without_text(group)
+            held = {name: self._weights.with_delta(name, self._found[name]) for group in stage for name in group}
+            self._decoder.load(self._layer, held)
+        unseen = [name for name in self._sparse if name not in self._found]
+        if unseen:
+            kinds = ", ".join(dict.fromkeys(map(weight_type, unseen)))
+            log.warning(
+                "layer %d: what goes into %s is not seen by calibration; rounded to nearest", self._layer, kinds
+            )
+            self._without_text(unseen)
+
+    def _by_text(self, group: Sequence[str], gathered: Gathered | None) -> bool:
+        """Quantizes matrices of one input by its Hessian; False where too few tokens have reached it."""
+        if gathered is None or gathered.tokens < LEAST_TOKENS * len(gathered.H):
+            return False
+        inverse = self._activations.with_room(partial(safe_inverse, gathered.H, self._rule, group))
         if inverse.dead:
             log.warning(
                 "%s: %d of %d inputs are never active on the calibration text; their weights are rounded to nearest",
-                ", ".join(stage),
+                ", ".join(group),
                 inverse.dead,
-                len(H),
+                len(gathered.H),
             )
-        for name in stage:
-            started = time.perf_counter()
-            found[name], facts = activations.with_room(partial(quantize_matrix, name, sparse[name], H, inverse, rule))
-            decoder.load(layer, {name: weights.with_delta(name, found[name])})
-            seconds = time.perf_counter() - started
-            rows.append(
-                {
-                    "name": name,
-                    "seconds": round(seconds, 4),
-                    "dead_inputs": inverse.dead,
-                    **{key: round(value, 6) if isinstance(value, float) else value for key, value in facts.items()},
-                    **found[name].facts,
-                }
-            )
-            log.info("layer %d %s: %s", layer, weight_type(name), _told(facts))
-    return {name: found[name] for name in sparse}, rows
+        for name in group:
+            self._quantize_one(name, gathered.H, inverse)
+        return True
+
+    def _without_text(self, names: Sequence[str]) -> None:
+        """Rounds to nearest: every input counts the same."""
+        for name in names:
+            H = torch.eye(self._sparse[name].shape[1], device=self._decoder.device)
+            self._quantize_one(name, H, nearest(H, self._rule.act_order))
+
+    def _quantize_one(self, name: str, H: Tensor, inverse: Inverse) -> None:
+        started = time.perf_counter()
+        work = partial(quantize_matrix, name, self._sparse[name], H, inverse, self._rule)
+        self._found[name], facts = self._activations.with_room(work)
+        self.rows.append(
+            {
+                "name": name,
+                "seconds": round(time.perf_counter() - started, 4),
+                "dead_inputs": inverse.dead,
+                **{key: round(value, 6) if isinstance(value, float) else value for key, value in facts.items()},
+                **self._found[name].facts,
+            }
+        )
+        log.info("layer %d %s: %s", self._layer, weight_type(name), _told(facts))
 
 
 def _told(facts: Mapping[str, Any]) -> str:

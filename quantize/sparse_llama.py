@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 
 from impart import processes
 from impart.adapter import open_finetuned
-from impart.architecture import layers_prefix, linear_names
+from impart.architecture import decoder_prefix
 from impart.artifact import Delta, is_delta, open_delta
 from impart.artifact_writer import DeltaWriter
 from impart.checkpoint import Checkpoint, check_named, open_checkpoint
@@ -182,7 +182,7 @@ def quantize_sparse(
     )
     dtype = finetuned.model_dtype() if device.type == "cuda" else torch.float32
     weights = Weights(base, finetuned, delta, device)
-    decoder = StreamedDecoder(finetuned, layers_prefix(linear_names(finetuned)[0]), device, dtype)
+    decoder = StreamedDecoder(finetuned, decoder_prefix(delta.names()), device, dtype)
     quantize_layers(
         decoder, weights, writer, sequences, rule, true_sequential=config.true_sequential, batch=config.batch
     )

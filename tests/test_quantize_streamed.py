@@ -75,7 +75,9 @@ def test_layer_by_layer_is_the_whole_model(tmp_path, kind):
     for layer in range(3):
         load(decoder, checkpoint, layer)
         names = [name for name in linear_names(checkpoint) if layer_of(name) == layer]
-        assert [short(stage) for stage in activations.stages(layer, names)] == (FUSED if kind == "phi3" else USUAL)
+        assert [short(group) for stage in activations.stages(layer, names) for group in stage] == (
+            FUSED if kind == "phi3" else USUAL
+        )
         activations.advance(layer)
         decoder.unload(layer)
     with torch.no_grad():
@@ -121,7 +123,7 @@ def test_hessians_are_those_of_the_whole_model(tmp_path):
         names = [name for name in linear_names(checkpoint) if layer_of(name) == layer]
         found = activations.hessians(layer, names)
         for name in names:
-            assert torch.allclose(found[name], gathered[name], rtol=1e-4, atol=1e-6)
+            assert torch.allclose(found[name].H, gathered[name], rtol=1e-4, atol=1e-6)
         activations.advance(layer)
 
 
@@ -132,7 +134,7 @@ def test_a_full_gpu_moves_the_activations_to_main_memory(tmp_path, caplog):
     activations = Activations(decoder, ids, batch=2)
     load(decoder, checkpoint, 0)
     name = linear_names(checkpoint)[0]
-    expected = activations.hessians(0, [name])[name]
+    expected = activations.hessians(0, [name])[name].H
     inputs, failures = decoder.inputs, iter([True, False, False])
 
     def full_once(*arguments):
@@ -141,7 +143,7 @@ def test_a_full_gpu_moves_the_activations_to_main_memory(tmp_path, caplog):
         yield from inputs(*arguments)
 
     decoder.inputs = full_once
-    assert torch.equal(activations.hessians(0, [name])[name], expected)
+    assert torch.equal(activations.hessians(0, [name])[name].H, expected)
     assert "the GPU is full: the calibration activations go to main memory" in caplog.text
     failures = iter([True])
     with pytest.raises(InputError, match="too small even with the activations in main memory; take a smaller batch"):
@@ -165,17 +167,8 @@ def test_a_module_that_the_layer_never_calls(tmp_path):
     activations = Activations(decoder, torch.randint(3, 96, (1, 8)), batch=1)
     load(decoder, checkpoint, 0)
     decoder.layers[0].spare = torch.nn.Linear(4, 4)
-    with pytest.raises(InputError, match="model.layers.0.spare.weight takes no part"):
-        activations.stages(0, ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.spare.weight"])
-
-
-def test_a_mixture_of_experts_is_refused(tmp_path):
-    from transformers import MixtralConfig
-
-    sizes = {**SIZES, "num_local_experts": 2, "num_experts_per_tok": 1}
-    AutoModelForCausalLM.from_config(MixtralConfig(**sizes)).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="stores as it runs it .mixtures of experts are not"):
-        streamed(open_checkpoint(tmp_path))
+    names = ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.spare.weight"]
+    assert activations.stages(0, names) == [[names[:1]]]
 
 
 def test_an_architecture_that_transformers_does_not_have(tmp_path):
@@ -192,3 +185,126 @@ def test_another_layout_is_refused(tmp_path):
     _, checkpoint = make(tmp_path, "llama")
     with pytest.raises(InputError, match="has no 'decoder.layers', where the weights"):
         StreamedDecoder(checkpoint, "decoder.layers", torch.device("cpu"), torch.float32)
+
+
+MIXTURES = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "head_dim": 12},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 12},
+    "llama4_text": {
+        "num_local_experts": 4,
+        "head_dim": 12,
+        "intermediate_size_mlp": 80,
+        "interleave_moe_layer_step": 1,
+        "attention_chunk_size": 64,
+    },
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "jetmoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 12, "num_key_value_heads": 2},
+}
+
+
+def make_mixture(folder, kind, **changes):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, **MIXTURES[kind], **changes})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():  # transformers leaves some experts empty
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.2 + (parameter.ndim == 1))
+    model.save_pretrained(folder)
+    return model, open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_a_mixture_layer_by_layer_is_the_whole_model(tmp_path, kind):
+    model, checkpoint = make_mixture(tmp_path, kind)
+    decoder, ids = streamed(checkpoint), torch.randint(3, 96, (4, 16))
+    activations = Activations(decoder, ids, batch=2)
+    for layer in range(3):
+        load(decoder, checkpoint, layer)
+        names = [name for name in linear_names(checkpoint) if layer_of(name) == layer]
+        stages = activations.stages(layer, names)
+        assert sorted(name for stage in stages for group in stage for name in group) == sorted(names)
+        activations.advance(layer)
+        decoder.unload(layer)
+    with torch.no_grad():
+        expected = model.model(ids).last_hidden_state
+    found = torch.cat([decoder._trunk.norm(hidden) for hidden in activations._inputs])
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_what_an_expert_s_hessian_is_gathered_from_is_what_its_matrix_is_given(tmp_path, kind, monkeypatch):
+    """Against the products that the model's own loop over experts computes."""
+    model, checkpoint = make_mixture(tmp_path, kind)
+    model.set_experts_implementation("eager")
+    ids, products = torch.randint(3, 96, (2, 16)), []
+    decoder = streamed(checkpoint)
+    activations = Activations(decoder, ids, batch=2)
+    load(decoder, checkpoint, 0)
+    names = [
+        name for name in linear_names(checkpoint) if layer_of(name) == 0 and "experts" in name or "input_linear" in name
+    ]
+    names = [name for name in names if layer_of(name) == 0]
+    gathered = activations.hessians(0, names)
+    routed = {name: checkpoint.tensor(name) for name in names}
+
+    class Record(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), keywords=None):
+            if function in (
+                torch.nn.functional.linear,
+                torch.Tensor.matmul,
+                torch.matmul,
+                torch.bmm,
+                torch.Tensor.__matmul__,
+            ):
+                products.append((function, arguments[0].detach(), arguments[1].detach()))
+            return function(*arguments, **(keywords or {}))
+
+    with torch.no_grad(), Record():
+        model(ids)
+    for name, weight in routed.items():
+        expected = torch.zeros(weight.shape[1], weight.shape[1])
+        for function, x, W in products:
+            for one, matrix in zip(
+                x.flatten(0, -3) if function is torch.bmm else [x], W if W.ndim == 3 else [W], strict=False
+            ):
+                for candidate in (matrix, matrix.T):
+                    rows = candidate.shape[0] // len(weight) if len(candidate) % len(weight) == 0 else 0
+                    if candidate.shape[1] == weight.shape[1] and any(
+                        torch.equal(candidate[i * len(weight) : (i + 1) * len(weight)], weight) for i in range(rows)
+                    ):
+                        flat = one.flatten(0, -2)
+                        expected += 2 / ids.numel() * flat.T @ flat
+                        break
+        found = gathered[name].H if name in gathered else torch.zeros_like(expected)
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5), name
+    assert sum(gathered[name].tokens for name in names if name in gathered) > 0
+
+
+def test_experts_of_one_tensor_are_loaded_slice_by_slice(tmp_path):
+    _, checkpoint = make_mixture(tmp_path, "gpt_oss")
+    decoder = streamed(checkpoint)
+    load(decoder, checkpoint, 0)
+    name = "model.layers.0.mlp.experts.down_proj[2]"
+    changed = checkpoint.tensor(name) + 1
+    decoder.load(0, {name: changed})
+    held = decoder.layers[0].mlp.experts.down_proj
+    assert torch.equal(held[2], changed.T) and torch.equal(held[1], checkpoint.tensor(name[:-3])[1])
+
+
+def test_hessians_of_experts_are_gathered_in_as_many_passes_as_they_have_room_for(tmp_path, monkeypatch):
+    _, checkpoint = make_mixture(tmp_path, "mixtral")
+    decoder = streamed(checkpoint)
+    activations = Activations(decoder, torch.randint(3, 96, (1, 8)), batch=1)
+    load(decoder, checkpoint, 0)
+    names = [name for name in linear_names(checkpoint) if layer_of(name) == 0 and "experts" in name]
+    monkeypatch.setattr("quantize.streamed.HESSIAN_BYTES", 3 * 4 * 48**2)
+    stages = activations.stages(0, names)
+    assert [[short(group) for group in stage] for stage in stages] == [
+        [["w1", "w3"]] * 3,
+        [["w1", "w3"]],
+        [["w2"]],
+        [["w2"]],
+        [["w2"]],
+        [["w2"]],
+    ]

@@ -58,10 +58,10 @@ class CheckpointRows:
         return found
 
     def _map(self, name: str) -> Tensor:
-        file = self._checkpoint.file(name)
+        place = self._checkpoint.place(name)
+        file = self._checkpoint.file(place.tensor)
         if file is None:
             return self._checkpoint.tensor(name)
-        place = self._checkpoint.place(name)
         if file.suffix != ".safetensors":
             return place.of(load_bin(file)[place.tensor].detach())
         with safe_open(file, "pt") as shard:

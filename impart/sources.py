@@ -268,11 +268,11 @@ def open_source(
         left_out = len(matrices) < len(svd.names())
         named = origin.ftm_dir if left_out or is_folder(origin.ftm_dir) else None
         source = SvdSource(svd, matrices, device, open_finetuned(named) if named else None)
-        source.say_coverage()
         check_budgets(source, method)
         if base_needed or is_folder(origin.base_model):
             svd.check_base(open_checkpoint(origin.base_model or svd.manifest["base"]["source"]))
         source.require(method)
+        source.say_coverage()
         svd.verify()
         return source
     if origin.base_model is None or origin.ftm_dir is None:
@@ -282,13 +282,13 @@ def open_source(
     finetuned = open_finetuned(origin.ftm_dir, base)
     matrices = matrices_of(finetuned, origin.ftm_dir, *keys)
     check_comparable(base, finetuned, matrices, bits=method.reads_weights)
-    log.info(of_checkpoint(finetuned, matrices).summary())
     check_pair(base, finetuned, force)
     for name in matrices:
         method.check(name, *base.shape(name))
-    pair_source = ModelSource(compare(base, finetuned, matrices, bits=method.reads_weights), device)
-    pair_source.say_coverage()
-    return pair_source
+    log.info(of_checkpoint(finetuned, matrices).summary())
+    models = ModelSource(compare(base, finetuned, matrices, bits=method.reads_weights), device)
+    models.say_coverage()
+    return models
 
 
 def check_budgets(source: Source, method: Method) -> None:

@@ -67,12 +67,12 @@ def main(arguments: Sequence[str]) -> None:
     base, models = open_all(config, entries, out.absolute().parent, device)
     check_architectures(base, models)
     check_masks(base, models)
-    say_coverage(base, models)
     report.facts = {
         "method": str(method),
         "models": [stated(model) for model in models],
         "delta_ratios": check_bases(base, models, flags.force),
     }
+    say_coverage(base, models)
     with tempfile.TemporaryDirectory() as small:
         alignment = gather_small_files(config, base, models, Path(small))
         plan = planned(config, base, models, alignment)

@@ -150,7 +150,6 @@ def quantize_sparse(
             f"{flags.saved_delta_path!r} holds exact weights and no delta to quantize; give a sparse delta"
         )
     check_method(config.method, delta.manifest)
-    of_delta(delta).say()
     check_quantizable(delta)
     rule = resolved_rule(config, delta.manifest)
     for name in delta.names():
@@ -159,6 +158,7 @@ def quantize_sparse(
             rule.plan(name, rank)
     base = open_base(config, delta, finetuned)
     sequences = model_tokens(flags.dataset, config, finetuned)
+    of_delta(delta).say()
     if flags.dry_run:
         shapes = [delta.shape(name) for name in delta.names()]
         work = Work(shapes, written=delta.sizes().total, tokens=sequences.numel())

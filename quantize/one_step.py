@@ -53,6 +53,10 @@ class OneStepMethod(Method):
         """Whether calibration text is read; else the data set on the command line is not looked at."""
         return False
 
+    def planned(self, source: Source, base: Checkpoint) -> Method:
+        """The method after it has seen all matrices; itself where it compresses each one without the others."""
+        return self
+
     def trained(self, setting: Setting) -> Method:
         """The method after it has seen the text; only asked for where `needs_text`."""
         raise NotImplementedError
@@ -86,9 +90,10 @@ def quantize_models(
         tokens = calibration.sequences.numel() if calibration else 0
         print(expected(path, replace(expected_work(source, method), tokens=tokens), device))
         return None
-    used: Method = method
+    base = open_checkpoint(base_model)
+    used: Method = method.planned(source, base)
     if calibration is not None:
-        setting = Setting(open_checkpoint(base_model), finetuned, source, calibration, batch, seed, device)
+        setting = Setting(base, finetuned, source, calibration, batch, seed, device)
         used = method.trained(setting)
     delta = compress(source, used, path, kind="quantized", seed=seed, overwrite=overwrite, report=report)
     assert delta is not None  # one process

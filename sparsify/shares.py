@@ -12,31 +12,42 @@ and the head has the rank of the least J. How it compares with a grid search: be
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from impart.encodings import head_and_tail
 from impart.errors import InputError
 from impart.masks import LEVELS
+from sparsify.allocation import BISECTIONS
 
 AUTO = "auto"
+SHARES = 2.0 ** (np.arange(-8, 9) / 4)  # of its even part of a total that a matrix may get
+TINY = 1e-12
+LOWEST_PRICE, HIGHEST_PRICE = 1e-30, 1e30  # of bytes, in errors: beyond all that there are
 KAPPA = 16.0  # between 10 and 20, J and held-out loss rank settings alike (benchmarks/README.md)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What head and tail of an (m, n) matrix may take, and what a triplet and an entry take, all in bits."""
+    """What head and tail of an (m, n) matrix may take, and what a triplet and an entry take, all in bits.
+
+    `spare`: what is left besides when there is no head, whose tensors the shard's header then does not describe.
+    """
 
     m: int
     n: int
     total: float
     triplet: float
     entry: float
+    spare: float = 0.0
 
     def keep(self, rank: int) -> float:
         """Share of the entries that fits beside `rank` triplets; not positive where none does."""
-        return min(1.0, (self.total - rank * self.triplet) / (self.entry * self.m * self.n))
+        left = self.total - rank * self.triplet + (self.spare if rank == 0 else 0)
+        return min(1.0, left / (self.entry * self.m * self.n))
 
     def rank(self, head: float) -> int:
         """Number of triplets that take `head` of the budget, and what all entries leave of it."""
@@ -47,13 +58,13 @@ class Budget:
 
     def check(self, name: str, ratio: str) -> None:
         """InputError where not even a triplet or an entry fits."""
-        if self.total < self.triplet and self.keep(0) < 1 / LEVELS:
+        if not self.is_enough:
             raise InputError(
                 f"{name} ({self.m} x {self.n}): {ratio} leaves no byte beside the shard's header; take a lower ratio"
             )
 
-    def best_rank(self, s: Tensor, whole: float, spread: float, error: float) -> int:
-        """The rank of the least J: s (r,) leading singular values, whole = norm(dW)^2.
+    def least_error(self, s: Tensor, whole: float, spread: float, error: float) -> tuple[float, int]:
+        """The least J, and the rank that has it: s (r,) leading singular values, whole = norm(dW)^2.
 
         `error`: the relative squared error with which a triplet is stored, which the tail then has to tell.
         """
@@ -61,7 +72,55 @@ class Budget:
         energy = np.concatenate([[0.0], np.cumsum(s.double().cpu().numpy() ** 2)])[ranks]
         left = np.maximum(whole - (1 - error) * energy, 0)
         q = np.array([noise(self.keep(int(r)), spread) for r in ranks])
-        return int(ranks[np.argmin(left * KAPPA / (1 + KAPPA / np.maximum(q, 1e-12)))])
+        J = left * KAPPA / (1 + KAPPA / np.maximum(q, TINY))
+        return float(J.min()), int(ranks[J.argmin()])
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether a triplet or an entry fits."""
+        return self.total >= self.triplet or self.keep(0) >= 1 / LEVELS
+
+
+def budget_of(
+    name: str,
+    m: int,
+    n: int,
+    total: float,
+    triplet: float,
+    entry: float,
+    encodings: Mapping[str, str],
+    head: float | str,
+) -> Budget:
+    """What `total` bits of an (m, n) matrix leave beside its part of the shard's header."""
+
+    def header(share: float) -> int:
+        return 8 * head_and_tail.expected_header_bytes(name, encodings, int(total / 8), share)
+
+    described = header(1.0 if head == 1 else 0.5)
+    return Budget(m, n, total - described, triplet, entry, spare=described - header(0.0))
+
+
+def shares_of_model(errors: Mapping[str, np.ndarray], sizes: Mapping[str, float]) -> dict[str, float]:
+    """Shares of their even parts of one total that give matrices the least sum of errors; InputError where none does.
+
+    errors: (steps,) of each matrix at SHARES of its even part, infinite where nothing fits; sizes: the even parts.
+    A matrix's share is the one of the least error + price * bytes, and the price is bisected until the total is met.
+    """
+    J, size = np.array(list(errors.values())), np.array(list(sizes.values()))  # (matrices, steps), (matrices,)
+    size = size / size.mean()
+
+    def chosen(price: float) -> np.ndarray:
+        return SHARES[(J + price * size[:, None] * SHARES).argmin(1)]
+
+    low, high = LOWEST_PRICE, HIGHEST_PRICE
+    for _ in range(BISECTIONS):
+        price = math.sqrt(low * high)
+        low, high = (price, high) if (chosen(price) * size).sum() > size.sum() else (low, price)
+    found = chosen(high)
+    if not np.isfinite(J).any(1).all() or (found * size).sum() > size.sum() * (1 + TINY):
+        raise InputError("budget: model leaves some matrix no byte beside the shard's header; take a lower ratio")
+    found *= size.sum() / (found * size).sum()
+    return dict(zip(errors, found.tolist(), strict=True))
 
 
 def noise(keep: float, spread: float) -> float:

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from quantize import sparse_llama
 from quantize.methods.bitdelta import BitDelta
 from quantize.methods.lowrank_sparse import GRID_ERRORS, LowRankSigns
 from quantize.vectors import on_grid
-from sparsify.shares import best_alpha
+from sparsify.shares import SHARES, best_alpha, shares_of_model
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -132,3 +133,30 @@ def test_its_artifact_has_the_true_ratio_and_the_same_bytes_again(called, tmp_pa
     models = ("--base_model", "assets/tiny/base", "--finetuned_model", "assets/tiny/code")
     merged = called(delta_script.main, "--merge", "--delta_path", delta.path, *models, "--save_path", tmp_path / "m")
     assert merged.code == 0, merged.err
+
+
+def test_bytes_of_one_model_go_to_the_least_sum_of_errors():
+    """Errors c / share: the least sum under one total has shares that grow as sqrt(c)."""
+    c, sizes = {"a": 1.0, "b": 4.0, "c": 1.0}, {"a": 100.0, "b": 100.0, "c": 200.0}
+    found = shares_of_model({name: value * sizes[name] / SHARES for name, value in c.items()}, sizes)
+    assert sum(found[name] * sizes[name] for name in sizes) == pytest.approx(400)
+    assert found["b"] / found["a"] == pytest.approx(2, rel=0.1) and found["a"] == pytest.approx(found["c"], rel=0.1)
+    starving = {"a": np.where(SHARES > 1.5, 1.0 / SHARES, np.inf), "b": 1 / SHARES}
+    found = shares_of_model(starving, {"a": 100.0, "b": 100.0})
+    assert found["a"] > 1.5 > found["b"]
+    with pytest.raises(InputError, match="budget: model leaves some matrix no byte"):
+        shares_of_model({name: np.where(SHARES > 1.5, 1.0, np.inf) for name in "ab"}, {"a": 100.0, "b": 100.0})
+
+
+def test_one_budget_for_the_model_meets_the_ratio_where_small_matrices_alone_could_not(called, tmp_path):
+    with pytest.raises(InputError, match="leaves no byte beside the shard's header"):
+        LowRankSigns(compression_ratio_qt=240).check(Q, 64, 192)
+    LowRankSigns(compression_ratio_qt=240, budget="model").check(Q, 64, 192)
+    row = ("method=lowrank_sparse", "baseModel=assets/tiny/base", "compression_ratio_qt=48", "budget=model")
+    made = called(sparse_llama.main, *MODELS, "--save_compressed_delta_dir", tmp_path / "d", *row)
+    assert made.code == 0, made.err
+    delta = open_delta(tmp_path / "d")
+    assert delta.sizes().linear_ratio == pytest.approx(48, rel=0.03)
+    assert delta.manifest["settings"]["budget"] == "model" and "shares" not in delta.manifest["settings"]
+    wrong = called(sparse_llama.main, *MODELS, "--save_compressed_delta_dir", tmp_path / "x", *row, "head=0.5")
+    assert wrong.code == 2 and "budget: model divides the bytes by the rule of head: auto" in wrong.err

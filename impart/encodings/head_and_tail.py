@@ -58,7 +58,7 @@ def dense(name: str, encoded: Encoded) -> Tensor:
     return head.add_(tail)
 
 
-def expected_header_bytes(name: str, encodings: Mapping[str, str], size: int, head: float | str = 0.5) -> int:
+def expected_header_bytes(name: str, encodings: Mapping[str, str], size: int, head: float = 0.5) -> int:
     """The part of a shard's header that describes one matrix of about `size` bytes, of which `head` are the head's.
 
     `encodings`: part -> encoding. A `head` of 0 or of 1 is one part alone, which is stored under the matrix's name.

@@ -7,21 +7,27 @@ one bit for each of its f m n signs, and its part of the shard's header. No cali
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from impart.bit_plan import BITS
+from impart.checkpoint import Checkpoint
 from impart.config import option
 from impart.encodings import empty, head_and_tail, quantized_vectors, signs
 from impart.encodings.encoded import Encoded
+from impart.errors import InputError
 from impart.masks import LEVELS
-from impart.method import FactoredMatrix, Matrix
+from impart.method import FactoredMatrix, Matrix, Method
+from impart.report import progress
+from impart.sources import Source
 from quantize.one_step import OneStepMethod
 from quantize.vectors import rounded_triplets
 from sparsify.allocation import budget_bits
-from sparsify.shares import AUTO, Budget, best_alpha, check_tail_scale
+from sparsify.shares import AUTO, SHARES, Budget, best_alpha, budget_of, check_tail_scale, shares_of_model
 
 ENCODINGS = {"head": "quantized_vectors", "tail": "signs"}
 GRID_ERRORS = {2: 0.24, 3: 0.075, 4: 0.023, 8: 0.00011}  # of u v^T in that many bits, squared and relative
@@ -55,8 +61,19 @@ class LowRankSigns(OneStepMethod):
         words=(AUTO,),
     )
 
+    budget: str = option(
+        "matrix",
+        choices=("matrix", "model"),
+        help="matrix: each matrix has the ratio; model: all together have it, and bytes go where they lower the sum of "
+        "expected errors over norm(W)^2 most",
+    )
+
     def resolved(self) -> Self:
         check_tail_scale(self.tail_scale)
+        if self.budget == "model" and self.head != AUTO:
+            raise InputError(
+                f"budget: model divides the bytes by the rule of head: auto, not head={self.head}; leave one out"
+            )
         return self
 
     @property
@@ -64,36 +81,61 @@ class LowRankSigns(OneStepMethod):
         return self.head != 1
 
     def check(self, name: str, m: int, n: int) -> None:
-        self.budget(name, m, n).check(name, f"compression_ratio_qt={self.compression_ratio_qt:g}")
+        if self.budget == "matrix":
+            self.room(name, m, n, share=1.0).check(name, f"compression_ratio_qt={self.compression_ratio_qt:g}")
 
-    def budget(self, name: str, m: int, n: int) -> Budget:
-        """All bytes of an (m, n) matrix."""
-        total = budget_bits(m, n, self.compression_ratio_qt)
-        header = head_and_tail.expected_header_bytes(name, ENCODINGS, int(total / 8), self.head)
+    def room(self, name: str, m: int, n: int, share: float) -> Budget:
+        """All bytes of an (m, n) matrix that gets `share` of its even part."""
+        total = share * budget_bits(m, n, self.compression_ratio_qt)
         triplet = self.head_bits * (m + n) + 8 * quantized_vectors.overhead_bytes(m, n, 1, [], -1, masked=False)
-        return Budget(m, n, total - 8 * header, triplet, 1)
+        return budget_of(name, m, n, total, triplet, 1, ENCODINGS, self.head)
+
+    def share(self, name: str) -> float:
+        """Share of its even part that a matrix gets."""
+        return 1.0
 
     def encode(self, matrix: Matrix, seed: int) -> Encoded:
-        name, dW, budget = matrix.name, matrix.dense(), self.budget(matrix.name, *matrix.shape)
+        name, dW = matrix.name, matrix.dense()
         if not torch.count_nonzero(dW):
             return empty.write(matrix.shape)
+        room = self.room(name, *matrix.shape, self.share(name))
         if self.head == AUTO:
-            factors = matrix.triplets(budget.rank(1.0))
+            factors = matrix.triplets(room.rank(1.0))
             assert factors is not None  # dW is not zero
             matrix = FactoredMatrix(name, factors)
-            whole = float(dW.double().square().sum())
-            r = budget.best_rank(factors[1], whole, spread=math.pi / 2, error=GRID_ERRORS[self.head_bits])
+            _, r = self.least_error(room, factors[1], dW)
         else:
-            r = budget.rank(float(self.head))
-        head, keep = self.rounded(matrix, r) if r else None, budget.keep(r)
+            r = room.rank(float(self.head))
+        head, keep = self.rounded(matrix, r) if r else None, room.keep(r)
         if head and (keep < 1 / LEVELS or self.head == 1):
             return head
         R = dW - head.dense(name) if head else dW
+        if head and not torch.count_nonzero(R):
+            return head
         mean = float(R.abs().mean(dtype=torch.float64))
-        spread = float(R.double().square().mean()) / mean**2
+        spread = squared_norm(R) / (R.numel() * mean**2)
         a = best_alpha(keep, spread) * spread if self.tail_scale == AUTO else float(self.tail_scale)
         tail = signs.write(R, a * mean, name=name, keep_ratio=keep, seed=seed)
         return head_and_tail.write(head, tail) if head else tail
+
+    def least_error(self, room: Budget, s: Tensor, dW: Tensor) -> tuple[float, int]:
+        """The expected error with the best rank, and that rank: s (r,) the leading singular values of dW."""
+        return room.least_error(s, squared_norm(dW), spread=math.pi / 2, error=GRID_ERRORS[self.head_bits])
+
+    def planned(self, source: Source, base: Checkpoint) -> Method:
+        if self.budget == "matrix":
+            return self
+        errors, sizes = {}, {}
+        for name in progress(source.matrices, what="dividing the bytes"):
+            matrix = source.matrix(name)
+            rooms = [self.room(name, *matrix.shape, float(share)) for share in SHARES]
+            triplets = matrix.triplets(rooms[-1].rank(1.0))
+            if triplets is not None:
+                s, dW = triplets[1], matrix.dense()
+                J = [self.least_error(room, s, dW)[0] if room.is_enough else math.inf for room in rooms]
+                errors[name] = np.array(J) / squared_norm(base.tensor(name))
+                sizes[name] = float(dW.numel())
+        return LowRankSignsOfModel(**asdict(self), shares=shares_of_model(errors, sizes))
 
     def rounded(self, matrix: Matrix, rank: int) -> Encoded:
         """The leading triplets in head_bits; of a delta of lower rank, all of them."""
@@ -105,3 +147,21 @@ class LowRankSigns(OneStepMethod):
 
     def expected_bytes(self, shapes: Mapping[str, tuple[int, int]]) -> int:
         return int(ROOM * 2 * sum(m * n for m, n in shapes.values()) / self.compression_ratio_qt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankSignsOfModel(LowRankSigns):
+    """The method with the bytes of one model divided: `shares` of its even part for each matrix."""
+
+    shares: Mapping[str, float]
+
+    def settings(self) -> dict[str, Any]:
+        return {key: value for key, value in super().settings().items() if key != "shares"}
+
+    def share(self, name: str) -> float:
+        return self.shares[name]
+
+
+def squared_norm(W: Tensor) -> float:
+    """norm(W)^2."""
+    return float(W.double().square().sum())

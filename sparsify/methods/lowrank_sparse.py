@@ -18,7 +18,7 @@ from impart.method import FactoredMatrix, Matrix
 from sparsify.allocation import budget_bits
 from sparsify.faces import SparseMethod
 from sparsify.methods.lowrank import leading_triplets
-from sparsify.shares import AUTO, Budget, best_alpha, check_tail_scale
+from sparsify.shares import AUTO, Budget, best_alpha, budget_of, check_tail_scale
 
 ENCODINGS = {"head": "svd", "tail": "sparse_entries"}
 
@@ -65,8 +65,9 @@ class LowRankSparse(SparseMethod):
     def budget(self, name: str, m: int, n: int) -> Budget:
         """Values or all bytes of an (m, n) matrix."""
         counted, total = self.accounting == "bytes", budget_bits(m, n, self.compression_ratio)
-        header = head_and_tail.expected_header_bytes(name, ENCODINGS, int(total / 8), self.head) * counted
-        return Budget(m, n, total - 8 * header, 16 * (m + n) + 8 * svd.VALUE_BYTES * counted, 16)
+        if not counted:
+            return Budget(m, n, total, 16 * (m + n), 16)
+        return budget_of(name, m, n, total, 16 * (m + n) + 8 * svd.VALUE_BYTES, 16, ENCODINGS, self.head)
 
     def encode(self, matrix: Matrix, seed: int) -> Encoded:
         name, dW, budget = matrix.name, matrix.dense(), self.budget(matrix.name, *matrix.shape)
@@ -76,7 +77,7 @@ class LowRankSparse(SparseMethod):
             factors = matrix.triplets(budget.rank(1.0))
             assert factors is not None  # dW is not zero
             matrix = FactoredMatrix(name, factors)
-            r = budget.best_rank(factors[1], float(dW.double().square().sum()), spread=1.0, error=0.0)
+            _, r = budget.least_error(factors[1], float(dW.double().square().sum()), spread=1.0, error=0.0)
         else:
             r = budget.rank(float(self.head))
         head, keep = leading_triplets(matrix, r) if r else None, budget.keep(r)

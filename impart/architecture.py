@@ -46,7 +46,8 @@ STRUCTURE = (
 )
 COUNTS = (*IDENTITY[1:], "vocab_size", "max_position_embeddings")  # whole numbers, where a config has them
 SMALLEST_SIDE = 64  # of a matrix that is compressed by its shape alone
-ALL = "all"  # weight_types: every matrix of a repeated block
+# Words of weight_types: every matrix of a repeated block; all linear weights; embedding and head, a tied one once.
+ALL, LINEAR_TYPES, VOCABULARY_TYPES = "all", "linear", "embeddings"
 # Where config.json of a multimodal model keeps the settings of its language model, vocab_size among them.
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
@@ -78,6 +79,12 @@ def names_by_shape(checkpoint: Parameters) -> list[str]:
             )
         ),
     )
+
+
+def vocabulary_names(checkpoint: Parameters) -> list[str]:
+    """The embedding and the head, where they are stored."""
+    names = checkpoint.names()
+    return [name for name in names if is_vocabulary(name) and len(checkpoint.shape(name)) == 2]
 
 
 def _matrices(checkpoint: Parameters, is_chosen: Callable[[str, tuple[int, ...]], bool]) -> list[str]:
@@ -122,7 +129,7 @@ def is_attention(name: str) -> bool:
 
 def is_vocabulary(name: str) -> bool:
     """Whether the first dimension of a parameter counts tokens."""
-    return VOCABULARY.search(name) is not None
+    return VOCABULARY.search(tensor_of(name)) is not None
 
 
 def layer_of(name: str) -> int | None:
@@ -149,7 +156,9 @@ def decoder_prefix(names: Sequence[str]) -> str:
 
 
 def weight_type(name: str) -> str:
-    """`self_attn.q_proj` of `model.layers.0.self_attn.q_proj.weight`; experts count as one type."""
+    """`self_attn.q_proj` of `model.layers.0.self_attn.q_proj.weight`, `embed_tokens`; experts count as one type."""
+    if is_vocabulary(name):
+        return name.split(".")[-2]
     found = LAYER.search(name)
     text = tensor_of(name)[found.end() if found else 0 :].removesuffix(".weight")
     return re.sub(r"\.experts\.\d+\.", ".experts.", text)
@@ -176,7 +185,9 @@ def matrices_of(
         rule = f"2-D weight of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} in a repeated block"
         remedy = f"there is no {rule}" if everything else f"weight_types={ALL} compresses every {rule}"
         raise InputError(f"no layer of {owner!r} is known here; it has {kinds(checkpoint)}: {remedy}")
-    return select_matrices(found, owner, weight_types, layer_num, weight_name)
+    by_name = weight_types is not None and not everything
+    candidates = [*found, *vocabulary_names(checkpoint)] if by_name else found
+    return select_matrices(candidates, owner, weight_types, layer_num, weight_name)
 
 
 def rope_theta(config: dict[str, Any]) -> float:
@@ -187,22 +198,27 @@ def rope_theta(config: dict[str, Any]) -> float:
 
 
 def select_matrices(
-    linear: Sequence[str],
+    names: Sequence[str],
     owner: str,
     weight_types: Sequence[str] | None = None,
     layer_num: int | None = None,
     weight_name: str | None = None,
 ) -> list[str]:
-    """The names to compress of the `linear` ones that `owner` has: all, or those that the authors' keys spell out."""
-    known = {weight_type(name) for name in linear}
+    """The names to compress of those that `owner` has: all, or those that the authors' keys spell out."""
+    known = {weight_type(name) for name in names}
+    groups = {
+        LINEAR_TYPES: {weight_type(name) for name in names if not is_vocabulary(name)},
+        VOCABULARY_TYPES: {weight_type(name) for name in names if is_vocabulary(name)},
+    }
     if weight_types == []:
         raise InputError(f"weight_types is empty; {owner!r} has {', '.join(sorted(known))}")
-    chosen = known if weight_types in (None, [ALL]) else weight_types
+    given = known if weight_types is None or weight_types == [ALL] else weight_types
+    chosen = [kind for word in given for kind in sorted(groups.get(word, {word}))]
     for kind in chosen:
         if kind not in known:
             raise InputError(f"weight_types: {kind!r} is not in {owner!r}, which has {', '.join(sorted(known))}")
     if layer_num is None and weight_name is None:
-        return [name for name in linear if weight_type(name) in chosen]
+        return [name for name in names if weight_type(name) in chosen]
     if layer_num is None or weight_name is None:
         raise InputError(
             "layer_num and weight_name belong together: the one counts through the other; give both or none"
@@ -217,12 +233,12 @@ def select_matrices(
         raise InputError(
             f"weight_name={weight_name!r} is no pattern: in braces it may hold layer_num and weight_type only ({error})"
         ) from error
-    expected = {name: tensor_of(name).removesuffix(".weight") + ".weight" for name in linear}
+    expected = {name: tensor_of(name).removesuffix(".weight") + ".weight" for name in names}
     unknown = sorted(wanted - set(expected.values()))
     if unknown:
-        layers = 1 + max(layer for name in linear if (layer := layer_of(name)) is not None)
+        layers = 1 + max(layer for name in names if (layer := layer_of(name)) is not None)
         raise InputError(
             f"{unknown[0]} is not among the linear weights of {owner!r}, which has {layers} layers; "
             f"check layer_num={layer_num} and weight_name={weight_name!r}"
         )
-    return [name for name in linear if expected[name] in wanted]
+    return [name for name in names if expected[name] in wanted]

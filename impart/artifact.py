@@ -23,6 +23,7 @@ from impart.files import sha256_of, user_path
 from impart.hub import fetch_model, holds_file, is_hub_id
 from impart.json_fields import REMEDY
 from impart.manifest import read_manifest
+from impart.matrices import head_and_rest, split_name
 from impart.outputs import MANIFEST
 from impart.report import progress
 from impart.workers import in_order, readers
@@ -173,6 +174,10 @@ class Delta:
                     f"{str(self.path)!r} holds a matrix {name} of shape {list(self.shape(name))}, but "
                     f"{base.source!r} has {'none' if shape is None else list(shape)} of this name; give that base"
                 )
+            tensor, rows = split_name(name)
+            rest = head_and_rest(tensor, rows.stop)[1] if isinstance(rows, slice) else ""
+            if rest in self.manifest["extras"] and self.manifest["extras"][rest]["shape"][1:] != [self.shape(name)[1]]:
+                raise InputError(f"{str(self.path)!r} holds {rest} with rows of another length than {name}; {REMEDY}")
 
     def check_finetuned(self, finetuned: Checkpoint) -> None:
         """InputError when `finetuned` is not the model that this delta leads to."""

@@ -72,12 +72,15 @@ class Checkpoint:
         if tensor not in self._specs or index is None:
             return tensor in self._specs
         shape = self._specs[tensor].shape
+        if isinstance(index, slice):
+            return len(shape) == 2 and max(index.start or 0, index.stop or 0) <= shape[0]
         return len(shape) == 3 and index < shape[0]
 
     def place(self, name: str) -> Place:
         """Where the values of a tensor, or of a matrix in a tensor, lie."""
         tensor, index = split_name(name)
-        return Place(tensor, index, index is not None and is_transposed(tensor, self._specs[tensor].shape, self.config))
+        of_expert = isinstance(index, int)
+        return Place(tensor, index, of_expert and is_transposed(tensor, self._specs[tensor].shape, self.config))
 
     def spec(self, name: str) -> TensorSpec:
         place = self.place(name)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from impart.architecture import IDENTITY, linear_names
+from impart.architecture import EMBEDDING, HEAD, IDENTITY, TEXT_CONFIGS, is_vocabulary, linear_names
 from impart.checkpoint import Checkpoint
 from impart.errors import InputError
-from impart.matrices import by_tensor
+from impart.matrices import by_tensor, head_and_rest, split_name
 from impart.report import progress
 from impart.workers import in_order, readers
 
@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 class Comparison:
     """`matrices` are compressed; the other fields name stored tensors.
 
-    `unchanged` are the same in both; `extras` changed and travel as they are; `dropped` stand only in the base.
+    `unchanged` are the same in both; `extras` changed and travel as they are; `dropped` stand only in the base, or are
+    a tied head, which is the embedding once more.
     """
 
     base: Checkpoint
@@ -71,6 +72,34 @@ def check_comparable(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence
         raise InputError(f"base and fine-tuned differ in shape: {listed}{more}; a delta needs equal shapes")
 
 
+def compressible(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str]) -> list[str]:
+    """The matrices without a head that repeats the embedding, and those with a row a token as far as both have them.
+
+    Rows are matched by position: a fine-tuned model's new tokens stand after the base's.
+    """
+    found = []
+    for name in matrices:
+        if _is_tied(finetuned, name):
+            continue
+        ours, theirs = (model.shape(name) if name in model else () for model in (base, finetuned))
+        grown = is_vocabulary(name) and ours[1:] == theirs[1:] and ours[:1] != theirs[:1]
+        found.append(head_and_rest(name, min(ours[0], theirs[0]))[0] if grown else name)
+    return found
+
+
+def _is_tied(model: Checkpoint, name: str) -> bool:
+    """Whether the parameter is a head that the config ties to the embedding, and that repeats it."""
+    settings = (model.config, *(model.config.get(key) for key in TEXT_CONFIGS))
+    tied = any(isinstance(one, dict) and one.get("tie_word_embeddings") for one in settings)
+    if not (tied and name.endswith(HEAD)):
+        return False
+    return any(
+        model.spec(other).shape == model.spec(name).shape and model.digest(other) == model.digest(name)
+        for other in model.names()
+        if other.endswith(EMBEDDING)
+    )
+
+
 def _same(base: Checkpoint, finetuned: Checkpoint, name: str, finite: bool) -> bool:
     """Whether the parameter is in both, bit for bit; every value of either is looked at. `finite`: NaN is an error."""
     if finetuned.change(name) is not None:
@@ -100,14 +129,16 @@ def compare(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str], *,
     """Reads both models once: what did not change need not be stored. NaN and Inf are errors unless `bits` count."""
     check_comparable(base, finetuned, matrices, bits=bits)
     chosen, unchanged, extras = by_tensor(matrices), set(), []
-    names = finetuned.names()
+    names = [name for name in finetuned.names() if not _is_tied(finetuned, name)]
     same = in_order(lambda name: _same(base, finetuned, name, finite=not bits), names, readers())
     for name, unchanged_here in zip(progress(names, what="checking weights", unit="tensor"), same, strict=True):
         if unchanged_here:
             unchanged.add(name)
         elif name not in chosen:
             extras.append(name)
-    if len(unchanged) == len(finetuned.names()):
+        elif isinstance(rows := split_name(chosen[name][0])[1], slice) and finetuned.shape(name)[0] > rows.stop:
+            extras.append(head_and_rest(name, rows.stop)[1])
+    if len(unchanged) == len(names):
         log.warning("base %r and fine-tuned %r are identical: the delta is empty", base.source, finetuned.source)
-    dropped = [name for name in base.names() if name not in finetuned]
+    dropped = [name for name in base.names() if name not in names]
     return Comparison(base, finetuned, list(matrices), frozenset(unchanged), extras, dropped)

@@ -9,7 +9,7 @@ from impart.artifact import Delta
 from impart.card import rebuilt_card
 from impart.checkpoint import Checkpoint, CheckpointWriter, TensorSpec
 from impart.dtypes import DTYPES
-from impart.matrices import by_tensor
+from impart.matrices import by_tensor, head_and_rest, split_name
 from impart.report import progress
 
 
@@ -19,12 +19,20 @@ def planned_tensors(delta: Delta, base: Checkpoint, finetuned: Checkpoint | None
         return [finetuned.spec(name) for name in finetuned.names()]
     extras, dropped = delta.manifest["extras"], set(delta.manifest["dropped"])
     specs = {name: base.spec(name) for name in base.names() if name not in dropped}
-    specs |= {
-        name: TensorSpec(name, base.shape(name), delta.dtype(matrices[0]))
-        for name, matrices in by_tensor(delta.names()).items()
-    }
     specs |= {name: TensorSpec(name, tuple(extra["shape"]), DTYPES[extra["dtype"]]) for name, extra in extras.items()}
+    for name, matrices in by_tensor(delta.names()).items():
+        shape, rest = base.shape(name), rest_of(delta, matrices)
+        if isinstance(rows := split_name(matrices[0])[1], slice):
+            shape = (rows.stop + (specs.pop(rest).shape[0] if rest else 0), *shape[1:])
+        specs[name] = TensorSpec(name, shape, delta.dtype(matrices[0]))
     return list(specs.values())
+
+
+def rest_of(delta: Delta, matrices: Sequence[str]) -> str | None:
+    """The extra that holds the rows after a matrix that is the first rows of a tensor; None where there is none."""
+    tensor, rows = split_name(matrices[0])
+    rest = head_and_rest(tensor, rows.stop)[1] if isinstance(rows, slice) else None
+    return rest if rest in delta.manifest["extras"] else None
 
 
 def reconstructed(
@@ -36,7 +44,7 @@ def reconstructed(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of the rebuilt model, one at a time: decoded matrices on the device, the others on the CPU.
 
-    Experts in one tensor are decoded on the device one after another, and gathered on the CPU.
+    Matrices that are parts of a tensor are decoded on the device one after another, and gathered on the CPU.
 
     Without the fine-tuned model, what lies outside the compressed set comes from the artifact's extras and, where it
     did not change, from the base; with it, from there. `wanted`: which names; None: all.
@@ -47,7 +55,7 @@ def reconstructed(
         if matrices.get(spec.name) == [spec.name]:
             yield spec.name, decoded_weight(delta, base, spec, device)
         elif spec.name in matrices:
-            yield spec.name, _decoded_experts(delta, base, matrices[spec.name], spec, device)
+            yield spec.name, decoded_parts(delta, base, matrices[spec.name], spec, device)
         elif finetuned is not None:
             yield spec.name, finetuned.tensor(spec.name)
         else:
@@ -62,11 +70,15 @@ def decoded_weight(delta: Delta, base: Checkpoint, spec: TensorSpec, device: tor
     return rebuilt_weight(base, spec.name, stored.dense(spec.name), spec.dtype)
 
 
-def _decoded_experts(
+def decoded_parts(
     delta: Delta, base: Checkpoint, matrices: Sequence[str], spec: TensorSpec, device: torch.device | str
 ) -> torch.Tensor:
-    """The 3-D tensor of the rebuilt model, on the CPU; a matrix that the delta lacks is the base's."""
-    whole = base.tensor(spec.name).to(spec.dtype)
+    """The tensor of the rebuilt model that these matrices lie in, on the CPU; an expert that lacks is the base's."""
+    whole, rest = torch.empty(spec.shape, dtype=spec.dtype), rest_of(delta, matrices)
+    if rest is not None:
+        base.place(rest).of(whole).copy_(delta.extra(rest))
+    elif len(spec.shape) == 3:
+        whole.copy_(base.tensor(spec.name))
     for name in matrices:
         one = TensorSpec(name, delta.shape(name), spec.dtype)
         base.place(name).of(whole).copy_(decoded_weight(delta, base, one, device))

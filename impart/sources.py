@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 
 from impart.adapter import open_finetuned
-from impart.architecture import matrices_of, select_matrices
+from impart.architecture import LINEAR_TYPES, VOCABULARY_TYPES, matrices_of, select_matrices
 from impart.artifact import Delta, open_delta
 from impart.artifact_writer import model_facts
 from impart.checkpoint import Checkpoint, check_named, open_checkpoint
-from impart.comparison import Comparison, check_comparable, compare
+from impart.comparison import Comparison, check_comparable, compare, compressible
 from impart.config import option
 from impart.coverage import coverage, of_checkpoint
 from impart.encodings.encoded import Triplets
@@ -41,8 +41,9 @@ class Origin:
     svd_dir: str | None = option(None, help="saved SVD delta; without it the SVD is computed from the two models")
     weight_types: list[str] | str | None = option(
         None,
-        help="types to compress, like self_attn.q_proj; all: every 2-D weight of at least 64 x 64 in a repeated block; "
-        "default: all linear weights of attention, mixers, feed-forward and experts",
+        help="types to compress, like self_attn.q_proj or embed_tokens; linear (the default): all linear weights of "
+        "attention, mixers, feed-forward and experts; embeddings: embedding and head, by default of method=lossless "
+        "only; all: every 2-D weight of at least 64 x 64 in a repeated block",
     )
     layer_num: int | None = option(None, help="number of layers that weight_name counts through", low=1)
     weight_name: str | None = option(None, help="pattern of the names, like model.layers.{layer_num}.{weight_type}")
@@ -259,6 +260,8 @@ def open_source(
     so that it has to be the one of the SVD.
     """
     types = [origin.weight_types] if isinstance(origin.weight_types, str) else origin.weight_types
+    if types is None and method.reads_weights:
+        types = [LINEAR_TYPES, VOCABULARY_TYPES]
     keys = (types, origin.layer_num, origin.weight_name)
     if origin.svd_dir is not None:
         svd = open_delta(origin.svd_dir)
@@ -280,7 +283,7 @@ def open_source(
     check_named(origin.base_model, origin.ftm_dir)
     base = open_checkpoint(origin.base_model)
     finetuned = open_finetuned(origin.ftm_dir, base)
-    matrices = matrices_of(finetuned, origin.ftm_dir, *keys)
+    matrices = compressible(base, finetuned, matrices_of(finetuned, origin.ftm_dir, *keys))
     check_comparable(base, finetuned, matrices, bits=method.reads_weights)
     check_pair(base, finetuned, force)
     for name in matrices:

@@ -18,12 +18,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from impart.adapter import open_finetuned
-from impart.architecture import BUFFERS, EMBEDDING, HEAD, linear_names
+from impart.architecture import BUFFERS, EMBEDDING, HEAD, is_vocabulary, linear_names
 from impart.artifact import Delta, is_delta, open_delta
 from impart.checkpoint import Checkpoint, tensor_bytes
-from impart.dtypes import DTYPES
 from impart.errors import InputError
 from impart.matrices import by_tensor, tensor_of
+from impart.reconstruct import decoded_parts, planned_tensors
 from impart.weight_files import load_bin, read_json
 from merge.settings import ModelEntry
 
@@ -156,41 +156,38 @@ class DeltaModel(Model):
             )
         self.delta, self._base, self._rows = delta, base, CheckpointRows(base)
         self._scratch, self._device = scratch, device
-        self._matrices, self._extras = set(delta.names()), delta.manifest["extras"]
-        self._dtypes = {tensor: delta.dtype(names[0]) for tensor, names in by_tensor(delta.names()).items()}
-        dropped = set(delta.manifest["dropped"])
-        names = dict.fromkeys([*base.names(), *self._dtypes, *delta.extras()])
+        self._matrices, self._by_tensor = set(delta.names()), by_tensor(delta.names())
+        delta.check_shapes(base)
+        self._specs = {spec.name: spec for spec in planned_tensors(delta, base)}
         config = next((file for file in delta.companions() if file.name == "config.json"), None)
         stated = json.dumps([delta.manifest["shards"], delta.manifest["matrices"]], sort_keys=True)
         super().__init__(
             entry,
             str(delta.path),
             read_json(config, str(delta.path)) if config is not None else base.config,
-            [name for name in names if name not in dropped],
+            self._specs,
             hashlib.sha256(stated.encode()).hexdigest(),
         )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        name = self.stored_name(name)
-        if name in self._extras:
-            return tuple(self._extras[name]["shape"])
-        return self.delta.shape(name) if name in self._matrices else self._base.shape(name)
+        return self._specs[self.stored_name(name)].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        name = self.stored_name(name)
-        if name in self._extras:
-            return DTYPES[self._extras[name]["dtype"]]
-        return self._dtypes[name] if name in self._dtypes else self._base.dtype(name)
+        return self._specs[self.stored_name(name)].dtype
 
     def companions(self) -> list[Path]:
         return self.delta.companions()
 
     def open(self, name: str) -> Parameter:
         name = self.stored_name(name)
+        tensor = tensor_of(name)
+        if is_vocabulary(name) and name in self._by_tensor:  # as a weight: its rows may be other tokens than the base's
+            whole = decoded_parts(self.delta, self._base, self._by_tensor[name], self._specs[name], self._device)
+            return Parameter(Scratch(whole, self._scratch).read, holds_delta=False)
         if name in self._matrices:
             return Parameter(Scratch(self._matrix(name), self._scratch).read, holds_delta=True)
-        if tensor_of(name) in self._extras:
-            value = self._base.place(name).of(self.delta.extra(tensor_of(name)))
+        if tensor in self.delta.manifest["extras"]:
+            value = self._base.place(name).of(self.delta.extra(tensor))
             return Parameter(Scratch(value, self._scratch).read, holds_delta=False)
         return Parameter(partial(self._rows.read, name), holds_delta=False)
 

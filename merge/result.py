@@ -57,7 +57,7 @@ def planned(config: Config, base: CheckpointModel, models: Models, alignment: Al
         dtype = dtypes.pop() if len(dtypes) == 1 else base.dtype(name)
         if dtype.itemsize == 1 and dtype.is_floating_point:
             raise InputError(
-                f"{name} is stored as {dtype}, with scales that merging would ignore; give 16-bit checkpoints"
+                f"{name} is stored as {dtype} without scales that say what it means; give 16-bit checkpoints"
             )
         if config.dtype != "auto" and dtype.is_floating_point:
             dtype = parse_dtype(config.dtype)

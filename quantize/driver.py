@@ -95,7 +95,11 @@ def quantize_layers(
             decoder.unload(layer)
     rest = by_layer[None]
     if rest.file in pending:
-        writer.write(rest, {}, {name: weights.delta.extra(name) for name in rest.extras})
+        quantized = [_to_nearest(name, weights.sparse(name), rule) for name in rest.matrices]
+        matrices = {name: encoded for name, (encoded, _) in zip(rest.matrices, quantized, strict=True)}
+        writer.write(
+            rest, matrices, {name: weights.delta.extra(name) for name in rest.extras}, [row for _, row in quantized]
+        )
 
 
 def _layer(shard: Shard) -> int | None:
@@ -184,6 +188,16 @@ class _LayerWork:
             }
         )
         log.info("layer %d %s: %s", self._layer, weight_type(name), _told(facts))
+
+
+def _to_nearest(name: str, sparse: Encoded, rule: Rule) -> tuple[Encoded, dict]:
+    """A matrix outside of the layers, the embedding or head, rounded to nearest, and its row of the report.
+
+    departs from the paper, which leaves them whole: an embedding has no inputs to weigh its errors by.
+    """
+    H = torch.eye(sparse.shape[1], device=sparse.device)
+    encoded, facts = quantize_matrix(name, sparse, H, nearest(H, rule.act_order), rule)
+    return encoded, {"name": name, **facts, **encoded.facts}
 
 
 def _told(facts: Mapping[str, Any]) -> str:

@@ -64,7 +64,13 @@ def settings_in_name(pair: Pair, row: str, method: Method, settings: Mapping[str
         if field.name in keys and field.name not in RATIO_KEYS.values() and field.name not in fixed
     }
     chosen = {**of_pair, **settings}
-    return "".join(f"_{short(keys, key)}{value_text(value)}" for key, value in chosen.items())
+    return "".join(f"_{short(keys, key)}{_in_name(value)}" for key, value in chosen.items())
+
+
+def _in_name(value: Any) -> str:
+    """A setting as the name of a folder has it; the words of a list with + between them."""
+    words = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    return "+".join(value) if words else value_text(value)
 
 
 def short(keys: Mapping[str, dataclasses.Field], key: str) -> str:

@@ -148,7 +148,8 @@ class Plan:
         named = settings_in_name(pair, row, method, settings)
         for seed in self._seeds(method):
             folder = self.wanted.runs / name / f"{row}_cr{value_text(ratio)}{named}_seed{seed}"
-            svd = self._svd(name, pair) if method.needs_svd else None
+            # A saved SVD has the linear weights only: other types are taken from the two models.
+            svd = self._svd(name, pair) if method.needs_svd and "weight_types" not in settings else None
             step = (
                 *script("sparsify/sparsify.py", *configs(name, row), *as_overrides(settings)),
                 *([f"svd_dir={svd}"] if svd else []),

@@ -129,6 +129,9 @@ def adapter_tensors(
         if not delta.rank(name):
             continue
         factors = delta.factors(name, device)
+        if is_vocabulary(name):
+            tally.lose(kind_of(name), float(product(factors).double().square().sum()))
+            continue
         if split_name(name)[1] is not None:
             tally.lose("experts that share a tensor", float(product(factors).double().square().sum()))
             continue

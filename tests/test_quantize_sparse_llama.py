@@ -452,3 +452,15 @@ def test_a_broken_tokenizer_is_found_before_the_sparsification(pair, tmp_path, c
     command = [str(pair[1]), "c4", "--sparsify_config", str(config), "--save_compressed_delta_dir", str(tmp_path / "q")]
     ended = called(sparse_llama.main, *command)
     assert ended.code == 2 and "tokenizer" in ended.err and not (tmp_path / "q.sparse").exists()
+
+
+def test_an_embedding_is_rounded_to_nearest_beside_the_layers(called, tmp_path):
+    sparse = sparsify_arguments(tmp_path / "d", "grid=compact", "weight_types=[linear, embeddings]")
+    assert called(sparsify_quant.main, *sparse).code == 0
+    ended = called(sparse_llama.main, *quantize_arguments(tmp_path / "d", tmp_path / "q", "nsamples=2"))
+    assert ended.code == 0, ended.err
+    before, after = open_delta(tmp_path / "d"), open_delta(tmp_path / "q")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        old, new = before.reconstruct(name), after.reconstruct(name)
+        assert after.stored(name).encoding == "quantized_vectors" and float((old - new).norm() / old.norm()) < 0.5
+    assert after.sizes().linear < before.sizes().linear / 4 and not {*after.extras()} & {*after.names()}

@@ -48,6 +48,15 @@ class Pair:
     merge_methods: dict = option({}, help="of a set that is merged: name in tables -> merge_method with its numbers")
     sparsities: dict = option({}, help="of a set that is merged: row -> share that its mask removes")
     parameters: float | None = option(None, help="size, for costs", unit="billions", low=0.0)
+    active_parameters: float | None = option(
+        None, help="those that a token passes, for costs; default: all", unit="billions", low=0.0
+    )
+    embeddings: float | None = option(
+        None, help="those of embedding and head, for costs; default: 3 %", unit="billions", low=0.0
+    )
+    smaller_side: int | None = option(
+        None, help="mean over the weights of min(m, n), for costs; default: hidden_size", low=1
+    )
     hidden_size: int | None = option(None, help="width, for costs", low=1)
     layers: int | None = option(None, help="depth, for costs", low=1)
 

@@ -47,7 +47,7 @@ class Layout:
     def expert(self, name: str) -> int | None:
         """The number of the expert that a matrix belongs to, by its slice or by its name."""
         index, found = split_name(name)[1], EXPERT.search(name)
-        return index if index is not None else int(found[1]) if found else None
+        return index if isinstance(index, int) else int(found[1]) if found else None
 
     def stored_below(self, prefix: str) -> list[str]:
         """The stored tensors of all parameters whose names start so."""

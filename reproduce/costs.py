@@ -17,23 +17,30 @@ from reproduce.steps import STAGES, Step
 
 ENGINE_START = 60.0  # seconds until vLLM answers
 ITEM_TOKENS = 100  # of an item that is read and not answered
+EMBEDDINGS = 0.03  # share of embedding and head in a model whose file does not tell; they travel whole in 16 bit
 SMALL = 500e6  # parameters below which the hf backend answers, which is loaded in a moment
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model's size: parameters, width and depth."""
+    """A model's size."""
 
     parameters: float
     width: int
     layers: int
+    active: float  # parameters that a token passes
+    embeddings: float  # parameters of embedding and head
+    side: int  # mean over the weights of min(m, n)
 
 
 def size_of(pair: Pair) -> Size | None:
     """What the pair's file says; None where it says nothing."""
     if pair.parameters is None or pair.hidden_size is None or pair.layers is None:
         return None
-    return Size(1e9 * pair.parameters, pair.hidden_size, pair.layers)
+    parameters, width = 1e9 * pair.parameters, pair.hidden_size
+    active = parameters if pair.active_parameters is None else 1e9 * pair.active_parameters
+    embeddings = EMBEDDINGS * parameters if pair.embeddings is None else 1e9 * pair.embeddings
+    return Size(parameters, width, pair.layers, active, embeddings, pair.smaller_side or width)
 
 
 def seconds(step: Step, pair: Pair, device: Device) -> float:
@@ -43,15 +50,15 @@ def seconds(step: Step, pair: Pair, device: Device) -> float:
         return 0.0
     weights = size.parameters
     if step.stage == "svd":
-        return START + device.svd * weights * size.width + 8 * weights / DISK_RATE
+        return START + device.svd * weights * size.side + 8 * weights / DISK_RATE
     if step.stage == "sparsify":
         return START + 2 * device.mask * weights + 4 * weights / DISK_RATE
     if step.stage == "quantize":
         given = pair.calibration_settings
         tokens = given.get("nsamples", 128) * given.get("seqlen", 2048)
-        work = (6 * weights * tokens + 8 * weights * size.width) / device.flops
+        work = (6 * size.active * tokens + 8 * weights * size.side) / device.flops
         return 3 * START + work + 6 * weights / DISK_RATE
-    masked = 3 * device.svd * weights * size.width if step.masked else 0.0
+    masked = 3 * device.svd * weights * size.side if step.masked else 0.0
     merging = START + device.merge * weights + masked + 8 * weights / DISK_RATE if step.stage == "merge" else 0.0
     return merging + evaluation_seconds(step, size, device)
 
@@ -59,8 +66,8 @@ def seconds(step: Step, pair: Pair, device: Device) -> float:
 def evaluation_seconds(step: Step, size: Size, device: Device) -> float:
     """Starting an engine per benchmark, then decoding and answering for every model."""
     asked = [described()[name] for name in step.benchmarks]
-    rate = min(device.most_tokens, device.answer_flops / (2 * size.parameters))
-    read = sum(one.items * ITEM_TOKENS for one in asked if not one.answer_tokens) * 2 * size.parameters / device.flops
+    rate = min(device.most_tokens, device.answer_flops / (2 * size.active))
+    read = sum(one.items * ITEM_TOKENS for one in asked if not one.answer_tokens) * 2 * size.active / device.flops
     answers = step.models * (sum(one.items * one.answer_tokens for one in asked) / rate + read)
     if size.parameters < SMALL:
         return 2 * START + 2 * step.models * len(asked) + answers
@@ -75,9 +82,9 @@ def disk(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int) -> float:
         if size is None:
             continue
         if step.stage == "svd":
-            kept += 4.4 * size.parameters
+            kept += 4.4 * size.parameters + 2 * size.embeddings
         elif step.ratio is not None:
-            kept += 2.2 * size.parameters / max(step.ratio, 1) + 0.06 * size.parameters
+            kept += 2.2 * size.parameters / max(step.ratio, 1) + 2 * size.embeddings
         elif step.stage == "merge":
             dense = max(dense, 2.1 * size.parameters)
     return kept + dense * min(jobs, sum(step.stage == "merge" for step in steps))

@@ -10,7 +10,7 @@ it is at hand or the hub gives it.
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as `python reproduce/new_pair.py`: import from the repository root, not from reproduce/
@@ -25,6 +25,7 @@ from impart.files import user_path, write_atomically
 from impart.hub import fetch_file, is_hub_id
 from impart.pair import CONFIGS
 from impart.weight_files import read_json
+from reproduce.model_size import NEEDED, model_size, text_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = """\
@@ -49,9 +50,14 @@ calibration_settings: {{nsamples: 128, seqlen: 2048}}
 distillation_settings: {{nsamples: 128, seqlen: 128}}  # of BitDelta
 """
 SIZES = """\
-parameters: {parameters:.4g}  # billions; with the two below only --dry-run needs it
+parameters: {parameters:.4g}  # billions; with those below only --dry-run needs it
+embeddings: {embeddings:.3g}
 hidden_size: {width}
 layers: {layers}
+"""
+MIXTURE = """\
+active_parameters: {active:.3g}
+smaller_side: {side:.0f}
 """
 
 
@@ -107,14 +113,22 @@ def placed(model: str) -> str:
 
 
 def sizes(base: str) -> str:
-    """Parameters, width and depth as lines of the file; a note, and nothing, where the config cannot be read."""
+    """The size of the model as lines of the file; a note, and nothing, where the config cannot be read."""
     try:
         config = read_config(base)
     except InputError as error:
         print(f"note: --dry-run will not count this pair's costs: {error}", file=sys.stderr)
         return ""
-    counted = parameters(config) / 1e9
-    return SIZES.format(parameters=counted, width=config["hidden_size"], layers=config["num_hidden_layers"])
+    size = model_size(config)
+    numbers = {
+        "parameters": size.parameters / 1e9,
+        "embeddings": size.embeddings / 1e9,
+        "active": size.active / 1e9,
+        "side": size.side,
+        "width": size.width,
+        "layers": size.layers,
+    }
+    return (SIZES + MIXTURE * (size.active < size.parameters)).format(**numbers)
 
 
 def read_config(model: str) -> dict:
@@ -124,24 +138,12 @@ def read_config(model: str) -> dict:
             raise InputError(f"{model!r} is no folder with a config.json, and not a hub id of the form owner/name")
         file = fetch_file(model, "config.json", what=f"size of {model!r}", remedy="name a local folder")
     config = read_json(file, f"model {model!r}")
-    missing = [
-        key for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size") if key not in config
-    ]
+    missing = [key for key in NEEDED if key not in text_settings(config)]
     if missing:
         raise InputError(
             f"{file} lacks {missing[0]}; write parameters, hidden_size and layers into the pair.yaml yourself"
         )
     return config
-
-
-def parameters(config: Mapping) -> float:
-    """Parameters of a Llama-like decoder, norms left out."""
-    width, heads = config["hidden_size"], config.get("num_attention_heads", 1)
-    head = config.get("head_dim") or width / heads
-    shared = (config.get("num_key_value_heads") or heads) * head
-    attention = width * (2 * heads * head + 2 * shared)
-    embeddings = (1 if config.get("tie_word_embeddings") else 2) * config["vocab_size"] * width
-    return config["num_hidden_layers"] * (attention + 3 * width * config["intermediate_size"]) + embeddings
 
 
 if __name__ == "__main__":

@@ -261,11 +261,8 @@ def test_a_word_that_yaml_reads_as_a_truth_value(sparsified, out, word):
         ({"method": "ties"}, ("method: ties is not one of dare,", "impart,", "lowrank")),
         ({"seed": 1.5}, ("seed: 1.5 is a number, but whole number is wanted",)),
         ({"rescale": "yes"}, ("rescale: 'yes' is a text, but true or false is wanted",)),
-<<<<<<< HEAD
         ({"weight_types": 3}, ("weight_types: 3 is a whole number, but list of text",)),
-=======
         ({"weight_types": "self_attn"}, ("weight_types: 'self_attn' is not in", "embed_tokens")),
->>>>>>> 6d6497e (Embedding and head can be compressed: common rows as a matrix, new tokens whole, a tied head once)
         ({"weight_types": ["self_attn.qproj"]}, ("'self_attn.qproj' is not in", "self_attn.q_proj")),
         (
             {"layer_num": 40, "weight_name": "model.layers.{layer_num}.{weight_type}"},

@@ -19,6 +19,8 @@ from merge import merge
 from merge.settings import load_config, resolve
 from quantize.settings import Config as QuantizeConfig
 from quantize.settings import load_config as load_quantization
+from reproduce.costs import size_of
+from reproduce.model_size import model_size
 from sparsify.allocation import check_feasible
 from sparsify.settings import load_settings
 
@@ -29,6 +31,7 @@ PAIRS = sorted(CONFIGS.glob("**/pair.yaml"))
 MERGING = [file for file in PAIRS if load_pair(str(file)).models]
 SINGLE = [file for file in PAIRS if file not in MERGING]
 TRAINING = [CONFIGS / "llamacoder_13b" / name for name in ("train.yaml", "fsdp.yaml")]
+TODAY_PAIRS = {"qwen3_8b", "qwen3_30b_a3b", "gemma3_4b"}
 PAPER_PAIRS = {"wizardmath_13b", "wizardcoder_13b", "llama2_chat_13b", "llama2_chat_7b", "llama3_instruct_8b"}
 
 
@@ -42,7 +45,8 @@ def test_every_yaml_is_a_row_a_pair_or_a_training_recipe():
 
 def test_every_pair_of_table_2_and_those_of_this_repository_have_a_folder():
     own = {f"{pair}/{skill}" for pair in ("tiny", "tiny1", "smollm2") for skill in ("math", "code", "chat")}
-    assert {named(file.parent) for file in SINGLE} == {*PAPER_PAIRS, *own, "smollm2/gsm8k", "smollm2_135m"}
+    others = {*TODAY_PAIRS, "smollm2/gsm8k", "smollm2_135m"}
+    assert {named(file.parent) for file in SINGLE} == {*PAPER_PAIRS, *own, *others}
     assert {named(file.parent) for file in MERGING} == {"merging_13b", "tiny/merging", "smollm2/merging"}
 
 
@@ -166,6 +170,40 @@ def test_a_pair_is_typed(tmp_path, changes, said):
         return
     with pytest.raises(InputError, match=said):
         load_pair(str(file))
+
+
+# What the models' cards say: config.json's shapes, billions of parameters, and of those that a token passes.
+CONFIGS_OF_TODAY = {
+    "qwen3_8b": (
+        {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+         "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False}, 8.2, 8.2
+    ),
+    "qwen3_30b_a3b": (
+        {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32,
+         "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False,
+         "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1,
+         "mlp_only_layers": []}, 30.5, 3.3
+    ),
+    "gemma3_4b": (
+        {"text_config": {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+                         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208},
+         "vision_config": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27},
+         "tie_word_embeddings": True}, 4.3, 3.9
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(TODAY_PAIRS))
+def test_the_costs_of_a_pair_of_today_are_those_of_its_shapes(name):
+    config, parameters, active = CONFIGS_OF_TODAY[name]
+    size, found = model_size(config), size_of(load_pair(name))
+    assert size.parameters / 1e9 == pytest.approx(parameters, rel=0.01)
+    assert size.active / 1e9 == pytest.approx(active, rel=0.02)
+    assert found.parameters == pytest.approx(size.parameters, rel=0.005)
+    assert found.active == pytest.approx(size.active, rel=0.005)
+    assert found.embeddings == pytest.approx(size.embeddings, rel=0.005)
+    assert (found.width, found.layers) == (size.width, size.layers)
+    assert found.side == pytest.approx(size.side, rel=0.04)  # a dense model's is its width
 
 
 def test_the_authors_example_loads_unchanged():

@@ -1,5 +1,6 @@
 """The cost model and the early checks: orders of magnitude that were measured, and one line for all that is missing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,24 @@ def test_dense_models_count_once_per_job_and_deltas_always():
 
 
 def test_sizes_come_from_the_pairs_file():
-    assert size_of(LARGE) == Size(13e9, 5120, 40) and size_of(TINY) == Size(1.5e6, 192, 3)
+    assert size_of(LARGE) == Size(13e9, 5120, 40, active=13e9, embeddings=0.328e9, side=5120)
+    assert size_of(TINY) == Size(1.5e6, 192, 3, active=1.5e6, embeddings=pytest.approx(45e3), side=192)
+
+
+def test_a_mixture_costs_its_narrow_experts_and_answers_with_those_that_a_token_passes():
+    mixture, dense = load_pair("qwen3_30b_a3b"), replace(load_pair("qwen3_30b_a3b"), active_parameters=None)
+    asked = step("evaluate", "qwen3_30b_a3b", benchmarks=("gsm8k",))
+    assert seconds(asked, dense, CPU) > 5 * seconds(asked, mixture, CPU)
+    svd = step("svd", "qwen3_30b_a3b")
+    # 48 layers of 384 experts' matrices, 768 x 2048, take m n min(m, n) each: 93 % of it.
+    experts = CPU.svd * 48 * 384 * 768 * 2048 * 768
+    assert 0.85 < experts / seconds(svd, mixture, CPU) < 1
+    assert seconds(svd, replace(mixture, smaller_side=None), CPU) > 2.4 * seconds(svd, mixture, CPU)
+
+
+def test_embeddings_that_travel_whole_count_in_every_delta():
+    sparse = step("sparsify", "gemma3_4b", ratio=32)
+    assert disk([sparse], {"gemma3_4b": load_pair("gemma3_4b")}, 1) == pytest.approx(2.2 * 4.29e9 / 32 + 2 * 0.671e9)
 
 
 def test_every_benchmark_of_eval_has_a_cost():

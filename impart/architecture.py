@@ -146,8 +146,8 @@ def layers_prefix(name: str) -> str:
 
 
 def decoder_prefix(names: Sequence[str]) -> str:
-    """`layers_prefix` of most of these matrices, those of towers for images and sound left out."""
-    counts = Counter(layers_prefix(name) for name in names if not TOWER.search(name))
+    """`layers_prefix` of most of these matrices; those of towers for images and sound, and embeddings, are left out."""
+    counts = Counter(layers_prefix(name) for name in names if LAYER.search(name) and not TOWER.search(name))
     if not counts:
         raise InputError(
             "no matrix of a text decoder is among the compressed ones; calibration runs its layers on text"

@@ -10,7 +10,7 @@ from impart.artifact import open_delta
 from impart.contents import contents, printed
 from impart.encodings.encoded import encoding_of
 from quantize import sparse_llama
-from sparsify import sparsify_quant
+from sparsify import sparsify, sparsify_quant
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = json.loads((ROOT / "impart" / "delta.schema.json").read_text())
@@ -58,6 +58,7 @@ def artifacts(tiny_deltas, tmp_path_factory) -> list[Path]:
     for method in ("bitdelta", "ultradelta", "lowrank_sparse"):
         one_step = ("--save_compressed_delta_dir", str(folder / method), f"method={method}", "compression_ratio_qt=16")
         sparse_llama.main(["assets/tiny/code", text, *one_step, "baseModel=assets/tiny/base", *CALIBRATION])
+    sparsify.main(["method=lossless", *models, f"save_dir={folder / 'lossless'}", "--threads", "1"])
     return [*sparse, *(file.parent for file in folder.glob("*/delta.json"))]
 
 

@@ -24,7 +24,7 @@ from impart.adapter import open_finetuned
 from impart.architecture import is_attention
 from impart.artifact import open_delta
 from impart.card import CARD, with_scores
-from impart.checkpoint import check_named
+from impart.checkpoint import check_named, open_checkpoint
 from impart.compress import compress, expected_work
 from impart.config import Parser, add_run_flags
 from impart.contents import contents, printed
@@ -40,6 +40,7 @@ from impart.hub import upload
 from impart.method import Matrix, Method
 from impart.outputs import is_skipped, refuse_existing
 from impart.overlay import open_base
+from impart.recommended import recommended, rho
 from impart.reconstruct import planned_tensors, write_model
 from impart.report import Report, start_logging
 from impart.sources import Origin, open_source
@@ -57,7 +58,11 @@ def main(arguments: Sequence[str]) -> None:
     elif flags.push_to_hub:
         push(flags)
     else:
-        found = contents(open_delta(flags.delta_path))
+        delta = open_delta(flags.delta_path)
+        found = contents(delta)
+        if flags.base_model:
+            far = rho(delta, open_checkpoint(flags.base_model))
+            found |= {"rho": far, "recommended": recommended(far)}
         print(json.dumps(found, indent=2) if flags.json else printed(found))
 
 
@@ -71,7 +76,11 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--results", help="with --push_to_hub: folder of eval/'s results, for the card's scores")
     parser.add_argument("--json", action="store_true", help="what --info prints, as JSON")
     parser.add_argument("delta", nargs="?", help="the delta, as --delta_path")
-    parser.add_argument("--base_model", help="folder or hub id; --merge takes it from the delta when it is not given")
+    parser.add_argument(
+        "--base_model",
+        help="folder or hub id; --merge takes it from the delta when it is not given; with it, --info of an SVD delta "
+        "says which method to take",
+    )
     parser.add_argument("--finetuned_model", help="folder or hub id; --merge does without it")
     parser.add_argument(
         "--dim",

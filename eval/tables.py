@@ -122,7 +122,7 @@ def planned_table(flags: Namespace) -> None:
         name = flags.cells.name.partition(".")[0]
     else:
         name = f"table{flags.table}" if flags.table else flags.cells.name.partition(".")[0]
-        text = paper_markdown(printed, columns, cells)
+        text = paper_markdown(printed, columns, cells, plan)
         write_csv(flags.out / f"{name}.csv", paper_rows(printed, columns, cells))
     flags.out.mkdir(parents=True, exist_ok=True)
     write_atomically(flags.out / f"{name}.md", text.encode())

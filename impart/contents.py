@@ -114,6 +114,9 @@ def printed(found: dict[str, Any]) -> str:
         share = f"{worst['used']:.0%} of the values that its ratio allows"
         lines += [f"least used budget: {worst['matrix']} ({_by(worst['shape'])}) holds {share}", ""]
     lines.append(_size_table(found))
+    if "rho" in found:
+        advice = "; ".join(f"at a ratio of {ratio}: {method}" for ratio, method in found["recommended"].items())
+        lines += ["", f"rho {found['rho']:.3f} (norm(dW) / norm(W)); {advice} (README, Beyond the paper)"]
     return "\n".join(lines)
 
 

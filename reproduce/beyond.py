@@ -43,12 +43,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("what", choices=("search", "table", "notes"))
     parser.add_argument("--pairs", type=str.split, required=True, help="folders of configs/")
     parser.add_argument("--ratios", type=str.split, required=True, help="true compression ratios")
+    parser.add_argument("--rows", default=str(ROWS), help="what is compared and tried (default reproduce/beyond.yaml)")
     parser.add_argument("--benchmark", choices=("loss", "tiny"), default="loss", help="held-out loss, or accuracy")
     parser.add_argument("--searched", type=Path, help="cells of the search, which plan.py wrote")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the deltas (default runs)")
     flags = parser.parse_args(arguments)
     start_logging()
-    rows = read_layers(ROWS)[0].values
+    rows = read_layers(flags.rows)[0].values
     if flags.what == "search":
         lines = searches(rows, flags.pairs, flags.ratios)
     else:
@@ -135,7 +136,7 @@ def reaches(kind: str, row: str, pair: str, ratio: str, settings: Settings) -> b
 def chosen(rows: Mapping[str, Settings], pairs: Sequence[str], searched: Path) -> dict[tuple[str, str], Settings]:
     """(pair, row) -> the setting with the best loss on validation items; the only one where none was searched."""
     best: dict[tuple[str, str], tuple[float, Settings]] = {}
-    plan, _ = read_plan(searched)
+    plan = read_plan(searched)[0] if searched.is_file() else {}  # where every row has one setting
     for (name, column), files in plan.items():
         row, _, said = name.partition(": ")
         results = [read_scored(file) for file in files if file.is_file()]

@@ -11,8 +11,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start beyond "tiny/math tiny/code tiny/chat" "$@"
 searched=$OUT/search
-lines() { "$PYTHON" reproduce/beyond.py "$@" --pairs "$PAIRS"; }
-lines search --ratios "${SEARCH:-32}" | plan --best --split validation --seeds 0 --out "$searched"
+lines() { "$PYTHON" reproduce/beyond.py "$@" --pairs "$PAIRS" --rows "${ROWS:-reproduce/beyond.yaml}"; }
+settings=$(lines search --ratios "${SEARCH:-32}")
+[ -z "$settings" ] || plan --best --split validation --seeds 0 --out "$searched" <<< "$settings"
 case " ${FLAGS[*]} " in *" --dry-run "*) exit ;; esac  # what follows depends on the results of the search
 lines table --ratios "${RATIOS:-8 16 32 64 128}" --benchmark "${BENCHMARK:-loss}" --searched "$searched/beyond.cells.tsv" |
     plan --title "Beyond the paper${BENCHMARK:+: $BENCHMARK}" --figure

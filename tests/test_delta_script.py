@@ -193,6 +193,21 @@ def test_report_and_info_agree_with_the_files(pair, svd_delta, called):
     assert ended.out == called(delta.main, "--info", "--delta_pth", svd_delta).out
 
 
+def test_info_recommends_a_method_by_rho(pair, svd_delta, tmp_path, called):
+    old, new = (open_checkpoint(str(path)) for path in pair)
+    names = open_delta(svd_delta).names()
+    parts = [
+        float((new.tensor(n).float() - old.tensor(n).float()).norm() / old.tensor(n).float().norm()) for n in names
+    ]
+    ended = called(delta.main, "--info", svd_delta, "--base_model", pair[0])
+    assert f"rho {sum(parts) / len(parts):.3f} (norm(dW) / norm(W)); at a ratio of " in ended.out
+    assert called(delta.main, "--info", svd_delta).out in ended.out
+    arguments = (f"svd_dir={svd_delta}", "method=lowrank", "compression_ratio=16", f"save_dir={tmp_path / 'd'}")
+    assert called(sparsify.main, "--threads", 1, *arguments).code == 0
+    refused = called(delta.main, "--info", tmp_path / "d", "--base_model", pair[0])
+    assert refused.code == 2 and "is a sparse delta, of which norm(dW) is not known any more" in refused.err
+
+
 def test_info_names_the_matrix_with_the_worst_budget(pair, tmp_path, called):
     arguments = (f"base_model={pair[0]}", f"ftm_dir={pair[1]}", "method=lowrank", "compression_ratio=16")
     assert called(sparsify.main, "--threads", 1, *arguments, f"save_dir={tmp_path / 'd'}").code == 0

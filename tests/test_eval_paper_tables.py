@@ -8,10 +8,12 @@ from eval.report.paper import (
     Printed,
     best_markdown,
     columns_of,
+    own_table,
     paper_markdown,
     paper_rows,
     printed_table,
     read_plan,
+    with_rows,
 )
 from impart.errors import InputError
 
@@ -135,6 +137,15 @@ def test_other_models_have_no_number_of_the_paper_beside_them():
 def test_a_table_by_ratio_has_no_average():
     columns = [A, Column("pair_a", "gsm8k", "64")]
     assert "average" not in paper_markdown(PRINTED, columns, {("impart", A): cell(1.0)})
+
+
+def test_a_ratio_that_a_method_cannot_reach_leaves_an_empty_cell():
+    reached, missed = (Column("tiny/math", "tiny_math", ratio) for ratio in ("8", "16"))
+    printed = with_rows(own_table("mine"), {"dqrelo": "D-QReLO", "dare": "DARE"})
+    planned = {("dqrelo", reached), ("dare", reached), ("dare", missed)}
+    text = paper_markdown(printed, [reached, missed], {("dqrelo", reached): cell(70.0)}, planned)
+    lines = [[part.strip() for part in line.split("|")[2:4]] for line in text.splitlines() if "tiny/math" in line]
+    assert lines == [["70.0 (68.0-72.0) at 30.5", "not run"], ["", "not run"]]
 
 
 def test_the_average_adds_independent_errors_in_squares():

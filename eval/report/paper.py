@@ -6,7 +6,7 @@ A plan is what the scripts of reproduce/ write: one line per result file with th
 compression ratio of the column, and the file. A line of the printed table is a column of the paper's, and vice versa.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -112,8 +112,17 @@ def columns_of(plan: Plan, printed: Printed) -> list[Column]:
     return [*own, *(column for column in planned if column not in own)]
 
 
-def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) -> str:
-    """A line per benchmark, a column per method: our mean and interval; the paper's number; the difference."""
+def paper_markdown(
+    printed: Printed,
+    columns: Sequence[Column],
+    cells: Cells,
+    planned: Container[tuple[str, Column]] | None = None,
+) -> str:
+    """A line per benchmark, a column per method: our mean and interval; the paper's number; the difference.
+
+    Of a table that the paper does not have, cells that were not `planned` (None: all were) stay empty: such a
+    method cannot reach the ratio.
+    """
     with_paper = any((row, column) in printed.scores for row in printed.labels for column in columns)
     losses = {column for (_, column), found in cells.items() if found.measure == NATS}
     at = " at the true byte ratio" if any(one.byte_ratio for one in cells.values()) else ""
@@ -125,6 +134,8 @@ def paper_markdown(printed: Printed, columns: Sequence[Column], cells: Cells) ->
             str(column),
             *(
                 _text(cells.get((row, column)), printed.scores.get((row, column)), kept(cells, row, column))
+                if printed.scores or planned is None or (row, column) in planned
+                else ""
                 for row in printed.labels
             ),
         ]

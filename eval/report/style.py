@@ -31,6 +31,11 @@ METHODS = {  # label -> colour, marker
     "LowRank": ("#009E73", "D"),
     "Delta-CoMe": ("#CC79A7", "^"),
     "BitDelta": ("#E69F00", "v"),
+    "LowRank+Sparse": ("#000000", "*"),
+    "DAREx-q": ("#882255", "<"),
+    "UltraDelta": ("#332288", ">"),
+    "PrinMix": ("#88CCEE", "p"),
+    "D-QReLO": ("#999933", "d"),
 }
 OTHERS = (("#56B4E9", "P"), ("#7F5539", "X"), ("#6A3D9A", "*"), ("#8A8D00", "h"))  # methods of one's own, in turn
 ROLES = {BASE: ("0.5", ":"), TUNED: ("0.1", "--")}  # row of a plan -> grey and dashes of the whole model's line

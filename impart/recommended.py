@@ -4,11 +4,11 @@ from impart.artifact import Delta
 from impart.checkpoint import Checkpoint
 from impart.errors import InputError
 
-SMALL_RHO = 0.05  # between the small pair's 0.01 and the tiny pair's 0.14 nothing was measured
-BY_RATIO = {  # true ratios -> method, where rho is small, and where it is not
-    "up to 16": ("TODO", "prinmix"),
-    "32": ("TODO", "lowrank_sparse"),
-    "64": ("TODO", "lowrank_sparse"),
+LARGE_RHO = 0.1  # measured: 0.01 (the small pair) below it, 0.14 to 0.28 (the tiny pair) above it
+BY_RATIO = {  # true ratios -> what to take, where rho is below LARGE_RHO, and where it is not
+    "up to 16": ("lowrank_sparse, quantized", "prinmix or lowrank_sparse, quantized"),
+    "32": ("lowrank_sparse, quantized", "lowrank_sparse, quantized"),
+    "64 and more": ("lowrank_sparse, quantized", "bitdelta, or lowrank_sparse, quantized, where it reaches the ratio"),
 }
 
 
@@ -26,7 +26,7 @@ def rho(delta: Delta, base: Checkpoint) -> float:
 
 def recommended(rho: float) -> dict[str, str]:
     """True ratios -> the method to take there."""
-    return {ratio: methods[rho > SMALL_RHO] for ratio, methods in BY_RATIO.items()}
+    return {ratio: methods[rho >= LARGE_RHO] for ratio, methods in BY_RATIO.items()}
 
 
 def _norm(delta: Delta, name: str) -> float:

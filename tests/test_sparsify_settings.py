@@ -148,5 +148,14 @@ def test_a_file_in_the_folder_is_a_method(copy_of_the_suite, tiny_pair):
 
 def test_units_are_the_classes_that_a_folders_files_define():
     found = units("sparsify.methods", Method)
-    assert set(found) == {"impart", "impart_auto", "dare", "darex", "lossless", "lowrank", "lowrank_sparse", "deltacome"}
+    assert set(found) == {
+        "impart",
+        "impart_auto",
+        "dare",
+        "darex",
+        "lossless",
+        "lowrank",
+        "lowrank_sparse",
+        "deltacome",
+    }
     assert methods("sparse")["impart"] is ImPart

@@ -31,7 +31,7 @@ METHODS = {  # label -> colour, marker
     "LowRank": ("#009E73", "D"),
     "Delta-CoMe": ("#CC79A7", "^"),
     "BitDelta": ("#E69F00", "v"),
-    "LowRank+Sparse": ("#000000", "*"),
+    "LowRank+Sparse": ("#000000", "H"),
     "DAREx-q": ("#882255", "<"),
     "UltraDelta": ("#332288", ">"),
     "PrinMix": ("#88CCEE", "p"),

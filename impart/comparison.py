@@ -140,5 +140,6 @@ def compare(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence[str], *,
             extras.append(head_and_rest(name, rows.stop)[1])
     if len(unchanged) == len(names):
         log.warning("base %r and fine-tuned %r are identical: the delta is empty", base.source, finetuned.source)
-    dropped = [name for name in base.names() if name not in names]
+    kept = set(names)
+    dropped = [name for name in base.names() if name not in kept]
     return Comparison(base, finetuned, list(matrices), frozenset(unchanged), extras, dropped)

@@ -260,7 +260,7 @@ def open_source(
     so that it has to be the one of the SVD.
     """
     types = [origin.weight_types] if isinstance(origin.weight_types, str) else origin.weight_types
-    if types is None and method.reads_weights:
+    if types is None and origin.weight_name is None and method.reads_weights:
         types = [LINEAR_TYPES, VOCABULARY_TYPES]
     keys = (types, origin.layer_num, origin.weight_name)
     if origin.svd_dir is not None:

@@ -6,6 +6,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start embeddings "small" "$@"
 for pair in $PAIRS; do
+    echo "base $pair 32"
     echo "finetuned $pair 32"
     for row in dare:DARE lowrank:LowRank impart:ImPart; do
         echo "sparse ${row%:*} $pair 32"

@@ -131,6 +131,14 @@ def test_commands_are_lists_that_paste_into_a_shell(tmp_path):
     assert all(line.startswith(("srun -n1 ", "rm -rf ")) for line in lines)
 
 
+def test_other_types_of_weights_come_from_the_models_and_their_words_are_in_the_folders_name(tmp_path):
+    plan = planned(tmp_path, "sparse lowrank tiny/code 16 weight_types=[linear,embeddings]")
+    (step,) = [step for step in plan.steps() if step.stage == "sparsify"]
+    assert "weight_types=[linear, embeddings]" in step.commands[0] and "svd_dir" not in str(step.commands)
+    assert step.targets[0].parent.name == "lowrank_cr16_weight_typeslinear+embeddings_seed0"
+    assert not [one for one in plan.steps() if one.stage == "svd"]
+
+
 def test_a_row_without_a_label_is_said(tmp_path, edited, caplog):
     copy = edited("tiny/code")
     (copy / "configs" / "rows" / "mine.yaml").write_text("method: dare\n")

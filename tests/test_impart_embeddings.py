@@ -124,6 +124,15 @@ def test_an_adapter_says_that_it_leaves_them_out(called, tmp_path):
     assert line.split()[3] == "4"  # the common rows of both, and their new ones
 
 
+def test_figures_of_layers_leave_them_out(called, tmp_path):
+    from eval import tables
+
+    settings = ("method=lowrank", "compression_ratio=2", "weight_types=[linear, embeddings]")
+    compressed(called, pair_of(tmp_path), tmp_path / "d", *settings)
+    ended = called(tables.main, "--delta", tmp_path / "d", "--out", tmp_path / "figures")
+    assert ended.code == 0 and (tmp_path / "figures" / "spectra.png").is_file(), ended.err
+
+
 def test_rows_that_do_not_fit_are_one_line(called, tmp_path):
     from impart.manifest import CHECKSUM, checksum
 

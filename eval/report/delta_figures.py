@@ -23,9 +23,10 @@ def draw_spectra(file: Path, delta: Delta) -> None:
     """s_k / s_1 over k of every matrix stored as factors, a panel per weight type, a line per layer."""
     by_type: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     for name in progress(delta.names(), what="reading spectra"):
-        if delta.rank(name):
+        layer = layer_of(name)
+        if layer is not None and delta.rank(name):  # embedding and head are in none
             _, s, _ = delta.factors(name)
-            by_type[weight_type(name)][layer_of(name)] = (s / s[0]).numpy()
+            by_type[weight_type(name)][layer] = (s / s[0]).numpy()
     if not by_type:
         raise InputError(
             f"{str(delta.path)!r} holds no singular values (method {delta.manifest['method']}); take an SVD, "
@@ -45,7 +46,10 @@ def draw_spectra(file: Path, delta: Delta) -> None:
 
 def draw_sparsity(file: Path, delta: Delta) -> None:
     """Share of dropped entries (of U and V, or of dW) by layer and weight type."""
-    found = {(layer_of(name), weight_type(name)): sparsity(entry) for name, entry in delta.manifest["matrices"].items()}
+    entries = delta.manifest["matrices"].items()
+    found = {
+        (layer, weight_type(name)): sparsity(entry) for name, entry in entries if (layer := layer_of(name)) is not None
+    }
     layers, kinds = sorted({layer for layer, _ in found}), sorted({kind for _, kind in found})
     values = np.array([[found.get((layer, kind), np.nan) for layer in layers] for kind in kinds])
     size = (max(5.0, 0.3 * len(layers) + 3), 0.4 * len(kinds) + 1.2)

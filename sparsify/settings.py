@@ -112,8 +112,10 @@ def _say_unread(layers: Sequence[Layer], known: dict[str, type[Method]], name: s
 
 def _where_else(face: str, name: str) -> str:
     scripts = {"sparse": "sparsify.py", "quantized": "sparsify_quant.py"}
-    there = [scripts[other] for other in FACES if other != face and name in methods(other)]
-    return f"; {there[0]} has it" if there else ""
+    hints = [f"; {scripts[other]} has it" for other in FACES if other != face and name in methods(other)]
+    if face == "quantized":
+        hints.append("; quantize/sparse_llama.py has those that need no sparse delta")
+    return "".join(hints)
 
 
 def _without(layer: Layer, *keys: str) -> Layer:

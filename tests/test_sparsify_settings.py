@@ -86,7 +86,7 @@ def test_another_method_over_a_methods_file_is_one_word(tmp_path, caplog):
 def test_a_key_of_another_method_beside_the_methods_name_is_said(tmp_path, caplog):
     caplog.set_level("INFO")
     load_settings("sparse", None, [*MODELS, "method=dare", "compression_ratio=8", "mask=exact_count"])
-    assert "mask is a key of method impart; method dare does not read it" in caplog.text
+    assert "mask is a key of method impart and impart_auto; method dare does not read it" in caplog.text
     (mine,) = written(tmp_path, mine="method: lowrank\nrescale: false\ncompression_ratio: 8\n")
     load_settings("sparse", mine, MODELS)
     assert "rescale is a key of method dare and impart; method lowrank does not read it" in caplog.text
@@ -108,6 +108,8 @@ def test_the_authors_one_ratio_serves_both_faces(caplog):
 def test_a_method_of_the_other_face_says_where_it_is():
     assert "sparsify_quant.py has it" in refused("sparse", None, "method=deltacome", "compression_ratio=8")
     assert "sparsify.py has it" in refused("quantized", None, "method=lowrank", "compression_ratio_qt=8")
+    in_one_step = refused("quantized", None, "method=bitdelta", "compression_ratio_qt=8")
+    assert "quantize/sparse_llama.py has those that need no sparse delta" in in_one_step
     assert "deltacome" in refused("quantized", None, "C=only_lowrank", "compression_ratio_qt=8")
 
 

@@ -3,11 +3,11 @@
 #
 #   PAIR=tiny bash reproduce/beyond.sh                    the tiny pair; PAIR=tiny1: its second training seed; PAIR=small
 #   BENCHMARK=tiny RATIOS=32 PAIR=tiny bash reproduce/beyond.sh      accuracy in the place of the loss
-#   RATIOS="16 32" MODELS="math chat" PAIR=small bash reproduce/beyond.sh
+#   ROWS=reproduce/beyond_fixed.yaml RATIOS="32 64" MODELS=chat PAIR=small bash reproduce/beyond.sh
 #
-# The settings in reproduce/beyond.yaml are tried at the ratio SEARCH (default 32) by the loss on validation items, mask seed
-# 0; the best of each row and pair is then measured on test items at all RATIOS. A method that cannot reach a ratio leaves
-# an empty cell. PAIR=tiny1 needs python assets/tiny/train.py --seed 1 --out assets/tiny/seed1
+# The settings in ROWS (default reproduce/beyond.yaml) are tried at the ratio SEARCH (default 32) by the loss on validation
+# items, mask seed 0; the best of each row and pair is then measured on test items at all RATIOS. A method that cannot reach
+# a ratio leaves an empty cell. PAIR=tiny1 needs python assets/tiny/train.py --seed 1 --out assets/tiny/seed1
 source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start beyond "tiny/math tiny/code tiny/chat" "$@"
 searched=$OUT/search

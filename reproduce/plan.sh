@@ -5,7 +5,7 @@
 #   echo "sparse impart $pair"    names one thing to have (reproduce/things.py has every kind) ...
 #   ... | plan --table 1          and plan.py makes what is missing and prints the table
 #
-#   PAIR, --pairs "..."   pairs (folders of configs/); `tiny` and `small` stand for those pairs' three models
+#   PAIR, --pairs "..."   pairs (folders of configs/); `tiny`, `tiny1`, `small` stand for those pairs' three models
 #   SEEDS, --seeds "..."  seeds of the masks (default 0 1 2)
 #   JOBS, --jobs N        steps at a time (default: one per GPU; without one 1, for the tiny pair one per core)
 #   LAUNCH                prefix of every step, such as LAUNCH="srun --gpus=1 -n1" JOBS=16 for Slurm

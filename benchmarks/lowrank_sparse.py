@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from eval.engine.likelihood import completion_losses, example
+from eval.scoring.tiny import SCORERS
 from impart.architecture import linear_names
 from impart.checkpoint import open_checkpoint
 from impart.config import Parser
 from impart.encodings.encoded import Encoded, Triplets
-from impart.errors import run
+from impart.errors import InputError, run
 from impart.method import DenseMatrix, FactoredMatrix, Method
 from impart.pretrained import load_model
 from impart.report import table
@@ -115,6 +116,13 @@ class KnownPair:
         return [title, f"{loss:.4f}", f"{100 * gain:.1f} %", f"{dense / size:.1f}"]
 
 
+class Unweighted:
+    """A base all of whose weights have norm 1, for a sum of errors that are not relative to it."""
+
+    def tensor(self, name: str) -> Tensor:
+        return torch.ones(1)
+
+
 def stored_bytes(name: str, encoded: Encoded) -> int:
     """What a matrix takes in a shard, its part of the header included."""
     return len(safetensors.torch.save({f"{name}.{suffix}": tensor for suffix, tensor in encoded.tensors.items()}))
@@ -152,8 +160,7 @@ def budgets(pair: KnownPair, ratio: float) -> Iterator[Row]:
     """LowRank+Sparse in codes, with the bytes of the model divided by several rules."""
     method = LowRankSigns(compression_ratio_qt=ratio)
     yield "each matrix its part", method
-    ones = dict.fromkeys(pair.matrices, torch.ones(1))
-    for title, weights in (("expected errors over norm(W)^2", pair), ("expected errors", ones)):
+    for title, weights in (("expected errors over norm(W)^2", pair), ("expected errors", Unweighted())):
         planned = LowRankSigns(compression_ratio_qt=ratio, budget="model").planned(pair, weights)
         yield title, planned
     for power in (0.25, 0.5):
@@ -178,12 +185,14 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("base")
     parser.add_argument("finetuned")
-    parser.add_argument("task", help="math, code or chat")
+    parser.add_argument("task", choices=tuple(SCORERS))
     parser.add_argument("--ratios", nargs="+", type=float, default=[16, 32])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--seeds", type=int, default=2, help="number of mask seeds (default: %(default)s)")
     parser.add_argument("--items", type=int, default=100, help="validation items (default: %(default)s)")
     given = parser.parse_args(arguments)
+    if min(given.seeds, given.items) < 1 or min(given.ratios) < 1:
+        raise InputError(f"--seeds {given.seeds}, --items {given.items} and each of --ratios must be at least 1")
     pair = KnownPair(given.base, given.finetuned, given.task, given.items)
     print(f"base {pair.base_loss:.4f}, fine-tuned {pair.tuned_loss:.4f}")
     for ratio, part in product(given.ratios, given.parts):

@@ -27,7 +27,7 @@ AUTO = "auto"
 SHARES = 2.0 ** (np.arange(-8, 9) / 4)  # of its even part of a total that a matrix may get
 TINY = 1e-12
 LOWEST_PRICE, HIGHEST_PRICE = 1e-30, 1e30  # of bytes, in errors: beyond all that there are
-KAPPA = 16.0  # between 10 and 20, J and held-out loss rank settings alike (benchmarks/README.md)
+KAPPA = 16.0  # one number for all pairs, chosen on the tiny pair's validation items (benchmarks/README.md)
 
 
 @dataclass(frozen=True)

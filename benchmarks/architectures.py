@@ -40,21 +40,33 @@ from sparsify import sparsify, sparsify_quant
 
 AS_RUN = ", as run"  # experts in 3-D tensors, as transformers runs them
 HEADER = ("architecture", "compressed", "whole", "SVD", "ImPart", "merge", "quantized by calibration")
-QUANTIZED = ("compression_ratio_qt=8", "preprune_ratio=0.3", "C=1", "grid=compact", "accounting=paper")
+IMPART = ("method=impart", "preprune_ratio=0.3", "C=1")
+GRID = ("grid=paper", "accounting=paper")
 TOKENS = 32 * 48
+TEXT = ("nsamples=32", "seqlen=48", "batch=32")
 
 
 @dataclass(frozen=True)
 class Models:
-    """The folders of one family's models."""
+    """The folder of one architecture, and in it the models that were made and the SVD of the pair."""
 
-    base: Path
-    one: Path
-    two: Path
+    folder: Path
 
-    def given(self) -> tuple[str, str]:
-        """The pair, as the keys of the sparsification."""
-        return f"base_model={self.base}", f"ftm_dir={self.one}"
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    @property
+    def one(self) -> Path:
+        return self.folder / "one"
+
+    @property
+    def two(self) -> Path:
+        return self.folder / "two"
+
+    @property
+    def svd(self) -> Path:
+        return self.folder / "svd"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -79,30 +91,12 @@ def line(cells: Sequence[str]) -> str:
 
 def row(name: str, folder: Path) -> tuple[str, ...]:
     """One architecture through every step."""
-    pair = made(name, folder)
-    svd = folder / "svd"
-    called(
-        delta_script,
-        "--svd",
-        "--dtype",
-        "fp32",
-        "--base_model",
-        pair.base,
-        "--finetuned_model",
-        pair.one,
-        "--save_path",
-        svd,
-    )
-    found = of_delta(open_delta(svd))
+    models = made(name, folder)
+    pair = ("--base_model", models.base, "--finetuned_model", models.one)
+    called(delta_script, "--svd", "--dtype", "fp32", *pair, "--save_path", models.svd)
+    found = of_delta(open_delta(models.svd))
     sizes = (f"{sum(found.compressed.values()):,}", f"{sum(found.whole.values()):,}")
-    return (
-        name,
-        *sizes,
-        exactly(pair, svd, folder),
-        rebuilt(pair, folder),
-        merged(pair, folder),
-        quantized(pair, folder),
-    )
+    return (name, *sizes, exactly(models), rebuilt(models), merged(models), quantized(models))
 
 
 def made(name: str, folder: Path) -> Models:
@@ -111,14 +105,14 @@ def made(name: str, folder: Path) -> Models:
     torch.manual_seed(0)
     model = small_model(family)
     start = {key: torch.randn(value.shape) * 0.1 + (value.ndim == 1) for key, value in model.named_parameters()}
-    pair = Models(folder / "base", folder / "one", folder / "two")
-    for path, scale in ((pair.base, 0.0), (pair.one, 0.01), (pair.two, 0.01)):
+    models = Models(folder)
+    for path, scale in ((models.base, 0.0), (models.one, 0.01), (models.two, 0.01)):
         with torch.no_grad():
             for key, value in model.named_parameters():
                 value.copy_(start[key] + scale * torch.randn(value.shape))
         model.to(torch.bfloat16).save_pretrained(path, save_original_format=name == family)
         words(path)
-    return pair
+    return models
 
 
 def small_model(family: str) -> Any:
@@ -139,27 +133,26 @@ def words(folder: Path) -> None:
     transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="0").save_pretrained(folder)
 
 
-def exactly(pair: Models, svd: Path, folder: Path) -> str:
+def exactly(models: Models) -> str:
     """Whether base + SVD at full rank is the fine-tuned model, to one step of bfloat16."""
-    called(delta_script, "--merge", "--delta_path", svd, "--save_path", folder / "exact")
-    base, one, again = (open_checkpoint(path) for path in (pair.base, pair.one, folder / "exact"))
+    out = models.folder / "exact"
+    called(delta_script, "--merge", "--delta_path", models.svd, "--save_path", out)
+    base, one, again = map(open_checkpoint, (models.base, models.one, out))
     whole = all(near(again.tensor(name), one.tensor(name).float(), base.tensor(name)) for name in one.names())
     return said(whole and again.names() == one.names(), "exact")
 
 
-def rebuilt(pair: Models, folder: Path) -> str:
+def rebuilt(models: Models) -> str:
     """Whether an ImPart delta rebuilds base + dW, and transformers loads it without a missing weight."""
-    path = folder / "impart"
-    called(
-        sparsify, *pair.given(), f"save_dir={path}", "compression_ratio=4", "preprune_ratio=0.3", "C=1", "method=impart"
-    )
-    called(delta_script, "--merge", "--delta_path", path, "--save_path", folder / "rebuilt")
-    artifact, base, again = open_delta(path), open_checkpoint(pair.base), open_checkpoint(folder / "rebuilt")
+    path, out = models.folder / "impart", models.folder / "rebuilt"
+    called(sparsify, f"svd_dir={models.svd}", f"save_dir={path}", "compression_ratio=4", *IMPART)
+    called(delta_script, "--merge", "--delta_path", path, "--save_path", out)
+    artifact, base, again = open_delta(path), open_checkpoint(models.base), open_checkpoint(out)
     equal = all(
         near(again.tensor(name), base.tensor(name).float() + artifact.reconstruct(name), base.tensor(name))
         for name in artifact.names()
     )
-    return said(equal and loads(folder / "rebuilt"), "exact")
+    return said(equal and loads(out), "exact")
 
 
 def loads(folder: Path) -> bool:
@@ -170,18 +163,12 @@ def loads(folder: Path) -> bool:
     return not found["missing_keys"] and not found["mismatched_keys"]
 
 
-def merged(pair: Models, folder: Path) -> str:
+def merged(models: Models) -> str:
     """Whether task arithmetic with 0.5 is base + half of each delta, experts included."""
-    out = folder / "merged"
-    called(
-        merge,
-        "--merge_method=ta_0.5",
-        f"--ptm_pth={pair.base}",
-        f"--model=a={pair.one}",
-        f"--model=b={pair.two}",
-        f"--save_pth={out}",
-    )
-    base, one, two, found = (open_checkpoint(path) for path in (pair.base, pair.one, pair.two, out))
+    out = models.folder / "merged"
+    both = (f"--model=a={models.one}", f"--model=b={models.two}")
+    called(merge, "--merge_method=ta_0.5", f"--ptm_pth={models.base}", *both, f"--save_pth={out}")
+    base, one, two, found = map(open_checkpoint, (models.base, models.one, models.two, out))
     floating = [name for name in base.names() if base.dtype(name).is_floating_point]
     return said(all(near(found.tensor(name), half(one, two, name), base.tensor(name)) for name in floating), "exact")
 
@@ -191,16 +178,14 @@ def half(one: Checkpoint, two: Checkpoint, name: str) -> torch.Tensor:
     return (one.tensor(name).float() + two.tensor(name).float()) / 2
 
 
-def quantized(pair: Models, folder: Path) -> str:
+def quantized(models: Models) -> str:
     """How many matrices of an ImPart delta are quantized by calibration, or in brackets why none is."""
-    text = folder / "text.txt"
+    text, sparse, out = (models.folder / name for name in ("text.txt", "sparse", "quantized"))
     text.write_text(" ".join(map(str, torch.randint(3, SIZES["vocab_size"], (2 * TOKENS,)).tolist())))
-    sparse, out = folder / "sparse", folder / "quantized"
-    called(sparsify_quant, *pair.given(), f"save_dir={sparse}", "method=impart", *QUANTIZED)
-    keys = ("nsamples=32", "seqlen=48", "batch=8")
     flags = ("--saved_delta_path", sparse, "--save_compressed_delta_dir", out)
     try:
-        called(sparse_llama, pair.one, text, *flags, *keys)
+        called(sparsify_quant, f"svd_dir={models.svd}", f"save_dir={sparse}", "compression_ratio_qt=8", *IMPART, *GRID)
+        called(sparse_llama, models.one, text, *flags, *TEXT)
     except InputError as error:
         return f"none ({str(error).split(';')[0].split(' (')[0][:100]})"
     rows = json.loads((out / "report.json").read_text())["matrices"]

@@ -35,7 +35,7 @@ DELTA_NET = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
     "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
+    "linear_num_value_heads": 8,
     "layer_types": ["linear_attention", "full_attention"],
 }
 MAMBA_2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1}
@@ -84,8 +84,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen3Next": {**EXPERTS, **DELTA_NET, "shared_expert_intermediate_size": 32},
     "Qwen3_5Text": DELTA_NET,
     "Qwen3_5MoeText": {**EXPERTS, **DELTA_NET, "shared_expert_intermediate_size": 32},
-    "Mamba": {"state_size": 16},
-    "FalconMamba": {"state_size": 16},
+    "Mamba": {"state_size": 16, "time_step_rank": 8},
+    "FalconMamba": {"state_size": 16, "time_step_rank": 8},
     "Mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1},
     "Bamba": {**MAMBA_2, "attn_layer_indices": [1]},
     "FalconH1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16},
@@ -105,6 +105,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
         "mamba_d_state": 16,
+        "mamba_dt_rank": 8,
         "use_mamba_kernels": False,
     },
     "Lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96},

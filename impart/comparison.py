@@ -55,9 +55,12 @@ def check_comparable(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence
     for here, there, wanted in ((base, finetuned, matrices), (finetuned, base, linear_names(base))):
         missing = [name for name in wanted if name not in here]
         if missing:
+            forms = (
+                "are experts stored apart in the one and in one tensor in the other (then save both in one form), or "
+            )
             raise InputError(
-                f"{here.source!r} lacks {_and_more(missing)} that {there.source!r} has; is it whole, and "
-                "the right model?"
+                f"{here.source!r} lacks {_and_more(missing)} that {there.source!r} has; "
+                f"{forms if 'experts' in missing[0] else ''}is it whole, and the right model?"
             )
     for model, name in itertools.product((base, finetuned), () if bits else matrices):
         if model.dtype(name) not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

@@ -213,6 +213,12 @@ def test_deltas_and_masks_merge_expert_by_expert(models, tmp_path):
     assert 0.4 < zeros < 0.6
 
 
+def test_two_forms_of_one_mixture_are_no_pair(models, tmp_path):
+    keys = [f"base_model={models['apart'][0]}", f"ftm_dir={models['fused'][1]}", f"save_dir={tmp_path}/d"]
+    with pytest.raises(InputError, match="in one tensor in the other .then save both in one form"):
+        sparsify([*keys, "method=dare", "compression_ratio=2"])
+
+
 def test_an_architecture_that_nobody_knows_is_refused_with_its_kinds_and_compressed_by_shape(tmp_path):
     generator = torch.Generator().manual_seed(0)
     weights = {

@@ -29,7 +29,7 @@ from quantize.sparse_gptq import Inverse, nearest
 from quantize.streamed import StreamedDecoder
 
 log = logging.getLogger(__name__)
-LEAST_TOKENS = 0.25  # for each input of a matrix; with fewer, most directions of its Hessian are unknown
+LEAST_TOKENS = 0.25  # of an expert, for each input; with fewer, most directions of its Hessian are unknown
 
 
 class Weights:
@@ -88,11 +88,10 @@ def quantize_layers(
                 writer.write(
                     shard, work.quantized(), {name: weights.delta.extra(name) for name in shard.extras}, work.rows
                 )
-            if layer >= len(decoder.layers):  # of a tower that has more
-                continue
-            if layer < last:
+            if layer < min(last, len(decoder.layers)):
                 activations.advance(layer)
-            decoder.unload(layer)
+            if layer < len(decoder.layers):
+                decoder.unload(layer)
     rest = by_layer[None]
     if rest.file in pending:
         quantized = [_to_nearest(name, weights.sparse(name), rule) for name in rest.matrices]
@@ -129,9 +128,10 @@ class _LayerWork:
 
     def quantize(self, true_sequential: bool) -> None:
         """Stage by stage; with `true_sequential` each sees what the quantized ones before it produce."""
-        stages = self._activations.stages(self._layer, list(self._sparse))
+        runs = self._layer < len(self._decoder.layers)  # a tower for images may have more layers than the decoder
+        stages = self._activations.stages(self._layer, list(self._sparse)) if runs else []
         gathered: dict[str, Gathered] = {}
-        if not true_sequential:
+        if stages and not true_sequential:
             gathered = self._activations.hessians(self._layer, [group[0] for stage in stages for group in stage])
         for stage in stages:
             if true_sequential:
@@ -154,7 +154,7 @@ class _LayerWork:
 
     def _by_text(self, group: Sequence[str], gathered: Gathered | None) -> bool:
         """Quantizes matrices of one input by its Hessian; False where too few tokens have reached it."""
-        if gathered is None or gathered.tokens < LEAST_TOKENS * len(gathered.H):
+        if gathered is None or gathered.tokens < min(LEAST_TOKENS * len(gathered.H), self._activations.tokens):
             return False
         inverse = self._activations.with_room(partial(safe_inverse, gathered.H, self._rule, group))
         if inverse.dead:
@@ -169,10 +169,11 @@ class _LayerWork:
         return True
 
     def _without_text(self, names: Sequence[str]) -> None:
-        """Rounds to nearest: every input counts the same."""
+        """Rounds to nearest."""
         for name in names:
-            H = torch.eye(self._sparse[name].shape[1], device=self._decoder.device)
-            self._quantize_one(name, H, nearest(H, self._rule.act_order))
+            work = partial(_to_nearest, name, self._sparse[name], self._rule)
+            self._found[name], row = self._activations.with_room(work)
+            self.rows.append(row)
 
     def _quantize_one(self, name: str, H: Tensor, inverse: Inverse) -> None:
         started = time.perf_counter()
@@ -191,9 +192,9 @@ class _LayerWork:
 
 
 def _to_nearest(name: str, sparse: Encoded, rule: Rule) -> tuple[Encoded, dict]:
-    """A matrix outside of the layers, the embedding or head, rounded to nearest, and its row of the report.
+    """A matrix whose inputs calibration does not see, rounded to nearest, and its row of the report.
 
-    departs from the paper, which leaves them whole: an embedding has no inputs to weigh its errors by.
+    departs from the paper, which leaves embedding and head whole: an embedding has no inputs to weigh its errors by.
     """
     H = torch.eye(sparse.shape[1], device=sparse.device)
     encoded, facts = quantize_matrix(name, sparse, H, nearest(H, rule.act_order), rule)

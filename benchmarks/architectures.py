@@ -187,7 +187,8 @@ def quantized(models: Models) -> str:
         called(sparsify_quant, f"svd_dir={models.svd}", f"save_dir={sparse}", "compression_ratio_qt=8", *IMPART, *GRID)
         called(sparse_llama, models.one, text, *flags, *TEXT)
     except InputError as error:
-        return f"none ({str(error).split(';')[0].split(' (')[0][:100]})"
+        reason = str(error).replace(repr(str(models.one)), "it")
+        return f"none ({reason.split(';')[0].split(' (')[0][:100]})"
     rows = json.loads((out / "report.json").read_text())["matrices"]
     calibrated = sum(not one.get("rounded_to_nearest") for one in rows)
     return f"{calibrated} of {len(open_delta(out).names())}"

@@ -30,7 +30,7 @@ class ImPartAuto(SparseMethod):
     """Budget: m n / CR values of U and V together, as ImPart's."""
 
     name: ClassVar = "impart_auto"
-    label: ClassVar = "ImPart, no beta and C"
+    label: ClassVar = "ImPart (auto)"
 
     mask: str = option(
         "bernoulli", help="independent draws per entry, or exact counts per column", choices=tuple(MASKS)

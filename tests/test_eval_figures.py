@@ -30,7 +30,8 @@ def test_methods_of_ones_own_have_looks_of_their_own():
 
 def test_every_method_of_the_paper_has_a_colour_and_a_marker_that_no_other_has():
     known = (*methods("sparse").values(), *methods("quantized").values())
-    with_ratio = {method.label.partition(" (")[0].removesuffix("-Qt") for method in known if method.ratio_key in keys_of(method)}
+    labels = [method.label.partition(" (")[0] for method in known if method.ratio_key in keys_of(method)]
+    with_ratio = {label.removesuffix("-Qt") for label in labels}
     assert with_ratio <= set(METHODS)
     assert (
         len({color for color, _ in METHODS.values()}) == len({marker for _, marker in METHODS.values()}) == len(METHODS)

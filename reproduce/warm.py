@@ -47,7 +47,8 @@ class WarmPython:
 def serve() -> None:
     """Commands from stdin, until it ends."""
     import torch  # noqa: F401 - what the steps share
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401 - they are imported where they are named
+    import transformers.models.auto.modeling_auto  # noqa: F401 - models and tokenizers are imported where they are named
+    import transformers.models.auto.tokenization_auto  # noqa: F401
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     for line in sys.stdin:

@@ -117,7 +117,7 @@ def test_every_model_has_masks_of_its_own_and_the_seed_changes_all():
         (("mask=dare", "sparsity=1.5"), ("math=M",), "below 1"),
         (("mask=impart", "sparsity=0.5"), ("math=M",), "preprune_ratio is missing, and mask impart needs it"),
         (("mask=impart", "sparsity=0.5", "beta=0.5"), ("math=M",), "C is missing, and mask impart needs it"),
-        (("mask=lowrank",), ("math=M",), "not one of none, dare, impart"),
+        (("mask=lowrank",), ("math=M",), "lowrank is not one of none, dare, darex, impart"),
         (("models.math.wieght=1",), ("math=M",), "models.math: unknown key 'wieght'"),
         (("models.math=1",), ("math=M",), "models.NAME.KEY=value"),
         (("models.law.weight=1",), ("math=M",), "models.law: key 'path' is missing"),

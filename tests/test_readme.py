@@ -80,7 +80,9 @@ def test_commands_that_run_elsewhere_are_of_the_page_and_their_tests_are_there()
 
 
 @pytest.mark.slow
+@pytest.mark.vllm
 def test_the_commands_of_the_page_run(copy_of_the_suite):
+    """A pair of one's own needs the full environment."""
     (copy_of_the_suite / TINY / "gsm8k.jsonl").write_text(4 * ITEM)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -196,6 +196,9 @@ def test_missing_reads_the_files_that_a_file_includes(tmp_path):
 
 def test_whatever_a_test_starts_runs_here_and_may_not_install():
     assert os.environ["VIRTUAL_ENV"] == sys.prefix and "IMPART_INSTALL" not in os.environ
+    asked = 'source requirements/environment.sh; choose_environment; echo "$ACTIVE"'
+    done = subprocess.run(["bash", "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "yes\n"  # a user's own: also the environment that a script made for these tests
 
 
 def test_every_variable_that_the_suite_reads_is_documented():

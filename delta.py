@@ -28,7 +28,7 @@ from impart.checkpoint import check_named, open_checkpoint
 from impart.compress import compress, expected_work
 from impart.config import Parser, add_run_flags
 from impart.contents import contents, printed
-from impart.costs import Work, expected
+from impart.costs import Work, tell
 from impart.device import use_device
 from impart.dtypes import choices, parse_dtype, short_name
 from impart.encodings import empty
@@ -147,7 +147,7 @@ def svd(flags: Namespace) -> None:
     origin = Origin(base_model=flags.base_model, ftm_dir=flags.finetuned_model, weight_types=flags.weight_types)
     source = open_source(origin, method, device, force=flags.force)
     if flags.dry_run:
-        print(expected(flags.save_path, expected_work(source, method), device))
+        tell(flags.save_path, expected_work(source, method), device)
         return
     delta = compress(
         source,
@@ -178,7 +178,7 @@ def merge(flags: Namespace) -> None:
     delta.verify()
     if flags.dry_run:
         written = sum(spec.nbytes for spec in planned_tensors(delta, base, finetuned))
-        print(expected(flags.save_path, Work([delta.shape(name) for name in delta.names()], written), device))
+        tell(flags.save_path, Work([delta.shape(name) for name in delta.names()], written), device)
         return
     write_model(delta, base, flags.save_path, finetuned=finetuned, device=device, overwrite=flags.overwrite)
     print(f"{flags.save_path}: {base.source} + {delta.path} ({delta.manifest['method']})")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from impart import processes
 from impart.files import room_below
 
 START = 3.0  # seconds until a script has imported what it needs
@@ -60,10 +61,12 @@ class Work:
         return max((8 * m * n + 32 * min(m, n) ** 2 * bool(self.svds) for m, n in self.shapes), default=0)
 
 
-def expected(path: str | Path, work: Work, device: torch.device) -> str:
-    """What --dry_run prints of a step, after every check of it."""
+def tell(path: str | Path, work: Work, device: torch.device) -> None:
+    """What --dry_run prints of a step, after every check of it; of several processes, the first does."""
+    if processes.rank() > 0:
+        return
     where, coefficients = ("GPU", GPU) if device.type == "cuda" else ("CPU, one thread", CPU)
-    return (
+    print(
         f"{path}: {len(work.shapes)} matrices; about {duration(work.seconds(coefficients))} ({where}), "
         f"{work.memory() / 1e9:.2f} GB of memory for the largest, up to {work.written / 1e9:.2f} GB of disk "
         f"({room_below(Path(path)) / 1e9:.1f} GB are free); nothing was written"

@@ -31,7 +31,7 @@ from impart.artifact import is_delta
 from impart.card import Card
 from impart.checkpoint import CheckpointWriter, TensorSpec, check_named, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
-from impart.costs import Work, expected
+from impart.costs import Work, tell
 from impart.coverage import of_checkpoint, of_delta
 from impart.device import use_device
 from impart.errors import InputError, run
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
         alignment = gather_small_files(config, base, models, Path(small))
         plan = planned(config, base, models, alignment)
         if flags.dry_run:
-            print(expected(out, merging_work(plan, models, base), device))
+            tell(out, merging_work(plan, models, base), device)
             return
         writer = CheckpointWriter(out, plan, overwrite=flags.overwrite)
 

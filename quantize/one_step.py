@@ -10,7 +10,7 @@ from torch import Tensor
 from impart.artifact import Delta
 from impart.checkpoint import Checkpoint, open_checkpoint
 from impart.compress import compress, expected_work
-from impart.costs import expected
+from impart.costs import tell
 from impart.errors import InputError
 from impart.method import Method
 from impart.report import Report
@@ -88,7 +88,7 @@ def quantize_models(
     source = open_source(Origin(base_model=base_model, ftm_dir=finetuned.source), method, device, force=force)
     if dry_run:
         tokens = calibration.sequences.numel() if calibration else 0
-        print(expected(path, replace(expected_work(source, method), tokens=tokens), device))
+        tell(path, replace(expected_work(source, method), tokens=tokens), device)
         return None
     base = open_checkpoint(base_model)
     used: Method = method.planned(source, base)

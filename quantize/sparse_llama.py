@@ -40,7 +40,7 @@ from impart.artifact import Delta, is_delta, open_delta
 from impart.artifact_writer import DeltaWriter
 from impart.checkpoint import Checkpoint, check_named, open_checkpoint
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
-from impart.costs import Work, expected
+from impart.costs import Work, tell
 from impart.coverage import of_delta
 from impart.device import use_device
 from impart.errors import InputError, run
@@ -162,7 +162,7 @@ def quantize_sparse(
     if flags.dry_run:
         shapes = [delta.shape(name) for name in delta.names()]
         work = Work(shapes, written=delta.sizes().total, tokens=sequences.numel())
-        print(expected(flags.save_compressed_delta_dir, work, device))
+        tell(flags.save_compressed_delta_dir, work, device)
         return None
     head = {
         "kind": "quantized",

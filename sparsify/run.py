@@ -9,7 +9,7 @@ from impart.artifact import Delta, is_delta, open_delta
 from impart.checkpoint import open_checkpoint
 from impart.compress import compress, expected_work
 from impart.config import config_parser
-from impart.costs import expected
+from impart.costs import tell
 from impart.device import use_device
 from impart.errors import InputError
 from impart.files import user_path
@@ -36,7 +36,7 @@ def sparsify(face: str, doc: str | None, arguments: Sequence[str]) -> None:
     report = Report(dataclasses.asdict(config) | method.settings())
     source = open_source(config, method, device, force=flags.force, base_needed=config.save_model)
     if flags.dry_run:
-        print(expected(config.save_dir, expected_work(source, method), device))
+        tell(config.save_dir, expected_work(source, method), device)
         return
     delta = (
         finished_delta(config, {**head, **source.head()}, source.matrices)

@@ -241,10 +241,8 @@ def test_what_an_expert_s_hessian_is_gathered_from_is_what_its_matrix_is_given(t
     decoder = streamed(checkpoint)
     activations = Activations(decoder, ids, batch=2)
     load(decoder, checkpoint, 0)
-    names = [
-        name for name in linear_names(checkpoint) if layer_of(name) == 0 and "experts" in name or "input_linear" in name
-    ]
-    names = [name for name in names if layer_of(name) == 0]
+    own = [name for name in linear_names(checkpoint) if layer_of(name) == 0]
+    names = [name for name in own if "experts" in name or "input_linear" in name]
     gathered = activations.hessians(0, names)
     routed = {name: checkpoint.tensor(name) for name in names}
 

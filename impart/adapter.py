@@ -138,6 +138,9 @@ class AdaptedCheckpoint(Checkpoint):
         """The base's weight file of a parameter that the adapter leaves as it is; None of any other."""
         return None if name in self._factors or name in self._saved else self.base.file(name)
 
+    def name_in_file(self, tensor: str) -> str:
+        return self.base.name_in_file(tensor)
+
     def companions(self) -> list[Path]:
         """The base's small files, or the adapter's of the same name."""
         own = [file for file in companions_of(self.folder) if file.name not in (CONFIG, "README.md")]
@@ -158,10 +161,14 @@ class AdaptedCheckpoint(Checkpoint):
 
 
 def open_finetuned(source: str | Path, base: Checkpoint | None = None) -> Checkpoint:
-    """A fine-tuned model: a checkpoint, or an adapter over `base` (default: the base that the adapter names)."""
+    """A fine-tuned model: a checkpoint, or an adapter over `base` (default: the base that the adapter names).
+
+    Its tensors have the base's names.
+    """
     folder = source_folder(source)
     if not (folder / CONFIG).is_file():
-        return open_checkpoint(source)
+        finetuned = open_checkpoint(source)
+        return finetuned.named_like(base.names()) if base else finetuned
     return AdaptedCheckpoint(folder, str(source), base or _recorded_base(folder, str(source)))
 
 

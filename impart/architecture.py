@@ -5,7 +5,9 @@ An architecture with other names costs this file and no other.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import product
+from os.path import commonprefix
 from typing import Any, Protocol
 
 from impart.errors import InputError
@@ -27,6 +29,7 @@ INTO_HIDDEN = re.compile(r"\b(?:down_proj|w2|fc2|output_linear)\b")  # the other
 ROUTER = re.compile(r"\.(?:gate|router|shared_expert_gate)(?:\.(?:wg|layer))?\.weight$")
 NO_LINEAR = re.compile(r"(?:[Nn]orm|bias|position|embed)\w*(?:\.\w+)?$")  # 2-D as well, and added or looked up
 VOCABULARY = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings)\.(?:weight|bias)$")
+EMBEDDINGS = re.compile(r"(?:embed_tokens|wte|embed_in|embeddings?)\.weight$")  # of tokens, positions and the like
 LAYER = re.compile(BLOCK)
 ATTENTION = re.compile(r"(?:^|\.)\w*(?:attn|[Aa]ttention)\.")
 TOWER = re.compile(r"(?:^|\.)(?:vision|visual|vit|image|audio)\w*\.")
@@ -143,6 +146,43 @@ def layers_prefix(name: str) -> str:
     found = LAYER.search(name)
     assert found is not None
     return name[: found.start("layer") - 1]
+
+
+def names_like(names: Iterable[str], wanted: Collection[str]) -> dict[str, str]:
+    """What `wanted` calls each of the names, where all differ by one prefix; else {}.
+
+    It is what transformers calls base_model_prefix: BERT without a head is saved as `encoder.layer`, with one as
+    `bert.encoder.layer`, and either loads the other's weights.
+    """
+    ours, theirs = ({layers_prefix(name) for name in each if LAYER.search(name)} for each in (names, wanted))
+    for here, there in product(ours, theirs):
+        if there.endswith(f".{here}"):
+            prefix = there.removesuffix(here)
+            if theirs <= {prefix + one for one in ours}:
+                return {name: name if name in wanted else prefix + name for name in names}
+        elif here.endswith(f".{there}"):
+            prefix = here.removesuffix(there)
+            if theirs <= {one.removeprefix(prefix) for one in ours} and all(one.startswith(prefix) for one in ours):
+                return {name: name.removeprefix(prefix) for name in names}
+    return {}
+
+
+def heads(names: Collection[str]) -> set[str]:
+    """The parameters outside of what transformers calls the base model, which another task replaces.
+
+    The base model holds layers and embeddings below one prefix; where they have none, no head is known.
+    """
+    layers, embeddings = ([name for name in names if form.search(name)] for form in (LAYER, EMBEDDINGS))
+    shared = commonprefix([name.split(".") for name in (*layers, *embeddings)]) if layers and embeddings else []
+    prefix = ".".join([*shared, ""])
+    return {name for name in names if shared and not name.startswith(prefix)}
+
+
+def stated_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], keys: Iterable[str]) -> str | None:
+    """The first key for which two configs have other values. Old ones lack model_type: what one does not say is no
+    difference."""
+    values = {key: (ours.get(key), theirs.get(key)) for key in keys}
+    return next((key for key, pair in values.items() if None not in pair and pair[0] != pair[1]), None)
 
 
 def decoder_prefix(names: Sequence[str]) -> str:

@@ -6,18 +6,20 @@ matrix of a 3-D tensor (impart/matrices.py), which is read alone. No function he
 caller asked for.
 """
 
+import copy
 import hashlib
 import json
+import logging
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from impart.architecture import COUNTS, is_transposed, linear_names
+from impart.architecture import COUNTS, is_transposed, linear_names, names_like
 from impart.card import Card
 from impart.companions import companions_of, copy_companion
 from impart.dtypes import DTYPE_CODES, all_finite
@@ -30,6 +32,8 @@ from impart.matrices import Place, split_name
 from impart.outputs import MARKER, Output, refuse_existing
 from impart.scales import QUANTIZATION, Scale, find_scales, unscaled, write_plain_config
 from impart.weight_files import TensorSpec, file_specs, load_bin, read_json, refuse_wrapped, weight_files
+
+log = logging.getLogger(__name__)
 
 PIECE_BYTES = 1 << 23  # of a tensor that is read or looked through
 
@@ -76,6 +80,18 @@ class Checkpoint:
             return len(shape) == 2 and max(index.start or 0, index.stop or 0) <= shape[0]
         return len(shape) == 3 and index < shape[0]
 
+    def named_like(self, names: Collection[str]) -> "Checkpoint":
+        """The same model with its tensors called as in `names`, where those differ by a base model's prefix."""
+        renamed = names_like(self.names(), names)
+        if not renamed:
+            return self
+        old, new = next((name, other) for name, other in renamed.items() if name != other)
+        log.warning("%r calls %s what its base calls %s; the base's names are used", self.source, old, new)
+        other = copy.copy(self)
+        for kept in ("_specs", "_files", "_stored", "_quantized", "_digests"):
+            setattr(other, kept, {renamed.get(name, name): value for name, value in getattr(self, kept).items()})
+        return other
+
     def place(self, name: str) -> Place:
         """Where the values of a tensor, or of a matrix in a tensor, lie."""
         tensor, index = split_name(name)
@@ -96,6 +112,10 @@ class Checkpoint:
         """The weight file that the tensor stands in, None where it stands in none as it is."""
         tensor = split_name(name)[0]
         return None if tensor in self._quantized else self._files[tensor]
+
+    def name_in_file(self, tensor: str) -> str:
+        """What a tensor is called where it is stored."""
+        return self._stored[tensor].name
 
     def change(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor | None:
         """dW in fp32, where not the weight is stored but its difference to a base's; here it never is."""
@@ -119,7 +139,7 @@ class Checkpoint:
         if file is None or file.suffix != ".safetensors":
             return place.of(self.tensor(place.tensor))
         with safe_open(file, "pt") as shard:
-            return place.turned(shard.get_slice(place.tensor)[place.index])
+            return place.turned(shard.get_slice(self.name_in_file(place.tensor))[place.index])
 
     def finite_tensor(self, name: str) -> torch.Tensor:
         """The tensor; InputError when it holds NaN or Inf."""
@@ -146,19 +166,19 @@ class Checkpoint:
 
     def _pieces_of_file(self, name: str) -> Iterator[torch.Tensor]:
         """Successive rows as they lie in the file, which is mapped anew for each: a mapping counts every page read."""
-        spec, file = self._stored[name], self._files[name]
+        spec, file = self._stored[name], self._files[name]  # spec.name: what the file calls it
         shape, size = spec.shape, spec.nbytes
         rows = max(1, shape[0] * PIECE_BYTES // size) if shape and size else 1
         if file.suffix != ".safetensors":
-            whole = load_bin(file)[name].detach()
+            whole = load_bin(file)[spec.name].detach()
             yield from whole.split(rows) if shape else (whole,)
         elif size <= PIECE_BYTES:
             with safe_open(file, "pt") as shard:
-                yield shard.get_tensor(name)
+                yield shard.get_tensor(spec.name)
         else:
             for start in range(0, shape[0], rows):
                 with safe_open(file, "pt") as shard:
-                    yield shard.get_slice(name)[start : start + rows]
+                    yield shard.get_slice(spec.name)[start : start + rows]
 
     def _finite(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_floating_point() and not all_finite(tensor):

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from impart.architecture import EMBEDDING, HEAD, IDENTITY, TEXT_CONFIGS, is_vocabulary, linear_names
+from impart.architecture import (
+    EMBEDDING,
+    HEAD,
+    IDENTITY,
+    TEXT_CONFIGS,
+    is_vocabulary,
+    linear_names,
+    stated_difference,
+)
 from impart.checkpoint import Checkpoint
 from impart.errors import InputError
 from impart.matrices import by_tensor, head_and_rest, split_name
@@ -45,13 +53,12 @@ def check_comparable(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence
 
     `bits`: not numbers are compared but what stands for them, in any dtype.
     """
-    for key in IDENTITY:
-        ours, theirs = (checkpoint.config.get(key) for checkpoint in (base, finetuned))
-        if ours != theirs:
-            raise InputError(
-                f"base {base.source!r} has {key}={ours}, fine-tuned {finetuned.source!r} has {theirs}; "
-                "a delta needs two models of one architecture"
-            )
+    key = stated_difference(base.config, finetuned.config, IDENTITY)
+    if key is not None:
+        raise InputError(
+            f"base {base.source!r} has {key}={base.config[key]}, fine-tuned {finetuned.source!r} has "
+            f"{finetuned.config[key]}; a delta needs two models of one architecture"
+        )
     for here, there, wanted in ((base, finetuned, matrices), (finetuned, base, linear_names(base))):
         missing = [name for name in wanted if name not in here]
         if missing:
@@ -59,7 +66,7 @@ def check_comparable(base: Checkpoint, finetuned: Checkpoint, matrices: Sequence
                 "are experts stored apart in the one and in one tensor in the other (then save both in one form), or "
             )
             raise InputError(
-                f"{here.source!r} lacks {_and_more(missing)} that {there.source!r} has; "
+                f"{here.source!r} lacks {and_more(missing)} that {there.source!r} has; "
                 f"{forms if 'experts' in missing[0] else ''}is it whole, and the right model?"
             )
     for model, name in itertools.product((base, finetuned), () if bits else matrices):
@@ -124,7 +131,8 @@ def _equal_bits(ours: torch.Tensor, tuned: torch.Tensor) -> bool:
     return torch.equal(*parts)
 
 
-def _and_more(names: Sequence[str]) -> str:
+def and_more(names: Sequence[str]) -> str:
+    """The first of the names, and how many others there are."""
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 

@@ -270,7 +270,8 @@ def open_source(
         # that is named has to be the one that the SVD was made from.
         left_out = len(matrices) < len(svd.names())
         named = origin.ftm_dir if left_out or is_folder(origin.ftm_dir) else None
-        source = SvdSource(svd, matrices, device, open_finetuned(named) if named else None)
+        finetuned = open_finetuned(named).named_like(svd.names()) if named else None
+        source = SvdSource(svd, matrices, device, finetuned)
         check_budgets(source, method)
         if base_needed or is_folder(origin.base_model):
             svd.check_base(open_checkpoint(origin.base_model or svd.manifest["base"]["source"]))

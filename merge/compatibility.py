@@ -4,7 +4,8 @@ import logging
 import statistics
 from collections.abc import Sequence
 
-from impart.architecture import STRUCTURE, is_vocabulary
+from impart.architecture import STRUCTURE, heads, is_vocabulary, stated_difference
+from impart.comparison import and_more
 from impart.errors import InputError
 from impart.relation import delta_ratio, foreign
 from merge.models import CheckpointModel, DeltaModel
@@ -17,31 +18,40 @@ SUSPICIOUS_RATIO, TIMES_THE_OTHERS = 0.1, 10  # of the delta's norm over the bas
 def check_architectures(base: CheckpointModel, models: Sequence[CheckpointModel | DeltaModel]) -> None:
     """InputError that names the first difference in architecture, tensors or shapes between a model and the base."""
     for model in models:
-        for key in STRUCTURE:
-            ours, theirs = base.config.get(key), model.config.get(key)
-            if ours is not None and theirs is not None and ours != theirs:
-                raise InputError(
-                    f"model {model.name!r} ({model.source}) has {key}={theirs}, the base ({base.source}) "
-                    f"has {ours}; only models of one architecture and size can be merged"
-                )
-        for name in base.names():
-            if name not in model:
-                raise InputError(
-                    f"model {model.name!r} ({model.source}) has no tensor {name}, which the base "
-                    f"({base.source}) has; only models of one architecture can be merged"
-                )
+        key = stated_difference(base.config, model.config, STRUCTURE)
+        if key is not None:
+            raise InputError(
+                f"model {model.name!r} ({model.source}) has {key}={model.config[key]}, the base ({base.source}) "
+                f"has {base.config[key]}; only models of one architecture and size can be merged"
+            )
+        lacking, added = differing_heads(base, model)
+        for name in [name for name in base.names() if name not in lacking]:
             ours, theirs = base.shape(name), model.shape(name)
             if ours != theirs and not (is_vocabulary(name) and ours[1:] == theirs[1:]):
                 raise InputError(
                     f"{name} is {tuple(theirs)} in model {model.name!r} ({model.source}), {tuple(ours)} "
                     f"in the base ({base.source}); only models of one architecture and size can be merged"
                 )
-        for name in model.names():
-            if name not in base:
-                raise InputError(
-                    f"model {model.name!r} ({model.source}) has a tensor {name}, which the base "
-                    f"({base.source}) lacks; only models of one architecture can be merged"
-                )
+        if lacking:
+            log.warning("%s lacks the base's head, which counts as unchanged: %s", model.name, and_more(lacking))
+        if added:
+            log.warning("%s has a head that the base lacks, left out of the merge: %s", model.name, and_more(added))
+
+
+def differing_heads(base: CheckpointModel, model: CheckpointModel | DeltaModel) -> tuple[list[str], list[str]]:
+    """The tensors that only the base has, and that only the model has; InputError where those are no heads."""
+    found = []
+    for ours, theirs in ((base, model), (model, base)):
+        missing, replaceable = [name for name in ours.names() if name not in theirs], heads(ours.names())
+        strange = next((name for name in missing if name not in replaceable), None)
+        if strange is not None:
+            has = "has no tensor" if ours is base else "has a tensor"
+            raise InputError(
+                f"model {model.name!r} ({model.source}) {has} {strange}, which the base ({base.source}) "
+                f"{'has' if ours is base else 'lacks'}; only models of one architecture can be merged"
+            )
+        found.append(missing)
+    return found[0], found[1]
 
 
 def check_bases(base: CheckpointModel, models: Sequence[CheckpointModel | DeltaModel], force: bool) -> dict[str, float]:

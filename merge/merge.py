@@ -35,7 +35,7 @@ from impart.costs import Work, tell
 from impart.coverage import of_checkpoint, of_delta
 from impart.device import use_device
 from impart.errors import InputError, run
-from impart.matrices import slice_names
+from impart.matrices import slice_names, tensor_of
 from impart.outputs import is_skipped, refuse_existing
 from impart.pretrained import add_trust_flag
 from impart.report import Report, progress, start_logging, table
@@ -228,7 +228,10 @@ def parameter_merge(
 ) -> ParameterMerge:
     """Every model's share in one parameter, or in one matrix of a parameter."""
     maps: Mapping = alignment.maps if alignment is not None and is_vocabulary(spec.name) else {}
-    parts = [Part(model.name, model.open(spec.name), maps.get(model.name), model.entry.weight) for model in models]
+    parts = []
+    for model in models:
+        holder = model if tensor_of(spec.name) in model else base  # of a head that the model lacks
+        parts.append(Part(model.name, holder.open(spec.name), maps.get(holder.name), model.entry.weight))
     return ParameterMerge(Part("base", base.open(spec.name), maps.get("base")), parts, spec.shape, method, device)
 
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from impart.adapter import open_finetuned
-from impart.architecture import BUFFERS, EMBEDDING, HEAD, is_vocabulary, linear_names
+from impart.architecture import BUFFERS, EMBEDDING, HEAD, heads, is_vocabulary, linear_names
 from impart.artifact import Delta, is_delta, open_delta
 from impart.checkpoint import Checkpoint, tensor_bytes
 from impart.errors import InputError
@@ -62,10 +62,11 @@ class CheckpointRows:
         file = self._checkpoint.file(place.tensor)
         if file is None:
             return self._checkpoint.tensor(name)
+        stored = self._checkpoint.name_in_file(place.tensor)
         if file.suffix != ".safetensors":
-            return place.of(load_bin(file)[place.tensor].detach())
+            return place.of(load_bin(file)[stored].detach())
         with safe_open(file, "pt") as shard:
-            return place.of(shard.get_tensor(place.tensor))
+            return place.of(shard.get_tensor(stored))
 
 
 class Scratch:
@@ -93,13 +94,19 @@ class Model:
     """What checkpoints and artifacts have in common as models of a merge.
 
     `identity` is of the content: models are taken in its order, so that the order of the flags cannot matter.
-    `tied`: the head is the embedding itself, by the config or because no head is stored.
+    `tied`: the head is the embedding itself, by the config or because no head is stored. Of a base with a head of its
+    own, a model that stores none has none.
     """
 
-    def __init__(self, entry: ModelEntry, source: str, config: dict, names: Iterable[str], identity: str):
+    def __init__(
+        self, entry: ModelEntry, source: str, config: dict, names: Iterable[str], identity: str, base: Checkpoint
+    ):
         self.entry, self.name, self.source, self.config, self.identity = entry, entry.name, source, config, identity
         self._names = dict.fromkeys(name for name in names if not name.endswith(BUFFERS))
-        self.tied = bool(config.get("tie_word_embeddings")) or not any(name.endswith(HEAD) for name in self._names)
+        stored = any(name.endswith(HEAD) for name in self._names)
+        self._repeated = _repeated(base)
+        own = any(name.endswith(HEAD) and name not in self._repeated for name in base.names())
+        self.tied = bool(config.get("tie_word_embeddings")) or not (stored or own)
         self._embedding = next((name for name in self._names if name.endswith(EMBEDDING)), None)
 
     def names(self) -> list[str]:
@@ -110,7 +117,9 @@ class Model:
 
     def stored_name(self, name: str) -> str:
         """Where the values of `name` stand: a tied head's in the embedding."""
-        return self._embedding if self.tied and self._embedding is not None and name.endswith(HEAD) else name
+        if self.tied and self._embedding is not None and name.endswith(HEAD):
+            return self._embedding
+        return name if name in self._names else self._repeated.get(name, name)
 
 
 class CheckpointModel(Model):
@@ -119,7 +128,8 @@ class CheckpointModel(Model):
     def __init__(
         self, checkpoint: Checkpoint, base: Checkpoint, entry: ModelEntry, scratch: Path, device: torch.device
     ):
-        super().__init__(entry, checkpoint.source, checkpoint.config, checkpoint.names(), checkpoint.fingerprint())
+        facts = (checkpoint.source, checkpoint.config, checkpoint.names(), checkpoint.fingerprint())
+        super().__init__(entry, *facts, base)
         self.checkpoint, self._base, self._rows = checkpoint, base, CheckpointRows(checkpoint)
         self._scratch, self._device, self._linear = scratch, device, set(linear_names(checkpoint))
 
@@ -167,6 +177,7 @@ class DeltaModel(Model):
             read_json(config, str(delta.path)) if config is not None else base.config,
             self._specs,
             hashlib.sha256(stated.encode()).hexdigest(),
+            base,
         )
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -211,6 +222,18 @@ def open_models(
         for entry in entries
     ]
     return sorted(models, key=lambda model: (model.identity, model.entry.weight, model.name))
+
+
+def _repeated(base: Checkpoint) -> dict[str, str]:
+    """The tensors of a head that are an embedding once more, each with the name of that."""
+    of_heads = heads(base.names())
+    embeddings = [name for name in base.names() if is_vocabulary(name) and name not in of_heads]
+    return {
+        name: embedding
+        for name in of_heads
+        for embedding in embeddings
+        if base.spec(name).shape == base.spec(embedding).shape and base.digest(name) == base.digest(embedding)
+    }
 
 
 def _runs(rows: Tensor) -> list[tuple[int, int]]:

@@ -53,7 +53,7 @@ def planned(config: Config, base: CheckpointModel, models: Models, alignment: Al
         shape = base.shape(name)
         if is_vocabulary(name) and alignment is not None:
             shape = (alignment.rows, *shape[1:])
-        dtypes = {model.dtype(name) for model in models}
+        dtypes = {model.dtype(name) for model in models if name in model}
         dtype = dtypes.pop() if len(dtypes) == 1 else base.dtype(name)
         if dtype.itemsize == 1 and dtype.is_floating_point:
             raise InputError(

@@ -156,6 +156,7 @@ def quantize_sparse(
         rank = delta.rank(name)
         if rank is not None:
             rule.plan(name, rank)
+    finetuned = finetuned.named_like(delta.names())
     base = open_base(config, delta, finetuned)
     sequences = model_tokens(flags.dataset, config, finetuned)
     of_delta(delta).say()

@@ -281,5 +281,6 @@ def open_delta(source: str | Path) -> Delta:
             if unfinished.is_dir()
             else "make it with delta.py --svd or sparsify/sparsify.py"
         )
-        raise InputError(f"{str(path)!r} is not a delta artifact (no {MANIFEST}); {remedy}")
+        lack = f"no {MANIFEST}" if path.exists() else "no such folder" + ", nor on the hub" * is_hub_id(str(source))
+        raise InputError(f"{str(path)!r} is not a delta artifact ({lack}); {remedy}")
     return Delta(path, read_manifest(path / MANIFEST))

@@ -84,7 +84,7 @@ def read_layers(paths: str | Path | Sequence[str | Path] | None, overrides: Sequ
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise InputError(f"override {text!r} is not of the form key=value")
+            raise InputError(f"override {text!r} is not of the form key=value, without spaces")
         given[key] = parse_yaml(value, f"override {text!r}")
     return [*layers, Layer("the command line", given, is_file=False)]
 
@@ -195,7 +195,9 @@ def add_run_flags(parser: argparse.ArgumentParser, long: bool = True) -> None:
             "--dry_run", action="store_true", help="check everything and tell time, memory and disk; write nothing"
         )
     parser.add_argument(
-        "--force", action="store_true", help="go on with a model that does not seem to be fine-tuned from the base"
+        "--force",
+        action="store_true",
+        help="go on with a model that does not seem to be fine-tuned from the base, or is given twice",
     )
 
 

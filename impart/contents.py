@@ -94,7 +94,8 @@ def _least_used(delta: Delta) -> dict[str, Any] | None:
 def printed(found: dict[str, Any]) -> str:
     """The contents for people: three lines of what it is, a line per type of matrix, nominal against true sizes."""
     settings = ", ".join(f"{key}={value}" for key, value in found["settings"].items() if value is not None)
-    head = f"{found['path']}: {found['kind']} delta, method {found['method']} ({settings}), seed {found['seed']}"
+    seed = "" if found["seed"] is None else f", seed {found['seed']}"
+    head = f"{found['path']}: {found['kind']} delta, method {found['method']} ({settings}){seed}"
     lines = [
         head,
         f"base:       {found['base']['source']} (fingerprint {found['base']['fingerprint'][:12]})",

@@ -8,6 +8,7 @@ ADAPTER = (
     "it is an adapter, not a whole model: delta.py --svd and sparsify.py take it as the fine-tuned model of its base, "
     "and the delta that they write can be evaluated, merged and served"
 )
+DELTA = "it is a delta, not a whole model; `python delta.py --merge --delta_path DELTA --save_path OUT` rebuilds one"
 LFS = b"version https://git-lfs"  # how a pointer begins that git-lfs leaves in place of a file
 # Quantizations into codes. 8-bit floats with scales are no codes (impart/scales.py).
 PACKED = ("gptq", "awq", "bitsandbytes", "hqq", "aqlm", "eetq", "exl2", "mxfp4", "vptq", "spqr", "quanto", "torchao")
@@ -23,6 +24,8 @@ def foreign_kind(folder: Path) -> str | None:
         return "it holds GGUF files, whose weights are rounded; give the 16-bit model that they were made from"
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return ADAPTER
+    if (folder / "delta.json").is_file():
+        return DELTA
     saved = sorted(folder.glob("checkpoint-*"), key=lambda path: int(re.sub(r"\D", "", path.name) or 0))
     if saved and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return f"it is a trainer's folder of checkpoints; give one of them, as {saved[-1]}"

@@ -5,8 +5,11 @@ here is called for something that lies in a folder. The hub's client is imported
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from impart.errors import InputError, reason_of
 
@@ -21,13 +24,10 @@ def is_hub_id(text: str) -> bool:
 
 def fetch_model(repository: str) -> Path:
     """The folder of a model's snapshot in the local cache: safetensors if it has them, else .bin."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    ignore, files, unanswered = list(OTHER_WEIGHTS), [], None
-    try:
-        files = HfApi().list_repo_files(repository)
-    except Exception as error:  # no network, offline, unknown, gated: a type each, some of them the HTTP client's own
-        unanswered = error
+    ignore = list(OTHER_WEIGHTS)
+    files, unanswered = _files_of(repository)
     if any(file.endswith(".safetensors") for file in files):
         ignore.append("*.bin")
     try:
@@ -39,13 +39,24 @@ def fetch_model(repository: str) -> Path:
 
 def holds_file(repository: str, file: str) -> bool:
     """Whether a model's repository, on the hub or in the local cache, has this file."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import try_to_load_from_cache
 
     try:
-        hf_hub_download(repository, file)
-    except Exception:  # no such file, no such repository, no network: whoever opens it says which
+        return isinstance(try_to_load_from_cache(repository, file), str) or file in _files_of(repository)[0]
+    except ValueError:  # a name that the client refuses unasked, a--b: whoever opens it says so
         return False
-    return True
+
+
+def _files_of(repository: str, kind: str = "model") -> tuple[list[str], Exception | None]:
+    """The files that the hub has of a model or data set, or why it has not told; asked once, for the client's own
+    downloads ask a hub that cannot be reached six times in half a minute."""
+    from huggingface_hub import HfApi
+
+    try:
+        ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
+        return [file.rfilename for file in ask(repository, timeout=TIMEOUT).siblings or ()], None
+    except Exception as error:  # no network, offline, unknown, gated: a type each, some of them the HTTP client's own
+        return [], error
 
 
 def upload(folder: Path, repository: str) -> str:
@@ -70,10 +81,11 @@ def fetch_file(repository: str, file: str, *, what: str, remedy: str, kind: str 
     """One file of a model or of a data set (`kind`: model or dataset), in the local cache."""
     from huggingface_hub import hf_hub_download
 
+    files, unanswered = _files_of(repository, kind)
     try:
-        return Path(hf_hub_download(repository, file, repo_type=kind))
+        return Path(hf_hub_download(repository, file, repo_type=kind, local_files_only=not files))
     except Exception as error:
-        raise _not_given(what, f"{repository}/{file}", error, remedy) from error
+        raise _not_given(what, f"{repository}/{file}", unanswered or error, remedy) from error
 
 
 def load_rows(repository: str, *, split: str, what: str, remedy: str, **options: Any) -> Any:
@@ -84,25 +96,40 @@ def load_rows(repository: str, *, split: str, what: str, remedy: str, **options:
         raise InputError(
             f"{what}: the package datasets is missing ({error}); pip install datasets, or {remedy}"
         ) from error
+    unanswered = _files_of(repository, "dataset")[1]
     try:
-        return load_dataset(repository, split=split, **options)
+        with _from_cache() if unanswered else nullcontext():
+            return load_dataset(repository, split=split, **options)
     except Exception as error:
-        raise _not_given(what, repository, error, f"check the network, or {remedy}") from error
+        raise _not_given(what, repository, unanswered or error, f"check the network, or {remedy}") from error
+
+
+@contextmanager
+def _from_cache() -> Iterator[None]:
+    """Within it `datasets` takes what it has cached and asks nobody; it has no argument for that."""
+    import datasets
+    from huggingface_hub import constants
+
+    with patch.object(datasets.config, "HF_HUB_OFFLINE", True), patch.object(constants, "HF_HUB_OFFLINE", True):
+        yield
 
 
 def availability(repository: str, kind: str, what: str) -> str | None:
     """Why a model or data set (`kind`) is neither in the local cache nor on the hub; None when it is."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    unanswered: Exception | None
     try:
-        try:
-            snapshot_download(repository, repo_type=kind, local_files_only=True)
-        except LocalEntryNotFoundError:
-            HfApi().repo_info(repository, repo_type=kind, timeout=TIMEOUT)
-    except Exception as error:  # as above, and names that the client refuses unasked: a--b
-        return f"{what}: {repository} is not in the local cache, and the hub does not give it ({reason_of(error)})"
-    return None
+        snapshot_download(repository, repo_type=kind, local_files_only=True)
+        return None
+    except LocalEntryNotFoundError:
+        unanswered = _files_of(repository, kind)[1]
+    except Exception as error:  # names that the client refuses unasked: a--b
+        unanswered = error
+    if unanswered is None:
+        return None
+    return f"{what}: {repository} is not in the local cache, and the hub does not give it ({reason_of(unanswered)})"
 
 
 def _not_given(what: str, repository: str, error: Exception, remedy: str) -> InputError:

@@ -73,10 +73,24 @@ def check_bases(base: CheckpointModel, models: Sequence[CheckpointModel | DeltaM
             f"model {model.name!r} ({model.source}) does not seem to be fine-tuned from {base.source}: {reason}."
             " Is it of another base, as a CodeLlama-based coder is beside Llama 2?"
         )
-        if not force:
-            raise InputError(f"{message} Give models of this base only, or --force to merge it nevertheless")
-        log.warning("warning: %s Merging it nevertheless, because of --force", message)
+        _refuse(message, "Give models of this base only", force)
     return ratios
+
+
+def check_distinct(models: Sequence[CheckpointModel | DeltaModel], force: bool) -> None:
+    """InputError, or with `force` a warning, for one model under two names, which would count twice."""
+    first: dict[str, CheckpointModel | DeltaModel] = {}
+    for model in models:
+        other = first.setdefault(model.identity, model)
+        if other is not model:
+            message = f"{other.name!r} and {model.name!r} are the same model ({model.source})."
+            _refuse(message, f"Give it once, with its weight (--model {model.name}=PATH:2)", force)
+
+
+def _refuse(message: str, remedy: str, force: bool) -> None:
+    if not force:
+        raise InputError(f"{message} {remedy}, or --force to merge it nevertheless")
+    log.warning("warning: %s Merging it nevertheless, because of --force", message)
 
 
 def _foreign_delta(base: CheckpointModel, model: DeltaModel) -> str | None:

@@ -39,7 +39,7 @@ from impart.matrices import slice_names, tensor_of
 from impart.outputs import is_skipped, refuse_existing
 from impart.pretrained import add_trust_flag
 from impart.report import Report, progress, start_logging, table
-from merge.compatibility import check_architectures, check_bases
+from merge.compatibility import check_architectures, check_bases, check_distinct
 from merge.method import MergeMethod, forms
 from merge.models import CheckpointModel, DeltaModel, open_models
 from merge.result import Models, gather_small_files, planned, write_config
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     refuse_existing(out, flags.overwrite, (config.ptm_pth, *(entry.path for entry in entries)))
     base, models = open_all(config, entries, out.absolute().parent, device)
     check_architectures(base, models)
+    check_distinct(models, flags.force)
     check_masks(base, models)
     report.facts = {
         "method": str(method),

@@ -11,6 +11,7 @@ from pathlib import Path
 from eval.run.descriptions import Description, described
 from impart.costs import CPU, DISK_RATE, GPU, START, Device, duration
 from impart.files import room_below, user_path
+from impart.foreign_folders import foreign_kind
 from impart.hub import availability, is_hub_id
 from impart.pair import Pair
 from reproduce.steps import STAGES, Step
@@ -113,9 +114,9 @@ def summary(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int, gpus: i
             memory = max(gpu_bytes(step, pairs[step.pair]) for step in own) / 1e9
             total += spent
             lines.append(
-                f"# {stage}: {len(own)} steps, {duration(spent)} ({name})"
+                f"# {stage}: {len(own)} step{'s' * (len(own) > 1)}, {duration(spent)} ({name})"
                 + ("" if gpus else f", {duration(on_gpu)} on one GPU (estimated)")
-                + f", {memory:.1f} GB of GPU memory where there is one"
+                + (f", {memory:.1f} GB of GPU memory where there is one" if memory >= 0.05 else "")
             )
     if any(size_of(pair) is None for pair in pairs.values()):
         lines.append("# not counted: pairs whose pair.yaml lacks parameters, hidden_size or layers")
@@ -149,9 +150,12 @@ def problems(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int, folder
 
 def model_problem(model: str) -> str | None:
     """Why a model cannot be opened; None when it can."""
-    if (user_path(model) / "config.json").is_file():
+    folder = user_path(model)
+    if folder.is_dir() and (kind := foreign_kind(folder)):
+        return f"model {model!r}: {kind}"
+    if (folder / "config.json").is_file():
         return None
-    if not is_hub_id(model):
+    if folder.is_dir() or not is_hub_id(model):
         return f"model {model!r} is no folder with a config.json"
     return availability(model, "model", "model")
 

@@ -12,7 +12,7 @@ SEEDS=${SEEDS:-0}
 source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start grid_search wizardmath_13b "$@"
 for pair in $PAIRS; do
-    is_shipped "$pair" || [ -f "${VALIDATION:-}" ] || fail "VALIDATION=${VALIDATION:-} is no file: name held-out items"
+    is_shipped "$pair" || [ -f "${VALIDATION:-}" ] || fail "VALIDATION=${VALIDATION:-} is no file: set it to the held-out items on which settings are chosen"
 done
 for pair in $PAIRS; do
     for ratio in ${RATIOS:-$(of "$pair" compression_ratio)}; do

@@ -13,7 +13,7 @@ MODELS=merging SEEDS=${SEEDS:-0}
 source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 start grid_search_merge merging_13b "$@"
 for pair in $PAIRS; do
-    is_shipped "$pair" || [ -d "${VALIDATION:-}" ] || fail "VALIDATION=${VALIDATION:-} is no folder: name one with held-out items"
+    is_shipped "$pair" || [ -d "${VALIDATION:-}" ] || fail "VALIDATION=${VALIDATION:-} is no folder: set it to one with the held-out items on which settings are chosen"
 done
 for pair in $PAIRS; do
     for mask in ${MASKS:-none dare impart}; do

@@ -22,9 +22,11 @@ from eval.run.descriptions import described
 from impart.config import Parser
 from impart.errors import InputError, run
 from impart.files import user_path, write_atomically
+from impart.foreign_folders import ADAPTER
 from impart.hub import fetch_file, is_hub_id
 from impart.pair import CONFIGS
 from impart.weight_files import read_json
+from reproduce.costs import model_problem
 from reproduce.model_size import NEEDED, model_size, text_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +78,10 @@ def main(arguments: Sequence[str]) -> None:
     base, finetuned = placed(flags.base), placed(flags.finetuned)
     if base == finetuned:
         raise InputError(f"BASE and FINETUNED are both {base!r}; a pair is two models")
+    for model in (base, finetuned):
+        problem = model_problem(model) if user_path(model).is_dir() else None
+        if problem is not None and ADAPTER not in problem:  # which all but the row of the fine-tuned model itself take
+            raise InputError(problem)
     texts = {
         key: yaml.safe_dump(text).removesuffix("...\n").strip() for key, text in (("base", base), ("tuned", finetuned))
     }

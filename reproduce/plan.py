@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     try:
         flags.seeds = tuple(int(seed) for seed in flags.seeds)
     except ValueError as error:
-        raise InputError(f"--seeds: whole numbers are wanted ({error})") from error
+        raise InputError(f"--seeds {' '.join(flags.seeds)}: whole numbers from 0 on are wanted") from error
     if not flags.seeds or min(flags.seeds) < 0:
         raise InputError("--seeds: at least one whole number from 0 on is wanted")
     if flags.jobs is not None and flags.jobs < 1:

@@ -5,8 +5,8 @@
 #   bash reproduce/quickstart.sh code       another of its models: math, code or chat
 #   RATIOS="8 16" SEEDS="0 1 2 3 4" bash reproduce/quickstart.sh
 #
-# Writes runs/quickstart/tiny/<model>/: the deltas, results_test/, accuracy.csv and accuracy.png. What is there is not made
-# again.
+# Writes tiny/<model>/ in RUNS (here by default runs/quickstart): the deltas, results_test/, accuracy.csv and accuracy.png.
+# What is there is not made again.
 source "$(dirname "${BASH_SOURCE[0]}")/plan.sh"
 skill=chat
 case ${1:-} in
@@ -14,6 +14,7 @@ case ${1:-} in
     "" | -*) ;;
     *) fail "the tiny pair has the models math, code and chat, not '$1'" ;;
 esac
+case " $* " in *" --pairs "*) fail "the quickstart has the tiny pair only; any other: bash reproduce/table1.sh --pairs NAME" ;; esac
 PAIR=tiny/$skill RUNS=${RUNS:-runs/quickstart}
 start quickstart "" "$@"
 out=$RUNS/$PAIR listed=$(mktemp)
@@ -32,3 +33,4 @@ echo
 "$PYTHON" eval/tables.py "$out/results_test" --figure "$out/accuracy.png" --csv "$out/accuracy.csv"
 echo
 echo "figure: $out/accuracy.png   numbers: $out/accuracy.csv   deltas: $out/*_cr*"
+[ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || printf 'for your own commands: source %q/bin/activate\n' "$ENVIRONMENT"

@@ -118,7 +118,7 @@ class Plan:
 
     def _single(self, kind: str, words: Sequence[str]) -> None:
         (name,) = words
-        pair = load_pair(name)
+        pair = merging_pair(name)
         for model, benchmark in zip(pair.models.values(), pair.benchmarks, strict=True):
             self.made_by[name, Path(model).name] = {"model": model}
             self._ask(("single", "the single models"), name, pair, "", model, [benchmark])
@@ -133,6 +133,8 @@ class Plan:
         ratio = ratios[0] if ratios else value_text(getattr(pair, RATIO_KEYS[kind]) or "")
         if ratio in ("", "none"):
             raise InputError(f"{pair_file(name)} has no {RATIO_KEYS[kind]} or list of ratios, and the line names none")
+        if not ratio.replace(".", "", 1).isdecimal():
+            raise InputError(f"{ratio!r} is no compression ratio, which RATIOS or the pair's file gives as a number")
         settings = {**pair.rows.get(row, {}), **{key: parse_yaml(text, f"{key}={text}") for key, text in given.items()}}
         label = row_name or given_label(row)
         plan_delta = self._sparse if kind == "sparse" else self._quantized
@@ -225,7 +227,7 @@ class Plan:
 
     def _merged(self, kind: str, words: Sequence[str]) -> None:
         row, name, method, mask, *more = words
-        pair = load_pair(name)
+        pair = merging_pair(name)
         text = pair.merge_methods.get(method, method)
         sparsity = (
             more[0] if more else value_text(pair.sparsities.get(f"{method}_{mask}", "")) if mask != "none" else ""
@@ -338,6 +340,14 @@ class Plan:
     def _add(self, step: Step) -> None:
         if not step.targets[0].exists():
             self._steps.setdefault(step.targets[0], step)
+
+
+def merging_pair(name: str) -> Pair:
+    """The pair of that name; InputError for one that is no set of models to merge."""
+    pair = load_pair(name)
+    if not pair.models:
+        raise InputError(f"{pair_file(name)} names no models to merge; configs/tiny/merging/pair.yaml shows how")
+    return pair
 
 
 def _clause(words: Sequence[str], keyword: str) -> tuple[Sequence[str], str]:

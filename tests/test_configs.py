@@ -235,7 +235,14 @@ def test_new_pair_makes_one_yaml_that_the_scripts_take(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["a/a", "b/b"], ["a/a", "b/b", "x/y"], ["a/a", "b/b", "c", "gsm9k"], ["a", "b/b", "c"], ["a/a", "a/a", "c"]],
+    [
+        ["a/a", "b/b"],
+        ["a/a", "b/b", "x/y"],
+        ["a/a", "b/b", "c", "gsm9k"],
+        ["a", "b/b", "c"],
+        ["a/a", "a/a", "c"],
+        ["assets/tiny/base", "assets/tiny/results", "c"],
+    ],
 )
 def test_new_pair_refuses_with_one_line(arguments, tmp_path):
     done = subprocess.run(

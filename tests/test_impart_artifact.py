@@ -215,9 +215,9 @@ def test_the_report_has_every_row_in_order(finished):
 
 def test_a_folder_that_is_no_delta(tmp_path):
     (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "folder", tmp_path / "none"):
+    for path, lack in ((tmp_path / "folder", "no delta.json"), (tmp_path / "none", "no such folder")):
         message = refused(open_delta, path)
-        assert "is not a delta artifact (no delta.json)" in message and "delta.py --svd" in message
+        assert f"is not a delta artifact ({lack})" in message and "delta.py --svd" in message
     assert not is_delta(tmp_path / "folder")
 
 

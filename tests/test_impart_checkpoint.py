@@ -498,6 +498,7 @@ def test_a_home_folder_in_the_path_is_meant(tmp_path, weights, monkeypatch):
     [
         ({"model.gguf": b"GGUF"}, "GGUF files, .* give the 16-bit model"),
         ({"adapter_config.json": b"{}"}, "is an adapter, not a whole model"),
+        ({"delta.json": b"{}"}, "is a delta, not a whole model"),
         (
             {"config.json": b"{}", "model.safetensors": b"version https://git-lfs.github.com/spec/v1\noid"},
             "git lfs pull",

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from impart.errors import InputError
-from impart.hub import availability, fetch_file, fetch_model, is_hub_id, load_rows
+from impart.hub import availability, fetch_file, fetch_model, holds_file, is_hub_id, load_rows
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,22 @@ def test_whatever_is_fetched_the_message_has_one_form(tmp_path):
         )
 
 
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    """On port 9 of this machine nobody answers; the client's downloads would ask six times, with pauses."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: pytest.fail("the client waits"))
+    assert not holds_file("owner/none", "delta.json")
+    with pytest.raises(InputError, match="Connection refused"):
+        fetch_model("owner/none")
+    with pytest.raises(InputError, match="Connection refused"):
+        fetch_file("owner/none", "config.json", what="size", remedy="name a folder")
+    assert "Connection refused" in str(availability("owner/none", "dataset", "data"))
+    pytest.importorskip("datasets")
+    with pytest.raises(InputError, match="Connection refused"):
+        load_rows("owner/none", split="train", what="text", remedy="do so")
+
+
 def test_rows_of_a_data_set(monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
@@ -68,6 +84,7 @@ def test_the_cache_is_enough(offline):
     snapshot = cached(offline, "models--owner--m", "config.json", "{}")
     assert fetch_file("owner/m", "config.json", what="x", remedy="y") == snapshot / "config.json"
     assert fetch_model("owner/m") == snapshot
+    assert holds_file("owner/m", "config.json") and not holds_file("owner/m", "delta.json")
     assert availability("owner/m", "model", "model") is None
     assert availability("owner/m", "dataset", "data") is not None
 

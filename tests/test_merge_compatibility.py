@@ -10,7 +10,7 @@ from impart.architecture import is_vocabulary
 from impart.checkpoint import open_checkpoint
 from impart.errors import InputError
 from merge import merge
-from merge.compatibility import check_architectures, check_bases, delta_ratio
+from merge.compatibility import check_architectures, check_bases, check_distinct, delta_ratio
 from merge.models import CheckpointModel
 from merge.settings import ModelEntry
 
@@ -109,6 +109,16 @@ def test_another_rotary_base_gives_a_code_model_away(tmp_path, base):
         check_bases(base, [model], force=False)
     nested = opened(tmp_path, tuned_weights(WEIGHTS), "math", rope_parameters={"rope_theta": 10000.0})
     check_bases(base, [nested], force=False)
+
+
+def test_one_model_under_two_names_is_refused_and_forced(tmp_path, base, caplog):
+    weights = tuned_weights(WEIGHTS, 1)
+    models = [opened(tmp_path, weights, "math"), opened(tmp_path, weights, "code")]
+    check_distinct([base, models[0]], force=False)
+    with pytest.raises(InputError, match=r"'math' and 'code' are the same model .*--model code=PATH:2.*--force"):
+        check_distinct(models, force=False)
+    check_distinct(models, force=True)
+    assert "the same model" in caplog.text
 
 
 def test_the_script_refuses_before_it_writes_and_goes_on_with_force(tmp_path, base, called):

@@ -106,9 +106,8 @@ def test_one_model_comes_out_as_it_is(merged, zoo, method, name):
 
 def test_copies_of_one_model_come_out_as_it_is(merged, zoo):
     for method in ("ties_0.0_1.0", "avg"):
-        copies, _ = merged(
-            method, "--model", f"again={zoo / 'math'}", math=zoo / "math", code=zoo / "math", chat=zoo / "math"
-        )
+        again = ("--model", f"again={zoo / 'math'}", "--force")
+        copies, _ = merged(method, *again, math=zoo / "math", code=zoo / "math", chat=zoo / "math")
         assert_same(copies, weights_of(zoo / "math"))
 
 
@@ -142,7 +141,7 @@ def test_whole_models_equal_the_pure_functions(merged, zoo):
 def test_weights(merged, zoo):
     doubled, _ = merged("ta_0.5", "models.math.weight=2", math=zoo / "math")
     assert_same(doubled, weights_of(zoo / "math"))
-    subtracted, _ = merged("ta_1", "--model", f"same={zoo / 'math'}:-1", math=zoo / "math")
+    subtracted, _ = merged("ta_1", "--model", f"same={zoo / 'math'}:-1", "--force", math=zoo / "math")
     assert_same(subtracted, weights_of(zoo / "base"))
 
 

@@ -42,8 +42,9 @@ def test_a_dry_run_lists_the_steps_and_makes_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_unknown_model_is_one_error_line(tmp_path):
+@pytest.mark.parametrize("arguments", [["physics"], ["--pairs", "tiny/code"]])
+def test_another_model_is_one_error_line(arguments):
     done = subprocess.run(
-        ["bash", str(ROOT / "reproduce" / "quickstart.sh"), "physics"], capture_output=True, text=True
+        ["bash", str(ROOT / "reproduce" / "quickstart.sh"), *arguments], capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith("error:") and done.stdout == ""

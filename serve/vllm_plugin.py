@@ -60,6 +60,8 @@ class DeltaLoader(BaseModelLoader):
             model_config.model = str(served.folder)
             raise
         model.overlay = overlay
+        if current_platform.is_cpu():
+            forget_expert_kernels(model)
         return decoded(overlay, wanted_by(model))
 
 
@@ -86,6 +88,18 @@ class DeltaWorker:
 
 def register() -> None:
     """Called by vLLM. Importing this module has registered the load format."""
+
+
+def forget_expert_kernels(model: torch.nn.Module) -> None:
+    """Has vLLM make its kernels of experts again when weights are reloaded.
+
+    On a CPU it brings the weights into the kernel's layout only then (UnquantizedFusedMoEMethod._setup_kernel of vLLM
+    0.32), and a reload by itself would leave experts that answer at random.
+    """
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def wanted_by(model: Any) -> Callable[[str], bool]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from manifests import replace_tensors
 from safetensors.torch import load_file
 
@@ -145,3 +146,63 @@ def test_the_installed_plugin_needs_no_script(tiny_deltas, vllm_environment, tmp
     done = subprocess.run(command, cwd=ROOT, env=vllm_environment | paths, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(answers.read_text()) == rebuilt_answers(delta, tmp_path)
+
+
+SWAPPED = """
+import json, sys
+from vllm import LLM, SamplingParams
+prompts, out, *deltas = sys.argv[1:]
+plugin = {"load_format": "impart", "worker_extension_cls": "serve.vllm_plugin.DeltaWorker"}
+small = {"enforce_eager": True, "max_model_len": 64, "dtype": "float32", "skip_tokenizer_init": True}
+llm = LLM(f"{deltas[0]}/model", **plugin, **small)
+greedy = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False)
+asked, answers = [{"prompt_token_ids": ids} for ids in json.loads(prompts)], []
+for delta in deltas:
+    assert llm.collective_rpc("swap_delta", args=(delta,)) == [None] and llm.reset_prefix_cache()
+    answers.append([list(one.outputs[0].token_ids) for one in llm.generate(asked, greedy, use_tqdm=False)])
+json.dump(answers, open(out, "w"))
+"""
+
+
+def mixtures(folder: Path) -> tuple[Path, Path, Path]:
+    """A base and two models with the experts of a layer in one tensor, 48 wide, which a CPU's kernel pads to 64."""
+    config = transformers.Qwen3MoeConfig(
+        **{"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32},
+        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "num_key_value_heads": 2},
+    )
+    torch.manual_seed(0)
+    model = transformers.Qwen3MoeForCausalLM(config).to(torch.bfloat16)
+    paths = folder / "base", folder / "one", folder / "two"
+    for path, scale in zip(paths, (0.1, 0.02, 0.02), strict=True):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape) * scale)
+        model.save_pretrained(path, save_original_format=False)
+    return paths
+
+
+def greedy_tokens(model: Path, asked: list[list[int]]) -> list[list[int]]:
+    """Eight tokens for each prompt by transformers."""
+    loaded, ids = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), torch.tensor(asked)
+    for _ in range(8):
+        ids = torch.cat([ids, loaded(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return ids[:, -8:].tolist()
+
+
+def test_a_fused_mixture_and_an_exact_delta_of_it_are_served_and_swapped(vllm_environment, tmp_path):
+    pytest.importorskip("vllm")
+    base, one, two = mixtures(tmp_path)
+    impart, exact = tmp_path / "impart", tmp_path / "exact"
+    keys = ("method=impart", "compression_ratio=4", "preprune_ratio=0.3", "C=1", f"save_dir={impart}")
+    sparsify.main([f"base_model={base}", f"ftm_dir={one}", *keys])
+    sparsify.main([f"base_model={base}", f"ftm_dir={two}", "method=lossless", f"save_dir={exact}"])
+    delta_script.main(["--merge", "--delta_path", str(impart), "--save_path", str(tmp_path / "rebuilt")])
+    asked = [[7 * number % 120, 6, 7, number] for number in range(3, 20)]
+    expected = {impart: greedy_tokens(tmp_path / "rebuilt", asked), exact: greedy_tokens(two, asked)}
+    assert sum(a == b for a, b in zip(*expected.values(), strict=True)) < 5
+    order, answers = (impart, exact, impart, exact), tmp_path / "answers.json"
+    command = [sys.executable, "-c", SWAPPED, json.dumps(asked), str(answers), *map(str, order)]
+    environment = vllm_environment | {"PYTHONPATH": str(ROOT), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(answers.read_text()) == [expected[delta] for delta in order]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.run.descriptions import Description, described
-from impart.costs import CPU, DISK_RATE, GPU, START, Device, duration
+from impart.costs import CPU, DISK_RATE, GPU, START, Device, Work, duration
 from impart.files import room_below, user_path
 from impart.foreign_folders import foreign_kind
 from impart.hub import availability, is_hub_id
@@ -49,19 +49,25 @@ def seconds(step: Step, pair: Pair, device: Device) -> float:
     size = size_of(pair)
     if size is None:
         return 0.0
-    weights = size.parameters
+    if step.stage == "quantize":  # three processes: allocation, its sparse delta, sparse GPTQ
+        return 2 * START + work_of(step, size, pair).seconds(device)
+    prepared = 0.0 if step.stage == "evaluate" else work_of(step, size, pair).seconds(device)
+    return prepared + (0.0 if step.stage in ("svd", "sparsify") else evaluation_seconds(step, size, device))
+
+
+def work_of(step: Step, size: Size, pair: Pair) -> Work:
+    """What a step computes, reads and writes, as of one matrix that holds all parameters."""
+    weights = int(size.parameters)
+    shapes = [(weights // size.side, size.side)]
     if step.stage == "svd":
-        return START + device.svd * weights * size.side + 8 * weights / DISK_RATE
+        return Work(shapes, written=4 * weights, svds=1)
     if step.stage == "sparsify":
-        return START + 2 * device.mask * weights + 4 * weights / DISK_RATE
-    if step.stage == "quantize":
-        given = pair.calibration_settings
-        tokens = given.get("nsamples", 128) * given.get("seqlen", 2048)
-        work = (6 * size.active * tokens + 8 * weights * size.side) / device.flops
-        return 3 * START + work + 6 * weights / DISK_RATE
-    masked = 3 * device.svd * weights * size.side if step.masked else 0.0
-    merging = START + device.merge * weights + masked + 8 * weights / DISK_RATE if step.stage == "merge" else 0.0
-    return merging + evaluation_seconds(step, size, device)
+        return Work(shapes, written=0, masked=True)
+    if step.stage == "merge":
+        return Work(shapes, written=2 * weights, svds=3 * step.masked, read=3, merged=weights)
+    given = pair.calibration_settings
+    tokens = given.get("nsamples", 128) * given.get("seqlen", 2048)
+    return Work(shapes, written=0, read=3, tokens=round(tokens * size.active / size.parameters))
 
 
 def evaluation_seconds(step: Step, size: Size, device: Device) -> float:

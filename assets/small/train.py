@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One fine-tuning run: warm-up, then a cosine from `rate` to `floor` of it; `window` batches are sorted together."""
+    """One fine-tuning run: warm-up, then a cosine to `floor` of `rate`; `window` batches are sorted together."""
 
     steps: int
     batch: int

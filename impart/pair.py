@@ -63,7 +63,7 @@ class Pair:
     @property
     def is_small(self) -> bool:
         """Whether one thread serves it best: a start of Python costs more than the arithmetic."""
-        return self.parameters is not None and self.parameters < 0.05
+        return self.parameters is not None and self.parameters < 0.2
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Recipe:
 
 
 RECIPES = {
-    "math": Recipe(steps=80, batch=16, rate=5e-4),
+    "math": Recipe(steps=320, batch=16, rate=3e-4),
     "code": Recipe(steps=40, batch=16, rate=5e-4),
     "chat": Recipe(steps=80, batch=16, rate=5e-4),
     "gsm8k": Recipe(steps=150, batch=16, rate=5e-4),

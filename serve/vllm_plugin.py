@@ -97,7 +97,7 @@ def forget_expert_kernels(model: torch.nn.Module) -> None:
     0.32), and a reload by itself would leave experts that answer at random.
     """
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 

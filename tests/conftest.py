@@ -65,13 +65,14 @@ def vllm_environment(environment) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def script(environment) -> Callable[..., Ended]:
-    """`script("delta.py", "--info", path)` runs a script of the repository as a user would."""
+    """`script("delta.py", "--info", path)` runs a script of the repository as a user would, one of bash likewise."""
 
     def run(file: str, *arguments: object, cwd: Path = ROOT) -> Ended:
+        interpreter = "bash" if file.endswith(".sh") else sys.executable
         done = subprocess.run(
-            [sys.executable, str(ROOT / file), *map(str, arguments)],
+            [interpreter, str(ROOT / file), *map(str, arguments)],
             cwd=cwd,
-            env=environment,
+            env={**environment, "PYTHON": sys.executable},
             capture_output=True,
             text=True,
             timeout=1200,

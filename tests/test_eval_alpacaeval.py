@@ -413,37 +413,14 @@ def vllm_judge(tmp_path_factory):
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_a_whole_run_with_vllm_on_both_sides(vllm_judge, data, tmp_path, environment):
+def test_a_whole_run_with_vllm_on_both_sides(vllm_judge, data, tmp_path, script):
     model, letters = byte_llama(tmp_path / "model"), vocabulary()
     bias = json.dumps({"logit_bias": {str(letters["m"]): 100, str(letters["M"]): 100}})
-    script = Path(alpacaeval.__file__).parent / "scripts" / "alpacaeval.sh"
-    done = subprocess.run(
-        [
-            "bash",
-            script,
-            model,
-            "llama2",
-            "--data",
-            data,
-            "--limit",
-            "4",
-            "--judge_url",
-            vllm_judge,
-            "--judge_model",
-            "tiny-judge",
-            "--judge_options",
-            bias,
-            "--max_model_len",
-            "128",
-        ],
-        cwd=tmp_path,
-        env={**environment, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "alpacaeval_plain  model" in done.stdout
+    judge = ("--judge_url", vllm_judge, "--judge_model", "tiny-judge", "--judge_options", bias)
+    flags = ("--data", data, "--limit", 4, *judge, "--max_model_len", 128)
+    ended = script("eval/scripts/alpacaeval.sh", model, "llama2", *flags, cwd=tmp_path)
+    assert ended.code == 0, ended.err[-3000:]
+    assert "alpacaeval_plain  model" in ended.out
     result = json.loads((tmp_path / "results/model/alpacaeval_plain/0.json").read_text())
     assert result["n"] == result["verdicts"] == 4 and result["settings"]["template"] == "llama2"
 

@@ -167,19 +167,11 @@ def test_an_unknown_template_is_an_input_error():
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_a_whole_run_with_vllm(tmp_path, environment):
+def test_a_whole_run_with_vllm(tmp_path, script):
     pytest.importorskip("vllm")
     model = byte_llama(tmp_path / "model")
-    script = ROOT / "eval" / "scripts" / "humaneval.sh"
-    done = subprocess.run(
-        ["bash", script, model, "bf16", "--limit", "2", "--max_model_len", "1024"],
-        cwd=tmp_path,
-        env={**environment, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended = script("eval/scripts/humaneval.sh", model, "bf16", "--limit", "2", "--max_model_len", "1024", cwd=tmp_path)
+    assert ended.code == 0, ended.err[-3000:]
     result = json.loads((tmp_path / "results/model/humaneval/0.json").read_text())
     assert result["n"] == 2 and result["score"] == 0 and result["settings"]["template"] == "wizardcoder"
     lines = [json.loads(line) for line in (tmp_path / "results/model/humaneval/0.jsonl").read_text().splitlines()]

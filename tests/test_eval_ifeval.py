@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,19 +183,11 @@ def test_the_public_file(no_punkt):
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_a_whole_run_with_vllm(tmp_path, environment):
+def test_a_whole_run_with_vllm(tmp_path, script):
     pytest.importorskip("vllm")
     data, model = write(tmp_path, ITEMS), byte_llama(tmp_path / "model")
-    script = ROOT / "eval" / "scripts" / "ifeval.sh"
-    done = subprocess.run(
-        ["bash", script, model, "bf16", "--data", data],
-        cwd=tmp_path,
-        env={**environment, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended = script("eval/scripts/ifeval.sh", model, "bf16", "--data", data, cwd=tmp_path)
+    assert ended.code == 0, ended.err[-3000:]
     result = json.loads((tmp_path / "results/model/ifeval/0.json").read_text())
     assert result["n"] == 5 and set(result["metrics"]) == set(harness.METRICS)
     assert result["score"] == result["metrics"]["prompt_level_loose_acc"]

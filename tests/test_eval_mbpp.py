@@ -4,8 +4,6 @@ import ast
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -353,19 +351,11 @@ def test_no_network_and_no_file_is_an_input_error(tmp_path, monkeypatch):
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_a_whole_run_with_vllm(plus_file, tmp_path, environment):
+def test_a_whole_run_with_vllm(plus_file, tmp_path, script):
     pytest.importorskip("vllm")
     model = byte_llama(tmp_path / "model", chat=CHAT)
-    script = ROOT / "eval" / "scripts" / "mbpp.sh"
-    done = subprocess.run(
-        ["bash", script, model, "bf16", "--limit", "2", "--data", plus_file],
-        cwd=tmp_path,
-        env={**environment, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended = script("eval/scripts/mbpp.sh", model, "bf16", "--limit", "2", "--data", plus_file, cwd=tmp_path)
+    assert ended.code == 0, ended.err[-3000:]
     result = json.loads((tmp_path / "results/model/mbpp/0.json").read_text())
     assert result["n"] == 2 and result["settings"]["template"] == "evalplus chat"
     first = json.loads((tmp_path / "results/model/mbpp/0.jsonl").read_text().splitlines()[0])

@@ -1,8 +1,8 @@
 # Chooses the Python environment that a script runs in. Sourced, it offers two functions, which set $PYTHON:
 #
 #   find_environment KIND   the active environment (VIRTUAL_ENV, CONDA_PREFIX), else IMPART_VENV, else .venv at the top
-#                           of the repository. Installs nothing: where packages are missing it ends with one error
-#                           line, exit 2.
+#                           of the repository. Installs nothing: where packages are missing, or versions are outside
+#                           the ranges, it ends with one error line, exit 2; with IMPART_INSTALL=skip, versions pass.
 #   use_environment KIND    the same, but makes .venv where nothing is active, and installs the requirements into it. An
 #                           active environment belongs to the user: it is installed into only with IMPART_INSTALL=yes.
 #
@@ -16,10 +16,10 @@ use_environment() {  # KIND
     choose_environment
     if [ "$ACTIVE" = yes ]; then
         is_stamped "$1" && return
-        local missing
-        missing=$(missing_packages "$1") || exit 2
-        if [ -z "$missing" ]; then return; fi
-        [ "${IMPART_INSTALL:-no}" = yes ] || refuse_environment "$1" "$missing"
+        local shortcomings
+        shortcomings=$(shortcomings_for "$1") || exit 2
+        if [ -z "$shortcomings" ]; then return; fi
+        [ "${IMPART_INSTALL:-no}" = yes ] || refuse_environment "$1" "$shortcomings"
     elif [ ! -x "$PYTHON" ]; then
         make_environment
     fi
@@ -33,13 +33,17 @@ find_environment() {  # KIND
         exit 2
     fi
     is_stamped "$1" && return
-    local missing
-    missing=$(missing_packages "$1") || exit 2
-    [ -z "$missing" ] || refuse_environment "$1" "$missing"
+    local shortcomings
+    shortcomings=$(shortcomings_for "$1") || exit 2
+    [ -z "$shortcomings" ] || refuse_environment "$1" "$shortcomings"
 }
 
 choose_environment() {  # sets ENVIRONMENT (its folder), PYTHON, and ACTIVE (yes: activated, and not made here)
     local stamp
+    case ${IMPART_INSTALL:-no} in
+        yes | no | skip) ;;
+        *) echo "error: IMPART_INSTALL is yes, no or skip, not '$IMPART_INSTALL'" >&2; exit 2 ;;
+    esac
     MAKER=${PYTHON:-python3}  # what makes .venv, should there be none
     ENVIRONMENT=${VIRTUAL_ENV:-${CONDA_PREFIX:-}} ACTIVE=yes
     if [ -z "$ENVIRONMENT" ]; then ENVIRONMENT=${IMPART_VENV:-$ROOT/.venv} ACTIVE=no; fi
@@ -65,16 +69,18 @@ make_environment() {
 }
 
 install_requirements() {  # KIND
-    local file torch
+    local file torch=requirements/torch.txt
     file=$(requirements_of "$1")
+    # The core's range of torch is for environments and requirements files of the user's; all others get the one version.
+    if [ "$ACTIVE" = yes ] && [ "$1" != full ] || [ -n "${IMPART_REQUIREMENTS:-}" ]; then torch=/dev/null; fi
     echo "installing $file into $ENVIRONMENT (once; a minute for the core, several for everything)" >&2
     (
         cd "$ROOT" || exit 1  # the paths in the requirements files are relative to here
         if [ -n "${IMPART_TORCH_INDEX:-}" ]; then
-            torch=$(grep '^torch==' requirements-core.txt)
-            "$PYTHON" -m pip install --quiet --index-url "$IMPART_TORCH_INDEX" "$torch" || exit 1
+            "$PYTHON" -m pip install --quiet --index-url "$IMPART_TORCH_INDEX" -c "$torch" \
+                "$(grep -h '^torch[<>=]' "$file" requirements-core.txt | head -n 1)" || exit 1
         fi
-        "$PYTHON" -m pip install --quiet -r "$file" || exit 1
+        "$PYTHON" -m pip install --quiet -c "$torch" -r "$file" || exit 1
         # Every process of vLLM finds the load format `impart` by the entry point of an installed suite.
         if "$PYTHON" -m pip show --quiet vllm 2>/dev/null; then
             "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation -e .
@@ -84,12 +90,14 @@ install_requirements() {  # KIND
         exit 1
     }
     fingerprint_of "$file" > "$ENVIRONMENT/.impart-requirements-$1"
+    [ "$ACTIVE" = yes ] || printf 'installed; for your own commands: source %q/bin/activate\n' "$ENVIRONMENT" >&2
 }
 
-refuse_environment() {  # KIND "missing packages"
+refuse_environment() {  # KIND "what missing.py says"
     local instead=
-    if [ "$ACTIVE" = yes ]; then instead="deactivate it to use one of the suite's own, or "; fi
-    echo "error: the environment $ENVIRONMENT lacks $2; ${instead}install with: $(installing_command "$1")" >&2
+    if [ "$ACTIVE" = yes ]; then instead="deactivate it to use one of the suite's own, "; fi
+    case $2 in *"has "*) instead+="set IMPART_INSTALL=skip to go on with these versions, " ;; esac
+    echo "error: the environment $ENVIRONMENT $2; ${instead:+${instead}or }install with: $(installing_command "$1")" >&2
     exit 2
 }
 
@@ -99,8 +107,10 @@ installing_command() {  # KIND -> a command line that can be pasted
     printf '%sbash %q %s' "$consent" "$ROOT/requirements/environment.sh" "$1"
 }
 
-missing_packages() {  # KIND -> the names that cannot be imported, "a, b", or nothing
-    (cd "$ROOT" && "$PYTHON" requirements/missing.py "$(requirements_of "$1")")
+shortcomings_for() {  # KIND -> "lacks a, b and has c 1.0 (>=1.1 is needed)", or nothing
+    local versions=
+    if [ "${IMPART_INSTALL:-no}" = skip ]; then versions=--any-version; fi
+    (cd "$ROOT" && "$PYTHON" requirements/missing.py "$(requirements_of "$1")" $versions)
 }
 
 requirements_of() {  # KIND -> file
@@ -122,7 +132,7 @@ is_stamped() {  # KIND: a complete environment is recognised without starting Py
 }
 
 fingerprint_of() {  # requirements file -> one word for the state of all of them
-    echo "$1 $(cat "$ROOT"/requirements*.txt "$ROOT"/requirements/constraints-cpu.txt | cksum | tr ' ' -)"
+    echo "$1 $(cat "$ROOT"/requirements*.txt "$ROOT"/requirements/*.txt | cksum | tr ' ' -)"
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Scripts that a test starts run in the interpreter that runs the tests, and may not install anything into it.
 os.environ["VIRTUAL_ENV"] = sys.prefix
 os.environ["IMPART_VENV"] = os.devnull  # or an environment that a script made would be theirs, to install into
-os.environ.pop("IMPART_INSTALL", None)
+if os.environ.get("IMPART_INSTALL") == "yes":
+    del os.environ["IMPART_INSTALL"]
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

@@ -7,9 +7,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../requirements/environment.sh"
 cd "$ROOT"
 find_environment core
-missing=$("$PYTHON" requirements/missing.py requirements-dev.txt)
-if [ -n "$missing" ]; then
-    printf 'error: %s lacks %s; install with: %q -m pip install -r requirements-dev.txt\n' "$ENVIRONMENT" "$missing" "$PYTHON" >&2
+shortcomings=$("$PYTHON" requirements/missing.py requirements-dev.txt)
+if [ -n "$shortcomings" ]; then
+    printf 'error: %s %s; install with: %q -m pip install -r requirements-dev.txt\n' "$ENVIRONMENT" "$shortcomings" "$PYTHON" >&2
     exit 2
 fi
 if [ "${1:-}" = --fix ]; then

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -191,11 +192,44 @@ def test_missing_reads_the_files_that_a_file_includes(tmp_path):
     (tmp_path / "more.txt").write_text("numpy==2.3.*\nimpart.absent.too>=1\n")
     command = [sys.executable, ROOT / "requirements" / "missing.py", tmp_path / "all.txt"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "impart.absent.too, impart-absent\n")
+    assert (done.returncode, done.stdout) == (0, "lacks impart.absent.too, impart-absent\n")
+
+
+def test_missing_names_versions_outside_their_range(tmp_path):
+    """The versions are those of the environment that runs this; a local part such as 2.13.0+cpu is no difference."""
+    torch, numpy = version("torch"), version("numpy")
+    file = tmp_path / "all.txt"
+    file.write_text(f"torch=={torch.partition('+')[0]}\nnumpy>=1000,<1001\npyyaml>=1\nimpart-absent\n")
+    command = [sys.executable, ROOT / "requirements" / "missing.py", file]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == f"lacks impart-absent and has numpy {numpy} (>=1000,<1001 is needed)\n"
+    done = subprocess.run([*command, "--any-version"], capture_output=True, text=True)
+    assert done.stdout == "lacks impart-absent\n"
+
+
+def test_versions_outside_their_range_need_a_word_of_the_user(tmp_path):
+    file = tmp_path / "needs.txt"
+    file.write_text("numpy>=1000\n")
+    given = {"VIRTUAL_ENV": sys.prefix, "IMPART_REQUIREMENTS": file}
+    for call in ("find_environment core", "use_environment core"):
+        refused(chosen(call, **given), f"has numpy {version('numpy')} (>=1000 is needed)", "IMPART_INSTALL=skip")
+        accepted = chosen(call, **given, IMPART_INSTALL="skip")
+        assert (accepted.returncode, accepted.stderr) == (0, "")
+        refused(chosen(call, **given, IMPART_INSTALL="1"), "yes, no or skip, not '1'")
+    file.write_text("impart-absent\n")
+    refused(chosen("use_environment core", **given, IMPART_INSTALL="skip"), "lacks impart-absent")
+
+
+def test_every_package_of_the_core_is_a_range_that_can_be_tried_at_its_lower_end():
+    """With the command of requirements/README.md."""
+    command = re.search(r"(?m)^ {4}(sed .*) > \S+$", (ROOT / "requirements" / "README.md").read_text())[1]
+    lowest = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    ends = [line for line in lowest.splitlines() if not line.startswith("#")]
+    assert len(ends) > 10 and all(re.fullmatch(r"[a-z]+==[\d.]+", end) for end in ends), ends
 
 
 def test_whatever_a_test_starts_runs_here_and_may_not_install():
-    assert os.environ["VIRTUAL_ENV"] == sys.prefix and "IMPART_INSTALL" not in os.environ
+    assert os.environ["VIRTUAL_ENV"] == sys.prefix and os.environ.get("IMPART_INSTALL") != "yes"
     asked = 'source requirements/environment.sh; choose_environment; echo "$ACTIVE"'
     done = subprocess.run(["bash", "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "yes\n"  # a user's own: also the environment that a script made for these tests

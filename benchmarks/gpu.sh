@@ -5,7 +5,9 @@
 #
 # Writes what it prints to ${OUT:-runs/gpu}/gpu.md as well, line by line: what was measured before an end is kept.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/../requirements/environment.sh"
+help_if_asked "$@"
+cd "$ROOT"
 python=${PYTHON:-python3}
 out=${OUT:-runs/gpu}
 mkdir -p "$out"

@@ -8,7 +8,7 @@
 # BASE and FT are folders or hub ids. Installs nothing.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../requirements/environment.sh"
-if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0; fi
+help_if_asked "$@"
 [ $# -ge 3 ] && [ $# -le 4 ] || { echo "error: usage: bash configs/new_pair.sh BASE FT NAME [benchmarks]" >&2; exit 2; }
 find_environment core
 exec "$PYTHON" "$ROOT/reproduce/new_pair.py" "$@"

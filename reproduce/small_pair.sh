@@ -8,6 +8,7 @@
 # Each model takes minutes: assets/small/README.md has those that were measured. Then PAIR=small bash reproduce/table1.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../requirements/environment.sh"
+help_if_asked "$@"
 cd "$ROOT"
 models=assets/small/models
 for skill in "$@"; do

@@ -6,6 +6,8 @@
 #   use_environment KIND    the same, but makes .venv where nothing is active, and installs the requirements into it. An
 #                           active environment belongs to the user: it is installed into only with IMPART_INSTALL=yes.
 #
+# A third, help_if_asked "$@", prints the comment that the script begins with.
+#
 # KIND: core, full, or small (what makes the small pair: the core and a reader of its base model's format).
 # Run as a script, it installs: bash requirements/environment.sh core|full|small
 # The variables that it reads are listed in requirements/README.md.
@@ -36,6 +38,10 @@ find_environment() {  # KIND
     local shortcomings
     shortcomings=$(shortcomings_for "$1") || exit 2
     [ -z "$shortcomings" ] || refuse_environment "$1" "$shortcomings"
+}
+
+help_if_asked() {  # "$@": for -h or --help prints the comment that a script begins with, and ends
+    case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 }
 
 choose_environment() {  # sets ENVIRONMENT (its folder), PYTHON, and ACTIVE (yes: activated, and not made here)

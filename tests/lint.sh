@@ -5,6 +5,7 @@
 #   bash tests/lint.sh --fix    mends what ruff can mend, layout included
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../requirements/environment.sh"
+help_if_asked "$@"
 cd "$ROOT"
 find_environment core
 shortcomings=$("$PYTHON" requirements/missing.py requirements-dev.txt)

@@ -6,6 +6,7 @@
 #   bash tests/run.sh -k allocation   further arguments go to pytest
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../requirements/environment.sh"
+help_if_asked "$@"
 cd "$ROOT"
 if [ "${1:-}" = --core ]; then
     shift

@@ -185,6 +185,22 @@ def test_what_cannot_be_an_environment_is_refused(bare, tmp_path):
     refused(chosen("use_environment core", VIRTUAL_ENV=bare, IMPART_REQUIREMENTS="no.txt"), "'no.txt'")
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "benchmarks/gpu.sh",
+        "configs/new_pair.sh",
+        "reproduce/all.sh",
+        "reproduce/small_pair.sh",
+        "tests/lint.sh",
+        "tests/run.sh",
+    ],
+)
+def test_a_script_explains_itself_in_any_environment(script, bare):
+    done = bash(script, "--help", VIRTUAL_ENV=bare)
+    assert (done.returncode, done.stderr) == (0, "") and f"bash {script}" in done.stdout and "set -e" not in done.stdout
+
+
 def test_missing_reads_the_files_that_a_file_includes(tmp_path):
     (tmp_path / "all.txt").write_text(
         "-c none.txt\n-r more.txt\n./stubs/vllm\nimpart-absent[x]==1.*  # why\npyyaml==6.0.*\n"

@@ -266,7 +266,7 @@ def test_what_an_expert_s_hessian_is_gathered_from_is_what_its_matrix_is_given(t
             for one, matrix in zip(
                 x.flatten(0, -3) if function is torch.bmm else [x], W if W.ndim == 3 else [W], strict=False
             ):
-                for candidate in (matrix, matrix.T):
+                for candidate in (matrix, matrix.mT):
                     rows = candidate.shape[0] // len(weight) if len(candidate) % len(weight) == 0 else 0
                     if candidate.shape[1] == weight.shape[1] and any(
                         torch.equal(candidate[i * len(weight) : (i + 1) * len(weight)], weight) for i in range(rows)

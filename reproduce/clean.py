@@ -17,7 +17,7 @@ if not __package__:  # run as `python reproduce/clean.py`: import from the repos
 
 from impart.artifact_writer import PROGRESS
 from impart.config import Parser
-from impart.errors import run
+from impart.errors import InputError, run
 from impart.files import user_path
 from impart.outputs import MARKER, Output
 from impart.report import table
@@ -25,10 +25,13 @@ from impart.report import table
 
 def main(arguments: Sequence[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("folders", nargs="*", default=["runs"], help="folders of results (default: runs)")
+    parser.add_argument("folders", nargs="*", help="folders of results (default: runs)")
     parser.add_argument("--yes", action="store_true", help="remove what is listed")
     flags = parser.parse_args(arguments)
-    sizes = {path: size_of(path) for path in left_behind(map(user_path, flags.folders))}
+    for folder in flags.folders:
+        if not user_path(folder).is_dir():
+            raise InputError(f"there is no folder {folder!r}")
+    sizes = {path: size_of(path) for path in left_behind(map(user_path, flags.folders or ["runs"]))}
     if not sizes:
         print("nothing to remove")
         return

@@ -33,6 +33,8 @@ def test_it_lists_and_removes_on_demand(runs, called):
     assert sorted(path.name for path in runs.rglob("*.partial")) == ["notes.partial"]
     assert (runs / "pair/delta/delta.json").exists()
     assert called(clean.main, str(runs)).out == "nothing to remove\n"
+    mistyped = called(clean.main, str(runs / "rnus"))
+    assert mistyped.code == 2 and mistyped.err == f"error: there is no folder '{runs / 'rnus'}'\n"
 
 
 def test_what_is_being_written_stays(runs, called):

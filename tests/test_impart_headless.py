@@ -161,7 +161,7 @@ def test_a_decoder_without_a_head_leaves_the_bases_as_it_is(called, caplog, tmp_
         given = tmp_path / "delta"
         pair = ("--base_model", base, "--finetuned_model", tuned)
         assert called(delta_script.main, "--svd", "--dtype", "fp32", *pair, "--save_path", given).code == 0
-    found = merged(called, base, [given, given], tmp_path / "merged")
+    found = merged(called, base, [f"{given}:2"], tmp_path / "merged")
     assert "m0 lacks the base's head, which counts as unchanged: lm_head.weight\n" in caplog.text
     assert torch.equal(found["lm_head.weight"], weights["lm_head.weight"])
     for name in ("model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "model.norm.weight"):

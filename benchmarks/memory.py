@@ -7,6 +7,7 @@ memory, and what of it is not there in a process that only imports the same.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --layers 10 --hidden 1024 --folder /tmp
+    python benchmarks/memory.py --pair BASE FINETUNED      # models that are there, each in one file, and seconds
 """
 
 import json
@@ -14,7 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from impart.files import free_space
 from impart.report import table
 
 ROOT = Path(__file__).resolve().parents[1]
+IMPART = ("compression_ratio=32", "preprune_ratio=0.6", "C=1")
 DELTA, SPARSIFY = "delta.py", "sparsify/sparsify.py"
 TWO_MODELS = "benchmarks/two_models_way.py"
 TOKENS_PER_HIDDEN, MLP_PER_HIDDEN = 16, 2.75  # 16384 tokens and mlp matrices of 2816 rows at hidden 1024
@@ -47,9 +50,10 @@ PEAK_OF = (
 
 @dataclass(frozen=True)
 class Peak:
-    """Largest resident memory of one process in MiB, and that of one that only imports the same."""
+    """Largest resident memory of one process in MiB, its seconds, and the memory of one that only imports the same."""
 
     total: float
+    seconds: float
     imports: float
 
     @property
@@ -63,104 +67,129 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--hidden", type=int, default=1024, help="width of the models (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, 0 for all cores (default: %(default)s)")
     parser.add_argument("--folder", help="where the temporary models are made (default: the system's)")
+    parser.add_argument("--pair", type=Path, nargs=2, metavar=("BASE", "FINETUNED"), help="in place of made models")
     flags = parser.parse_args(arguments)
     if flags.layers < 1 or flags.hidden < 16:
         raise InputError(f"--layers {flags.layers} must be at least 1 and --hidden {flags.hidden} at least 16")
-    size = sum(spec.nbytes for spec in parameters(flags.layers, flags.hidden))
+    if flags.pair:
+        for model in flags.pair:
+            if not (model / "model.safetensors").is_file():
+                raise InputError(f"--pair {model} has no model.safetensors; the way of two models reads one file")
+        size = (flags.pair[0] / "model.safetensors").stat().st_size
+    else:
+        size = sum(spec.nbytes for spec in parameters(flags.layers, flags.hidden))
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
         free_space(Path(folder), DISK_PER_MODEL * size, "the benchmark")
-        here, plain, deeper = measured(Path(folder), flags.layers, flags.hidden, flags.threads)
+        if flags.pair:
+            print(f"{cpu_name()}; two models of {size / 2**20:.0f} MiB; peak memory in MiB, and without imports")
+            print(of_pair(Steps(*flags.pair, Path(folder), flags.threads)))
+            return
+        print(
+            f"{cpu_name()}; two bf16 models of {size / 2**20:.0f} MiB, {flags.layers} layers, hidden {flags.hidden}; "
+            "peak memory in MiB, and without imports"
+        )
+        print(of_made_pairs(Path(folder), flags.layers, flags.hidden, flags.threads))
+
+
+def of_pair(steps: "Steps") -> str:
+    """Peaks and seconds, here and in the way of two models."""
+    here, plain = steps.streamed(), steps.two_models()
+    rows = [
+        (
+            step,
+            *cells(plain[step]),
+            f"{plain[step].seconds:.0f}",
+            *cells(one),
+            f"{one.seconds:.0f}",
+            less(plain, here, step),
+        )
+        for step, one in here.items()
+    ]
+    return table(rows, ("step", "two models", "net", "seconds", "here", "net", "seconds", "less"))
+
+
+def of_made_pairs(folder: Path, layers: int, hidden: int, threads: int) -> str:
+    """Peaks here, in the way of two models, and here at double depth."""
+    steps = Steps(folder / "models/base", folder / "models/tuned", folder, threads)
+    write_pair(folder / "models", layers, hidden)
+    here, plain = steps.streamed(), steps.two_models()
+    shutil.rmtree(folder / "models")
+    write_pair(folder / "models", 2 * layers, hidden)
+    deeper = steps.streamed()
     rows = [
         (
             step,
             *cells(plain[step]),
             *cells(here[step]),
-            f"{plain[step].net / here[step].net:.1f}x",
+            less(plain, here, step),
             *cells(deeper[step]),
             f"{deeper[step].net - here[step].net:+.0f}",
         )
         for step in here
     ]
-    print(
-        f"{cpu_name()}; two bf16 models of {size / 2**20:.0f} MiB, {flags.layers} layers, hidden {flags.hidden}; peak "
-        "memory in MiB, and without imports"
-    )
-    print(
-        table(rows, ("step", "two models", "net", "here", "net", "less", f"{2 * flags.layers} layers", "net", "grows"))
-    )
+    return table(rows, ("step", "two models", "net", "here", "net", "less", f"{2 * layers} layers", "net", "grows"))
 
 
 def cells(peak: Peak) -> tuple[str, str]:
     return f"{peak.total:.0f}", f"{peak.net:.0f}"
 
 
-def measured(folder: Path, layers: int, hidden: int, threads: int) -> tuple[dict[str, Peak], ...]:
-    """Peaks by step: here, in the way of two models, and here at double depth."""
-    write_pair(folder / "models", layers, hidden)
-    here, plain = streamed_steps(folder, threads), two_models_steps(folder, threads)
-    shutil.rmtree(folder / "models")
-    write_pair(folder / "models", 2 * layers, hidden)
-    return here, plain, streamed_steps(folder, threads)
+def less(plain: Mapping[str, Peak], here: Mapping[str, Peak], step: str) -> str:
+    return f"{plain[step].net / here[step].net:.1f}x"
 
 
-def streamed_steps(folder: Path, threads: int) -> dict[str, Peak]:
-    """The steps as a user runs them."""
-    base, tuned = f"{folder}/models/base", f"{folder}/models/tuned"
-    svd, sparse, model = (str(folder / name) for name in ("svd", "sparse", "model"))
-    delta_imports, sparsify_imports = peak_of(DELTA, "--help"), peak_of(SPARSIFY, "--help")
-    run_flags = ("--device", "cpu", "--threads", str(threads))
-    peaks = {
-        "svd": Peak(
-            peak_of(DELTA, "--svd", "--base_model", base, "--finetuned_model", tuned, "--save_path", svd, *run_flags),
-            delta_imports,
-        ),
-        "sparsify": Peak(
-            peak_of(
-                SPARSIFY,
-                *run_flags,
-                f"base_model={base}",
-                f"ftm_dir={tuned}",
-                f"save_dir={sparse}",
-                "compression_ratio=32",
-                "preprune_ratio=0.6",
-                "C=1",
-                "save_model=true",
+@dataclass(frozen=True)
+class Steps:
+    """The three steps over a pair, each in a process of its own; what they write below `folder` is removed."""
+
+    base: Path
+    tuned: Path
+    folder: Path
+    threads: int
+
+    def streamed(self) -> dict[str, Peak]:
+        """As a user runs them."""
+        svd, sparse, model = (str(self.folder / name) for name in ("svd", "sparse", "model"))
+        flags = ("--device", "cpu", "--threads", str(self.threads))
+        pair = ("--base_model", str(self.base), "--finetuned_model", str(self.tuned))
+        keys = (f"base_model={self.base}", f"ftm_dir={self.tuned}", f"save_dir={sparse}", *IMPART, "save_model=true")
+        of_delta, of_sparsify = peak_of(DELTA, "--help")[0], peak_of(SPARSIFY, "--help")[0]
+        peaks = {
+            "svd": Peak(*peak_of(DELTA, "--svd", *pair, "--save_path", svd, *flags), of_delta),
+            "sparsify": Peak(*peak_of(SPARSIFY, *flags, *keys), of_sparsify),
+            "merge": Peak(
+                *peak_of(DELTA, "--merge", *pair[:2], "--delta_path", svd, "--save_path", model, *flags), of_delta
             ),
-            sparsify_imports,
-        ),
-        "merge": Peak(
-            peak_of(DELTA, "--merge", "--base_model", base, "--delta_path", svd, "--save_path", model, *run_flags),
-            delta_imports,
-        ),
-    }
-    for result in (svd, sparse, f"{sparse}_model", model):
-        shutil.rmtree(result)
-    return peaks
+        }
+        for result in (svd, sparse, f"{sparse}_model", model):
+            shutil.rmtree(result)
+        return peaks
+
+    def two_models(self) -> dict[str, Peak]:
+        """In the authors' way."""
+        factors, model = str(self.folder / "factors.pt"), str(self.folder / "plain.safetensors")
+        sparse = str(self.folder / "plain_sparse")
+        given = ("--finetuned", str(self.tuned), "--threads", str(self.threads))
+        imports = peak_of(TWO_MODELS, "--help")[0]
+        peaks = {
+            "svd": Peak(*peak_of(TWO_MODELS, "svd", *given, "--base", str(self.base), "--out", factors), imports),
+            "sparsify": Peak(*peak_of(TWO_MODELS, "sparsify", *given, "--factors", factors, "--out", sparse), imports),
+            "merge": Peak(*peak_of(TWO_MODELS, "merge", *given, "--factors", factors, "--out", model), imports),
+        }
+        shutil.rmtree(sparse)
+        for file in (factors, model):
+            Path(file).unlink()
+        return peaks
 
 
-def two_models_steps(folder: Path, threads: int) -> dict[str, Peak]:
-    """The same in the authors' way."""
-    base, tuned, factors = f"{folder}/models/base", f"{folder}/models/tuned", str(folder / "factors.pt")
-    sparse, model = str(folder / "plain_sparse"), str(folder / "plain.safetensors")
-    imports, given = peak_of(TWO_MODELS, "--help"), ("--finetuned", tuned, "--threads", str(threads))
-    peaks = {
-        "svd": Peak(peak_of(TWO_MODELS, "svd", *given, "--base", base, "--out", factors), imports),
-        "sparsify": Peak(peak_of(TWO_MODELS, "sparsify", *given, "--factors", factors, "--out", sparse), imports),
-        "merge": Peak(peak_of(TWO_MODELS, "merge", *given, "--factors", factors, "--out", model), imports),
-    }
-    shutil.rmtree(sparse)
-    for file in (factors, model):
-        Path(file).unlink()
-    return peaks
-
-
-def peak_of(script: str, *arguments: str) -> float:
-    """Largest resident memory in MiB of `python script arguments`, run to its end."""
+def peak_of(script: str, *arguments: str) -> tuple[float, float]:
+    """Largest resident memory in MiB of `python script arguments`, run to its end, and its seconds."""
+    started = time.monotonic()
     command = [sys.executable, "-S", "-c", PEAK_OF, sys.executable, str(ROOT / script), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if ended.returncode:
         raise InputError(f"{script} {' '.join(arguments)} failed: {ended.stderr.strip()[-1000:]}")
-    return float(ended.stdout)
+    return float(ended.stdout), time.monotonic() - started
 
 
 def write_pair(folder: Path, layers: int, hidden: int) -> None:

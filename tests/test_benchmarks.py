@@ -1,6 +1,7 @@
 """Every benchmark runs end to end at a small size, prints its table and compares the right things."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,23 @@ def test_memory(script):
         assert min(map(float, (plain, here, deeper))) > 50  # MiB: an interpreter with torch
         assert re.fullmatch(r"-?\d+\.\dx", less)
         assert abs(float(deeper_net) - float(here_net) - float(grows)) <= 1
+
+
+@pytest.mark.slow
+def test_memory_of_a_pair_that_is_there(script):
+    tiny = Path(memory.ROOT) / "assets" / "tiny"
+    ended = script("benchmarks/memory.py", "--pair", tiny / "base", tiny / "chat")
+    assert ended.code == 0, ended.err
+    rows = rows_of(ended.out)
+    for step in ("svd", "sparsify", "merge"):
+        plain, _, plain_seconds, here, _, seconds, less = rows[step]
+        assert min(map(float, (plain, here))) > 50 and min(map(float, (plain_seconds, seconds))) > 0
+        assert re.fullmatch(r"-?\d+\.\dx", less)
+
+
+def test_memory_of_a_pair_in_shards_is_one_error(tmp_path, called):
+    ended = called(memory.main, "--pair", tmp_path, tmp_path)
+    assert ended.code == 2 and "has no model.safetensors" in ended.err
 
 
 def test_the_pair_of_the_memory_benchmark_is_a_pair(tmp_path):

@@ -203,9 +203,9 @@ def test_a_script_explains_itself_in_any_environment(script, bare):
 
 def test_missing_reads_the_files_that_a_file_includes(tmp_path):
     (tmp_path / "all.txt").write_text(
-        "-c none.txt\n-r more.txt\n./stubs/vllm\nimpart-absent[x]==1.*  # why\npyyaml==6.0.*\n"
+        "-c none.txt\n-r more.txt\n./stubs/vllm\nimpart-absent[x]==1.*  # why\npyyaml>=1\n"
     )
-    (tmp_path / "more.txt").write_text("numpy==2.3.*\nimpart.absent.too>=1\n")
+    (tmp_path / "more.txt").write_text("numpy>=1\nimpart.absent.too>=1\n")
     command = [sys.executable, ROOT / "requirements" / "missing.py", tmp_path / "all.txt"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "lacks impart.absent.too, impart-absent\n")

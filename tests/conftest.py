@@ -68,8 +68,8 @@ def vllm_environment(environment) -> dict[str, str]:
 def script(environment) -> Callable[..., Ended]:
     """`script("delta.py", "--info", path)` runs a script of the repository as a user would, one of bash likewise."""
 
-    def run(file: str, *arguments: object, cwd: Path = ROOT) -> Ended:
-        interpreter = "bash" if file.endswith(".sh") else sys.executable
+    def run(file: str | Path, *arguments: object, cwd: Path = ROOT) -> Ended:
+        interpreter = "bash" if Path(file).suffix == ".sh" else sys.executable
         done = subprocess.run(
             [interpreter, str(ROOT / file), *map(str, arguments)],
             cwd=cwd,

@@ -18,6 +18,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from zlib import crc32
 
 if not __package__:  # run as `python benchmarks/merge_memory.py`: import from the repository root, not from benchmarks/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -104,7 +105,7 @@ def write_model(work: Path, name: str, megabytes: int) -> None:
         )
     )
     base = open_checkpoint(work / "base") if name != "base" else None
-    generator = torch.Generator().manual_seed(len(name) + ord(name[0]))
+    generator = torch.Generator().manual_seed(crc32(name.encode()))
     writer = CheckpointWriter(work / name, [TensorSpec(key, shape, torch.bfloat16) for key, shape in shapes.items()])
     for key, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)

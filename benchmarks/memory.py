@@ -61,6 +61,50 @@ class Peak:
         return self.total - self.imports
 
 
+@dataclass(frozen=True)
+class Steps:
+    """The three steps over a pair, each in a process of its own; what they write below `folder` is removed."""
+
+    base: Path
+    tuned: Path
+    folder: Path
+    threads: int
+
+    def streamed(self) -> dict[str, Peak]:
+        """As a user runs them."""
+        svd, sparse, model = (str(self.folder / name) for name in ("svd", "sparse", "model"))
+        flags = ("--device", "cpu", "--threads", str(self.threads))
+        pair = ("--base_model", str(self.base), "--finetuned_model", str(self.tuned))
+        keys = (f"base_model={self.base}", f"ftm_dir={self.tuned}", f"save_dir={sparse}", *IMPART, "save_model=true")
+        of_delta, of_sparsify = peak_of(DELTA, "--help")[0], peak_of(SPARSIFY, "--help")[0]
+        peaks = {
+            "svd": Peak(*peak_of(DELTA, "--svd", *pair, "--save_path", svd, *flags), of_delta),
+            "sparsify": Peak(*peak_of(SPARSIFY, *flags, *keys), of_sparsify),
+            "merge": Peak(
+                *peak_of(DELTA, "--merge", *pair[:2], "--delta_path", svd, "--save_path", model, *flags), of_delta
+            ),
+        }
+        for result in (svd, sparse, f"{sparse}_model", model):
+            shutil.rmtree(result)
+        return peaks
+
+    def two_models(self) -> dict[str, Peak]:
+        """In the authors' way."""
+        factors, model = str(self.folder / "factors.pt"), str(self.folder / "plain.safetensors")
+        sparse = str(self.folder / "plain_sparse")
+        given = ("--finetuned", str(self.tuned), "--threads", str(self.threads))
+        imports = peak_of(TWO_MODELS, "--help")[0]
+        peaks = {
+            "svd": Peak(*peak_of(TWO_MODELS, "svd", *given, "--base", str(self.base), "--out", factors), imports),
+            "sparsify": Peak(*peak_of(TWO_MODELS, "sparsify", *given, "--factors", factors, "--out", sparse), imports),
+            "merge": Peak(*peak_of(TWO_MODELS, "merge", *given, "--factors", factors, "--out", model), imports),
+        }
+        shutil.rmtree(sparse)
+        for file in (factors, model):
+            Path(file).unlink()
+        return peaks
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--layers", type=int, default=10, help="depth of the first pair (default: %(default)s)")
@@ -71,27 +115,26 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser.parse_args(arguments)
     if flags.layers < 1 or flags.hidden < 16:
         raise InputError(f"--layers {flags.layers} must be at least 1 and --hidden {flags.hidden} at least 16")
-    if flags.pair:
-        for model in flags.pair:
-            if not (model / "model.safetensors").is_file():
-                raise InputError(f"--pair {model} has no model.safetensors; the way of two models reads one file")
-        size = (flags.pair[0] / "model.safetensors").stat().st_size
-    else:
-        size = sum(spec.nbytes for spec in parameters(flags.layers, flags.hidden))
+    size = size_of(flags.pair) if flags.pair else sum(spec.nbytes for spec in parameters(flags.layers, flags.hidden))
+    made = "" if flags.pair else f", {flags.layers} layers, hidden {flags.hidden}"
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
         free_space(Path(folder), DISK_PER_MODEL * size, "the benchmark")
+        print(f"{cpu_name()}; two models of {size / 2**20:.0f} MiB{made}; peak memory in MiB, and without imports")
         if flags.pair:
-            print(f"{cpu_name()}; two models of {size / 2**20:.0f} MiB; peak memory in MiB, and without imports")
             print(of_pair(Steps(*flags.pair, Path(folder), flags.threads)))
-            return
-        print(
-            f"{cpu_name()}; two bf16 models of {size / 2**20:.0f} MiB, {flags.layers} layers, hidden {flags.hidden}; "
-            "peak memory in MiB, and without imports"
-        )
-        print(of_made_pairs(Path(folder), flags.layers, flags.hidden, flags.threads))
+        else:
+            print(of_made_pairs(Path(folder), flags.layers, flags.hidden, flags.threads))
 
 
-def of_pair(steps: "Steps") -> str:
+def size_of(pair: Sequence[Path]) -> int:
+    """Bytes of the first model; InputError unless both are in one file each."""
+    for model in pair:
+        if not (model / "model.safetensors").is_file():
+            raise InputError(f"--pair {model} has no model.safetensors; the way of two models reads one file")
+    return (pair[0] / "model.safetensors").stat().st_size
+
+
+def of_pair(steps: Steps) -> str:
     """Peaks and seconds, here and in the way of two models."""
     here, plain = steps.streamed(), steps.two_models()
     rows = [
@@ -136,50 +179,6 @@ def cells(peak: Peak) -> tuple[str, str]:
 
 def less(plain: Mapping[str, Peak], here: Mapping[str, Peak], step: str) -> str:
     return f"{plain[step].net / here[step].net:.1f}x"
-
-
-@dataclass(frozen=True)
-class Steps:
-    """The three steps over a pair, each in a process of its own; what they write below `folder` is removed."""
-
-    base: Path
-    tuned: Path
-    folder: Path
-    threads: int
-
-    def streamed(self) -> dict[str, Peak]:
-        """As a user runs them."""
-        svd, sparse, model = (str(self.folder / name) for name in ("svd", "sparse", "model"))
-        flags = ("--device", "cpu", "--threads", str(self.threads))
-        pair = ("--base_model", str(self.base), "--finetuned_model", str(self.tuned))
-        keys = (f"base_model={self.base}", f"ftm_dir={self.tuned}", f"save_dir={sparse}", *IMPART, "save_model=true")
-        of_delta, of_sparsify = peak_of(DELTA, "--help")[0], peak_of(SPARSIFY, "--help")[0]
-        peaks = {
-            "svd": Peak(*peak_of(DELTA, "--svd", *pair, "--save_path", svd, *flags), of_delta),
-            "sparsify": Peak(*peak_of(SPARSIFY, *flags, *keys), of_sparsify),
-            "merge": Peak(
-                *peak_of(DELTA, "--merge", *pair[:2], "--delta_path", svd, "--save_path", model, *flags), of_delta
-            ),
-        }
-        for result in (svd, sparse, f"{sparse}_model", model):
-            shutil.rmtree(result)
-        return peaks
-
-    def two_models(self) -> dict[str, Peak]:
-        """In the authors' way."""
-        factors, model = str(self.folder / "factors.pt"), str(self.folder / "plain.safetensors")
-        sparse = str(self.folder / "plain_sparse")
-        given = ("--finetuned", str(self.tuned), "--threads", str(self.threads))
-        imports = peak_of(TWO_MODELS, "--help")[0]
-        peaks = {
-            "svd": Peak(*peak_of(TWO_MODELS, "svd", *given, "--base", str(self.base), "--out", factors), imports),
-            "sparsify": Peak(*peak_of(TWO_MODELS, "sparsify", *given, "--factors", factors, "--out", sparse), imports),
-            "merge": Peak(*peak_of(TWO_MODELS, "merge", *given, "--factors", factors, "--out", model), imports),
-        }
-        shutil.rmtree(sparse)
-        for file in (factors, model):
-            Path(file).unlink()
-        return peaks
 
 
 def peak_of(script: str, *arguments: str) -> tuple[float, float]:

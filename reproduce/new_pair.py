@@ -22,7 +22,7 @@ from eval.run.descriptions import described
 from impart.config import Parser
 from impart.errors import InputError, run
 from impart.files import user_path, write_atomically
-from impart.foreign_folders import ADAPTER
+from impart.foreign_folders import ADAPTER, foreign_kind
 from impart.hub import fetch_file, is_hub_id
 from impart.pair import CONFIGS
 from impart.weight_files import read_json
@@ -79,8 +79,11 @@ def main(arguments: Sequence[str]) -> None:
     if base == finetuned:
         raise InputError(f"BASE and FINETUNED are both {base!r}; a pair is two models")
     for model in (base, finetuned):
-        problem = model_problem(model) if user_path(model).is_dir() else None
-        if problem is not None and ADAPTER not in problem:  # which all but the row of the fine-tuned model itself take
+        folder = user_path(model)
+        if not folder.is_dir() or foreign_kind(folder) == ADAPTER:  # all rows but the fine-tuned model's own take one
+            continue
+        problem = model_problem(model)
+        if problem is not None:
             raise InputError(problem)
     texts = {
         key: yaml.safe_dump(text).removesuffix("...\n").strip() for key, text in (("base", base), ("tuned", finetuned))

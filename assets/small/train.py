@@ -62,7 +62,7 @@ class Recipe:
 
 
 RECIPES = {
-    "math": Recipe(steps=320, batch=16, rate=3e-4, window=8, attention="eager"),
+    "math": Recipe(steps=380, batch=16, rate=3e-4, window=8, attention="eager"),
     "code": Recipe(steps=40, batch=16, rate=5e-4),
     "chat": Recipe(steps=80, batch=16, rate=5e-4),
     "gsm8k": Recipe(steps=150, batch=16, rate=5e-4),

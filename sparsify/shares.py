@@ -28,6 +28,7 @@ SHARES = 2.0 ** (np.arange(-8, 9) / 4)  # of its even part of a total that a mat
 TINY = 1e-12
 LOWEST_PRICE, HIGHEST_PRICE = 1e-30, 1e30  # of bytes, in errors: beyond all that there are
 KAPPA = 16.0  # one number for all pairs, chosen on the tiny pair's validation items (benchmarks/README.md)
+MASKED_KAPPA = 5.0  # the same where both factors of a triplet are masked (sparsify/methods/impart_auto.py)
 
 
 @dataclass(frozen=True)

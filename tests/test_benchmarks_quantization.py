@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_benchmarks import rows_of
 
-from benchmarks import lowrank_sparse, quantization_accuracy, quantization_bytes, quantization_speed, side_by_side
+from benchmarks import quantization_accuracy, quantization_bytes, quantization_speed, rules, side_by_side
 from eval.report.cells import cell
 from eval.report.scored import read_scored
 
@@ -105,14 +105,17 @@ def test_a_line_of_the_accuracy_table_and_the_output_errors(tmp_path, monkeypatc
     assert errors[rows[0]["name"].removesuffix(".weight")][1] == pytest.approx(rows[0]["error"], abs=1e-4)
 
 
-def test_rules_are_compared_at_equal_bytes(called):
-    few = ("--ratios", "32", "--parts", "budgets", "--seeds", "1", "--items", "3")
-    ended = called(lowrank_sparse.main, "assets/tiny/base", "assets/tiny/code", "code", *few)
+@pytest.mark.parametrize("part, ratio, count", [("budgets", 32, 6), ("impart_budgets", 16, 6), ("rescaling", 8, 5)])
+def test_rules_are_compared_at_equal_bytes(called, part, ratio, count):
+    few = ("--ratios", ratio, "--parts", part, "--seeds", "1", "--items", "3", "--texts", "12")
+    ended = called(rules.main, "assets/tiny/base", "assets/tiny/code", "code", *few)
     assert ended.code == 0, ended.err
-    rows = {title: cells for title, cells in rows_of(ended.out).items() if title != "budgets"}
-    assert len(rows) == 5 and all(float(ratio) == pytest.approx(32, rel=0.03) for _, _, ratio in rows.values())
-    for loss, gain, _ in rows.values():
-        assert float(loss) > 0 and float(gain.removesuffix(" %")) > 90
+    rows = {title: cells for title, cells in rows_of(ended.out).items() if title != part}
+    assert len(rows) == count and all(float(cells[-1]) == pytest.approx(ratio, rel=0.05) for cells in rows.values())
+    for loss, gain, change, _ in rows.values():
+        assert float(loss) > 0 and float(gain.removesuffix(" %")) > 80 and 0 < float(change) < 1
+    least = min(rows, key=lambda title: float(rows[title][2]))
+    assert f"least change: {least}, loss {rows[least][0]}" in ended.out
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,12 @@ def test_rules_are_compared_at_equal_bytes(called):
         (quantization_bytes, ("--sizes", "2048x2048"), "not a whole number"),
         (quantization_speed, ("--hidden", "100"), "must be a multiple of 64"),
         (quantization_speed, ("--sequences", "0"), "must be at least 1"),
-        (lowrank_sparse, ("base", "tuned", "math", "--items", "0"), "must be at least 1"),
+        (rules, ("base", "tuned", "math", "--items", "0"), "must be at least 1"),
+        (
+            rules,
+            ("assets/tiny/base", "assets/tiny/code", "code", "--texts", "101"),
+            "fewer than --items 100 and 101 texts",
+        ),
         (quantization_accuracy, ("--seeds", "0"), "must be at least 1"),
         (quantization_accuracy, ("--skills", "poetry"), "invalid choice: 'poetry'"),
     ],

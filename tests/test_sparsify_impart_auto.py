@@ -6,14 +6,15 @@ import torch
 
 from impart.method import DenseMatrix
 from impart.svd import delta_svd
-from sparsify.methods.impart_auto import KAPPA, ImPartAuto, capped_shares, least_error_shares
+from sparsify.methods.impart_auto import ImPartAuto, capped_shares, least_error_shares
+from sparsify.shares import MASKED_KAPPA
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 
 
 def error(s, shares):
     r = len(shares)
-    return float((s[:r] ** 2 * (shares**-2 - 1)).sum() + KAPPA * (s[r:] ** 2).sum())
+    return float((s[:r] ** 2 * (shares**-2 - 1)).sum() + MASKED_KAPPA * (s[r:] ** 2).sum())
 
 
 @pytest.mark.parametrize("decay, columns", [(0.3, 6.5), (0.8, 6.5), (0.8, 20.0), (2.0, 3.0)])

@@ -2,12 +2,14 @@
 
 dW^ = L + a mean|R| sign(R) xi / f, where L is the best approximation of dW of rank r, in b bits by fitted grids,
 R = dW - L, xi ~ Bernoulli(f) entry by entry from the seed, and a is tail_scale. A matrix takes r (b (m + n) + 32) bits,
-one bit for each of its f m n signs, and its part of the shard's header. No calibration text is read.
+one bit for each of its f m n signs, and its part of the shard's header. Calibration text is read for budget:
+information alone.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,7 +26,7 @@ from impart.masks import LEVELS
 from impart.method import FactoredMatrix, Matrix, Method
 from impart.report import progress
 from impart.sources import Source
-from quantize.one_step import OneStepMethod
+from quantize.one_step import OneStepMethod, Setting
 from quantize.vectors import rounded_triplets
 from sparsify.allocation import budget_bits
 from sparsify.shares import AUTO, SHARES, Budget, best_alpha, budget_of, check_tail_scale, shares_of_model
@@ -63,22 +65,31 @@ class LowRankSigns(OneStepMethod):
 
     budget: str = option(
         "matrix",
-        choices=("matrix", "model"),
+        choices=("matrix", "model", "information"),
         help="matrix: each matrix has the ratio; model: all together have it, and bytes go where they lower the sum of "
-        "expected errors over norm(W)^2 most",
+        "expected errors over norm(W)^2 most; information: the sum of expected errors times the Fisher information on "
+        "the calibration text",
     )
 
     def resolved(self) -> Self:
         check_tail_scale(self.tail_scale)
-        if self.budget == "model" and self.head != AUTO:
+        if self.budget != "matrix" and self.head != AUTO:
             raise InputError(
-                f"budget: model divides the bytes by the rule of head: auto, not head={self.head}; leave one out"
+                f"budget: {self.budget} divides the bytes by the rule of head: auto, not head={self.head}; leave one "
+                "out"
             )
         return self
 
     @property
     def seeded(self) -> bool:
         return self.head != 1
+
+    @property
+    def needs_text(self) -> bool:
+        return self.budget == "information"
+
+    def settings(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(LowRankSigns)}
 
     def check(self, name: str, m: int, n: int) -> None:
         if self.budget == "matrix":
@@ -123,19 +134,27 @@ class LowRankSigns(OneStepMethod):
         return room.least_error(s, squared_norm(dW), spread=math.pi / 2, error=GRID_ERRORS[self.head_bits])
 
     def planned(self, source: Source, base: Checkpoint) -> Method:
-        if self.budget == "matrix":
+        if self.budget != "model":
             return self
+        shares = self.shares(all_of(source), lambda name: 1 / squared_norm(base.tensor(name)))
+        return LowRankSignsOfModel(**self.settings(), by_name=shares)
+
+    def trained(self, setting: Setting) -> Method:
+        return LowRankSignsByText(**self.settings(), setting=setting)
+
+    def shares(self, matrices: Sequence[Matrix], weight: Callable[[str], float]) -> dict[str, float]:
+        """Shares of their even parts that give the matrices the least sum of expected errors times `weight`."""
         errors, sizes = {}, {}
-        for name in progress(source.matrices, what="dividing the bytes"):
-            matrix = source.matrix(name)
+        for matrix in progress(matrices, what="dividing the bytes"):
+            name = matrix.name
             rooms = [self.room(name, *matrix.shape, float(share)) for share in SHARES]
             triplets = matrix.triplets(rooms[-1].rank(1.0))
             if triplets is not None:
                 s, dW = triplets[1], matrix.dense()
-                J = [self.least_error(room, s, dW)[0] if room.is_enough else math.inf for room in rooms]
-                errors[name] = np.array(J) / squared_norm(base.tensor(name))
+                J = [self.least_error(room, s, dW)[0] * weight(name) if room.is_enough else math.inf for room in rooms]
+                errors[name] = np.array(J)
                 sizes[name] = float(dW.numel())
-        return LowRankSignsOfModel(**asdict(self), shares=shares_of_model(errors, sizes))
+        return shares_of_model(errors, sizes)
 
     def rounded(self, matrix: Matrix, rank: int) -> Encoded:
         """The leading triplets in head_bits; of a delta of lower rank, all of them."""
@@ -151,15 +170,45 @@ class LowRankSigns(OneStepMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankSignsOfModel(LowRankSigns):
-    """The method with the bytes of one model divided: `shares` of its even part for each matrix."""
+    """The method with the bytes of one model divided: `by_name` has the share of its even part for each matrix."""
 
-    shares: Mapping[str, float]
-
-    def settings(self) -> dict[str, Any]:
-        return {key: value for key, value in super().settings().items() if key != "shares"}
+    by_name: Mapping[str, float]
 
     def share(self, name: str) -> float:
-        return self.shares[name]
+        return self.by_name[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankSignsByText(LowRankSigns):
+    """The method with the bytes divided by Fisher information, when the first matrix is encoded."""
+
+    setting: Setting
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), **self.setting.calibration.settings()}
+
+    def share(self, name: str) -> float:
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, float]:
+        from quantize.information import fisher_information  # imports the model classes of transformers
+
+        setting = self.setting
+        information = fisher_information(
+            setting.finetuned,
+            setting.source.matrices,
+            setting.calibration.sequences,
+            seed=setting.seed,
+            device=setting.device,
+            dtype=setting.finetuned.model_dtype() if setting.device.type == "cuda" else torch.float32,
+        )
+        return self.shares(all_of(setting.source), information.__getitem__)
+
+
+def all_of(source: Source) -> list[Matrix]:
+    """The matrices of both models, each read when it is asked for."""
+    return [source.matrix(name) for name in source.matrices]
 
 
 def squared_norm(W: Tensor) -> float:

@@ -4,8 +4,9 @@ The ablations of Table 3 are settings: preprune_ratio: 0, allocation: uniform, r
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from impart.config import option
 from impart.encodings import empty, sparse_svd
 from impart.encodings.encoded import Encoded, Triplets
 from impart.errors import InputError
-from impart.method import Matrix
+from impart.method import Matrix, Method
+from impart.report import progress
 from sparsify.accounting import Accounting
 from sparsify.allocation import (
     beta_of,
@@ -31,6 +33,8 @@ from sparsify.allocation import (
     uv_sparsity,
 )
 from sparsify.faces import QuantizedMethod, SparseMethod, bit_plan_option, with_sizes
+from sparsify.information import digest, information_of, read_information
+from sparsify.shares import MASKED_KAPPA, SHARES, shares_of_model
 
 
 def _beta():
@@ -86,12 +90,68 @@ class ImPart(SparseMethod):
     )
     mask: str = _mask()
     rescale: bool = option(True, help="multiply kept entries by 1 / (1 - p)")
+    information: str | None = option(
+        None,
+        help="file of quantize/information.py, by which the budget of the whole model goes to the matrices whose "
+        "errors cost most; default: each matrix has the ratio",
+    )
 
     def resolved(self) -> Self:
         check_beta(self.preprune_ratio)
         if self.accounting == "bytes" and self.allocation != "importance":
             raise InputError("accounting: bytes needs allocation: importance")
+        if self.information is not None:
+            read_information(self.information)
         return self
+
+    def settings(self) -> dict[str, Any]:
+        """`information` is the file's content, and only said where there is one."""
+        values = super().settings()
+        path = values.pop("information")
+        return values if path is None else {**values, "information": digest(path)}
+
+    def fitted(self, matrices: Sequence[Matrix]) -> Method:
+        # departs from the paper: there each matrix has the ratio
+        if self.information is None:
+            return self
+        information = information_of(self.information, [matrix.name for matrix in matrices])
+        return ImPartOfModel(method=self, by_name=self.shares(matrices, information.__getitem__))
+
+    def shares(self, matrices: Sequence[Matrix], weight: Callable[[str], float]) -> dict[str, float]:
+        """Shares of their even parts that give the matrices the least sum of expected errors times `weight`."""
+        errors, sizes = {}, {}
+        for matrix in progress(matrices, what="dividing the values"):
+            triplets = matrix.triplets(min(matrix.shape))
+            if triplets is not None:
+                s = all_values(triplets)
+                J = [self.expected_error(matrix.name, matrix.shape, s, share) * weight(matrix.name) for share in SHARES]
+                errors[matrix.name], sizes[matrix.name] = np.array(J), float(math.prod(matrix.shape))
+        return shares_of_model(errors, sizes)
+
+    def expected_error(self, name: str, shape: tuple[int, int], s: np.ndarray, share: float) -> float:
+        """Of an (m, n) matrix with values s (N,) that gets `share` of its even part; infinite where it cannot.
+
+        Sum of s_k^2 (1 / (1 - p_k)^2 - 1) over the triplets that are masked, and MASKED_KAPPA s_k^2 of the others.
+        """
+        one, (m, n) = self.at(share), shape
+        try:
+            one.check(name, m, n)
+        except InputError:
+            return math.inf
+        p = one.sparsity(s, m, n)
+        kept, dropped = s[: len(p)], s[len(p) :]
+        return float((kept**2 * ((1 - p) ** -2.0 - 1)).sum() + MASKED_KAPPA * (dropped**2).sum())
+
+    def at(self, share: float) -> "ImPart":
+        """The method for a matrix that gets `share` of its even part."""
+        return replace(self, compression_ratio=max(1.0, self.compression_ratio / share), information=None)
+
+    def sparsity(self, s: np.ndarray, m: int, n: int) -> np.ndarray:
+        """p (r,) of an (m, n) matrix with values s (N,)."""
+        alpha, b = uv_sparsity(m, n, self.compression_ratio), preprune_ratio(m, n, self.beta(m, n))
+        if self.allocation == "uniform":
+            return uniform_ratios(s, alpha, b)
+        return sparsity_ratios(s, alpha, b, self.C)
 
     def check(self, name: str, m: int, n: int) -> None:
         check_some_left(name, m, n, self.preprune_ratio)
@@ -99,6 +159,8 @@ class ImPart(SparseMethod):
         check_max_rank(name, m, n, self.compression_ratio, self.max_rank)
         if self.accounting == "bytes":
             check_one_triplet(name, m, n, self.compression_ratio, Accounting(plan=None))
+        if self.information is not None:
+            information_of(self.information, [name])
 
     def beta(self, m: int, n: int) -> float:
         """The beta that leaves an (m, n) matrix at most max_rank singular vectors, and no more than preprune_ratio."""
@@ -125,12 +187,24 @@ class ImPart(SparseMethod):
                 mask=self.mask,
                 rescale=self.rescale,
             )
-        s, alpha = all_values(triplets), uv_sparsity(m, n, self.compression_ratio)
-        b = preprune_ratio(m, n, self.beta(m, n))
-        p = sparsity_ratios(s, alpha, b, self.C) if self.allocation == "importance" else uniform_ratios(s, alpha, b)
+        p = self.sparsity(all_values(triplets), m, n)
         if len(p) == 0:  # departs from the paper: it does not treat a p that leaves no column
             return empty.write((m, n))
         return masked(triplets, p, matrix.name, seed=seed, mask=self.mask, rescale=self.rescale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImPartOfModel(Method):
+    """ImPart with the budget of one model divided: `by_name` has the share of its even part for each matrix."""
+
+    name: ClassVar = ImPart.name
+    label: ClassVar = ImPart.label
+
+    method: ImPart
+    by_name: Mapping[str, float]
+
+    def encode(self, matrix: Matrix, seed: int) -> Encoded:
+        return self.method.at(self.by_name[matrix.name]).encode(matrix, seed)
 
 
 @dataclass(frozen=True, kw_only=True)

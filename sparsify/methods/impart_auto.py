@@ -3,8 +3,8 @@
 Not of the paper, whose beta and C are chosen on validation items. With both factors of triplet k kept at a share x_k
 and rescaled (Eq. 4-5), the expected squared error of s_k u_k v_k^T is s_k^2 (1 / x_k^2 - 1). Under a budget of sum x_k
 columns the sum of these is least at x_k = min(1, t s_k^(2/3)). A triplet that is dropped misses s_k^2, which weighs
-KAPPA times as much as noise, as in sparsify/shares.py; but noise of u_k still answers to the inputs along v_k, so that
-KAPPA is smaller here. The number of triplets is the one of the least sum.
+MASKED_KAPPA times as much as noise; but noise of u_k still answers to the inputs along v_k, so that it is smaller than
+the KAPPA of sparsify/shares.py. The number of triplets is the one of the least sum.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from impart.method import Matrix
 from sparsify.allocation import uv_sparsity
 from sparsify.faces import SparseMethod
 from sparsify.methods.impart import all_values, masked
+from sparsify.shares import MASKED_KAPPA
 
-KAPPA = 5.0  # one number for all pairs, chosen on the tiny pair's validation items (benchmarks/README.md)
 RANKS_TRIED = 200
 
 
@@ -55,7 +55,7 @@ def least_error_shares(s: np.ndarray, columns: float) -> np.ndarray:
     best, found = np.inf, np.ones(0)
     for r in np.unique(np.geomspace(1, nonzero, RANKS_TRIED).astype(int)):
         shares = capped_shares(s[:r] ** (2 / 3), columns)
-        error = (energy[:r] * (shares**-2 - 1)).sum() + KAPPA * energy[r:].sum()
+        error = (energy[:r] * (shares**-2 - 1)).sum() + MASKED_KAPPA * energy[r:].sum()
         if error < best:
             best, found = error, shares
     return found

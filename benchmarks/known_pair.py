@@ -152,9 +152,7 @@ class KnownPair:
         """Fisher information of each matrix on the texts' prompts, as quantize/ takes it."""
         ids = [token for prompt, _ in self._texts for token in prompt]
         windows = torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).view(-1, WINDOW)
-        return fisher_information(
-            self._tuned, self.matrices, windows, seed=0, device=torch.device("cpu"), dtype=torch.float32
-        )
+        return fisher_information(self._tuned, self.matrices, windows, seed=0, device=torch.device("cpu"))
 
 
 def stored_bytes(name: str, encoded: Encoded) -> int:

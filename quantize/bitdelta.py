@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from impart.checkpoint import Checkpoint
 from impart.encodings.encoded import Encoded
 from impart.report import progress
-from quantize.whole_model import frozen_model, linear_module
+from quantize.whole_model import dtype_on, frozen_model, linear_module
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,10 @@ def distilled_scales(
     lr: float,
     batch: int,
     device: torch.device,
-    dtype: torch.dtype,
 ) -> dict[str, float]:
     """mu of every matrix after `steps` of Adam on the logits' mean squared difference. Holds both models in memory."""
-    teacher, student = (frozen_model(finetuned, device, dtype) for _ in range(2))
+    teacher, student = (frozen_model(finetuned, device) for _ in range(2))
+    dtype = dtype_on(device, finetuned)
     scaled: dict[str, ScaledSigns] = {}
     for name, stored in encoded.items():
         if stored.encoding == "empty":

@@ -41,13 +41,12 @@ def fisher_information(
     *,
     seed: int,
     device: torch.device,
-    dtype: torch.dtype,
 ) -> Mapping[str, float]:
     """F of each of these matrices, on token ids (count, length).
 
     Holds the model, the activations of one sequence and one matrix's gradient in memory. `seed`: of the drawn tokens.
     """
-    model = frozen_model(finetuned, device, dtype)
+    model = frozen_model(finetuned, device)
     sums = dict.fromkeys(matrices, 0.0)
 
     def add(name: str, weight: Tensor) -> None:
@@ -56,7 +55,7 @@ def fisher_information(
         weight.grad = None
 
     for name in matrices:
-        weight = linear_module(model, name, "budget: information takes the gradient of").weight
+        weight = linear_module(model, name, "the information is taken of the gradients of").weight
         weight.requires_grad_(True).register_post_accumulate_grad_hook(partial(add, name))
     draw = torch.Generator(device).manual_seed(seed)
     for ids in progress(list(sequences), what="taking gradients", unit="sequence"):
@@ -93,7 +92,6 @@ def main(arguments: Sequence[str]) -> None:
         sequences,
         seed=given.seed,
         device=device,
-        dtype=finetuned.model_dtype() if device.type == "cuda" else torch.float32,
     )
     facts = {"finetuned": given.finetuned, "fingerprint": finetuned.fingerprint(), "tokens": digest(sequences)}
     write_information(user_path(given.out), information, facts)

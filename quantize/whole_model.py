@@ -8,10 +8,15 @@ from impart.errors import InputError
 from impart.pretrained import load_model
 
 
-def frozen_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def frozen_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """The model in evaluation mode; no parameter asks for a gradient."""
-    model: nn.Module = load_model(checkpoint.path, checkpoint.source, dtype=dtype)
+    model: nn.Module = load_model(checkpoint.path, checkpoint.source, dtype=dtype_on(device, checkpoint))
     return model.to(device).eval().requires_grad_(False)
+
+
+def dtype_on(device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    """The model's own on a GPU; fp32 on a CPU, where 16 bit are slow."""
+    return checkpoint.model_dtype() if device.type == "cuda" else torch.float32
 
 
 def linear_module(model: nn.Module, name: str, setting: str) -> nn.Linear:

@@ -94,7 +94,6 @@ class TrainedBitDelta(BitDelta):
         source, setting = self.setting.source, self.setting
         untrained = BitDelta(compression_ratio_qt=self.compression_ratio_qt)
         encoded = {name: untrained.encode(source.matrix(name), setting.seed) for name in source.matrices}
-        dtype = setting.finetuned.model_dtype() if setting.device.type == "cuda" else torch.float32
         return distilled_scales(
             setting.base,
             setting.finetuned,
@@ -104,5 +103,4 @@ class TrainedBitDelta(BitDelta):
             lr=self.distill_lr,
             batch=setting.batch,
             device=setting.device,
-            dtype=dtype,
         )

@@ -201,7 +201,6 @@ class LowRankSignsByText(LowRankSigns):
             setting.calibration.sequences,
             seed=setting.seed,
             device=setting.device,
-            dtype=setting.finetuned.model_dtype() if setting.device.type == "cuda" else torch.float32,
         )
         return self.shares(all_of(setting.source), information.__getitem__)
 

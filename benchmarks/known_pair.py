@@ -148,11 +148,14 @@ class KnownPair:
         """The linear weights in 16 bit."""
         return 2 * sum(known.W.numel() for known in self._known.values())
 
-    def information(self) -> Mapping[str, float]:
-        """Fisher information of each matrix on the texts' prompts, as quantize/ takes it."""
-        ids = [token for prompt, _ in self._texts for token in prompt]
-        windows = torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).view(-1, WINDOW)
-        return fisher_information(self._tuned, self.matrices, windows, seed=0, device=torch.device("cpu"))
+    def information(self, answers: bool) -> Mapping[str, float]:
+        """Fisher information of each matrix, on windows of the texts' prompts or on prompts with their own answers."""
+        if answers:
+            sequences = [torch.tensor([*prompt, *answer]) for prompt, answer in self._texts]
+        else:
+            ids = [token for prompt, _ in self._texts for token in prompt]
+            sequences = list(torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).view(-1, WINDOW))
+        return fisher_information(self._tuned, self.matrices, sequences, seed=0, device=torch.device("cpu"))
 
 
 def stored_bytes(name: str, encoded: Encoded) -> int:

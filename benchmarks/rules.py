@@ -98,7 +98,8 @@ def weights(pair: KnownPair) -> Iterator[tuple[str, Callable[[str], float]]]:
     """What the expected errors of matrices are multiplied by, by their names; the first two see no text."""
     yield "expected errors over norm(W)^2", lambda name: 1 / squared_norm(pair.tensor(name))
     yield "expected errors", lambda name: 1.0
-    yield "expected errors by Fisher information", pair.information().__getitem__
+    yield "expected errors by information, prompts", pair.information(answers=False).__getitem__
+    yield "expected errors by information, answers too", pair.information(answers=True).__getitem__
 
 
 def by_energy(pair: KnownPair, power: float) -> dict[str, float]:

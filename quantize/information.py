@@ -37,32 +37,32 @@ from sparsify.information import write_information
 def fisher_information(
     finetuned: Checkpoint,
     matrices: Sequence[str],
-    sequences: Tensor,
+    sequences: Sequence[Tensor],
     *,
     seed: int,
     device: torch.device,
 ) -> Mapping[str, float]:
-    """F of each of these matrices, on token ids (count, length).
+    """F of each of these matrices, on sequences of token ids (length,).
 
     Holds the model, the activations of one sequence and one matrix's gradient in memory. `seed`: of the drawn tokens.
     """
     model = frozen_model(finetuned, device)
-    sums = dict.fromkeys(matrices, 0.0)
+    sums, predicted = dict.fromkeys(matrices, 0.0), 0
 
     def add(name: str, weight: Tensor) -> None:
         assert weight.grad is not None
-        sums[name] += float(weight.grad.float().square().mean())
+        # The square of a mean over the tokens is 1 / tokens of their mean square, as they are drawn independently.
+        sums[name] += predicted * float(weight.grad.float().square().mean()) / len(sequences)
         weight.grad = None
 
     for name in matrices:
         weight = linear_module(model, name, "the information is taken of the gradients of").weight
         weight.requires_grad_(True).register_post_accumulate_grad_hook(partial(add, name))
     draw = torch.Generator(device).manual_seed(seed)
-    for ids in progress(list(sequences), what="taking gradients", unit="sequence"):
+    for ids in progress(sequences, what="taking gradients", unit="sequence"):
+        predicted = len(ids) - 1
         own_tokens_loss(model, ids.to(device), draw).backward()
-    predicted = sequences.shape[1] - 1
-    # The square of a mean over the tokens is 1 / tokens of their mean square, as they are drawn independently.
-    return {name: predicted * total / len(sequences) for name, total in sums.items()}
+    return sums
 
 
 def own_tokens_loss(model: nn.Module, ids: Tensor, draw: torch.Generator) -> Tensor:
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     information = fisher_information(
         finetuned,
         linear_names(finetuned),
-        sequences,
+        list(sequences),
         seed=given.seed,
         device=device,
     )

@@ -105,7 +105,7 @@ def test_a_line_of_the_accuracy_table_and_the_output_errors(tmp_path, monkeypatc
     assert errors[rows[0]["name"].removesuffix(".weight")][1] == pytest.approx(rows[0]["error"], abs=1e-4)
 
 
-@pytest.mark.parametrize("part, ratio, count", [("budgets", 32, 6), ("impart_budgets", 16, 6), ("rescaling", 8, 5)])
+@pytest.mark.parametrize("part, ratio, count", [("budgets", 32, 7), ("impart_budgets", 16, 7), ("rescaling", 8, 5)])
 def test_rules_are_compared_at_equal_bytes(called, part, ratio, count):
     few = ("--ratios", ratio, "--parts", part, "--seeds", "1", "--items", "3", "--texts", "12")
     ended = called(rules.main, "assets/tiny/base", "assets/tiny/code", "code", *few)

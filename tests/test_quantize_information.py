@@ -44,7 +44,7 @@ def log_p(model, sequences):
 
 @pytest.mark.parametrize("name", [V, DOWN])
 def test_a_random_error_moves_the_answers_by_half_the_information_times_its_energy(name, sequences):
-    found = fisher_information(open_checkpoint(CODE), [V, DOWN], sequences, seed=0, device=CPU)
+    found = fisher_information(open_checkpoint(CODE), [V, DOWN], list(sequences), seed=0, device=CPU)
     model = frozen_model(open_checkpoint(CODE), CPU)
     weight, before = model.get_parameter(name), log_p(model, sequences)
     generator, moved, size = torch.Generator().manual_seed(0), [], 1e-3

@@ -198,7 +198,7 @@ class LowRankSignsByText(LowRankSigns):
         information = fisher_information(
             setting.finetuned,
             setting.source.matrices,
-            setting.calibration.sequences,
+            list(setting.calibration.sequences),
             seed=setting.seed,
             device=setting.device,
         )

@@ -45,7 +45,7 @@ def test_every_yaml_is_a_row_a_pair_or_a_training_recipe():
 
 def test_every_pair_of_table_2_and_those_of_this_repository_have_a_folder():
     own = {f"{pair}/{skill}" for pair in ("tiny", "tiny1", "smollm2") for skill in ("math", "code", "chat")}
-    others = {*TODAY_PAIRS, "smollm2/gsm8k", "smollm2_135m"}
+    others = {*TODAY_PAIRS, "smollm2/code_seed1", "smollm2/gsm8k", "smollm2_135m"}
     assert {named(file.parent) for file in SINGLE} == {*PAPER_PAIRS, *own, *others}
     assert {named(file.parent) for file in MERGING} == {"merging_13b", "tiny/merging", "smollm2/merging"}
 

@@ -8,7 +8,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ OTHERS = (("#56B4E9", "P"), ("#7F5539", "X"), ("#6A3D9A", "*"), ("#8A8D00", "h")
 ROLES = {BASE: ("0.5", ":"), TUNED: ("0.1", "--")}  # row of a plan -> grey and dashes of the whole model's line
 OTHER_WHOLE = (("0.3", "-."), ("0.5", (0, (7, 2))), ("0.65", (0, (1, 3))))  # of further whole models, in turn
 VARIANTS = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))  # lines of one method in several forms
+FILLED = 3  # of these, the first have filled markers, the others hollow ones
 PANEL = (3.5, 2.7)  # inches
 ONE_PANEL = (5.2, 3.2)
 CAPTION_SIZE = 7.5  # points
@@ -78,20 +79,26 @@ class Look:
     color: str
     marker: str
     linestyle: Any  # dashes, as matplotlib writes them
+    filled: bool = True  # the marker
 
     @property
     def curve(self) -> dict[str, Any]:
         """Of points with error bars."""
-        return asdict(self) | {"markeredgecolor": "white", "capsize": 2.5, "elinewidth": 1.1, "capthick": 1.1}
+        marker = {"markeredgecolor": "white"} if self.filled else {"markerfacecolor": "white"}
+        return self._line | marker | {"capsize": 2.5, "elinewidth": 1.1, "capthick": 1.1}
 
     @property
     def hollow(self) -> dict[str, Any]:
         """Of numbers from elsewhere, without bars, behind ours."""
-        return asdict(self) | {"linestyle": ":", "linewidth": 1, "markersize": 4.5, "mfc": "white", "zorder": 1.5}
+        return self._line | {"linestyle": ":", "linewidth": 1, "markersize": 4.5, "mfc": "white", "zorder": 1.5}
+
+    @property
+    def _line(self) -> dict[str, Any]:
+        return {"color": self.color, "marker": self.marker, "linestyle": self.linestyle}
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """A method has its colour and marker in every figure; its forms, such as `ImPart-Qt`, differ in their lines."""
+    """A method has its colour and marker in every figure; its forms, such as `ImPart-Qt`, in lines and filling."""
     others = cycle(OTHERS)
     own: dict[str, tuple[str, str]] = {}
     variants: Counter[str] = Counter()
@@ -100,7 +107,8 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
         method = label.partition(" (")[0].partition(" [")[0].removesuffix(QUANTIZED)
         if method not in own:
             own[method] = METHODS.get(method) or next(others)
-        found[label] = Look(*own[method], VARIANTS[variants[method] % len(VARIANTS)])
+        form = variants[method] % len(VARIANTS)
+        found[label] = Look(*own[method], VARIANTS[form], filled=form < FILLED)
         variants[method] += 1
     return found
 

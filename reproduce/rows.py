@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,14 @@ from impart.config import keys_of, read_layers
 from impart.errors import InputError
 from impart.method import Method
 from impart.pair import Pair, pair_file, value_text
+from merge.settings import load_config as load_merge
+from merge.settings import resolve
 from sparsify.settings import FACES
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
+NOMINAL_SIZE = 1024  # of a square matrix, where the pair does not say its width
 RATIO_KEYS = {face: cls.ratio_key for face, cls in FACES.items()}
 
 
@@ -83,3 +86,11 @@ def facts(pair: Pair, method: Method, seed: int) -> dict[str, Any]:
     """What decides the bytes of a delta: models, method, its settings, and the seed where there is chance."""
     models = {"base_model": pair.base_model, "ftm_dir": pair.ftm_dir}
     return {**models, "method": method.name, **method.settings(), **({"seed": seed} if method.seeded else {})}
+
+
+def check_mergeable(name: str, words: Sequence[str], size: int) -> None:
+    """InputError for settings of a merge that merge.py would refuse, and for masks that a square matrix cannot meet."""
+    _, entries = resolve(load_merge([str(ROOT / pair_file(name))], {}, [], [*words, "save_pth=x"]))
+    for entry in entries:
+        if entry.premask:
+            entry.premask.check(f"{pair_file(name)} with {' '.join(words)}: a matrix", (size, size))

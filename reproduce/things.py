@@ -29,7 +29,9 @@ from impart.yaml_text import parse_yaml
 from quantize.one_step import one_step_methods
 from quantize.settings import Config, load_config
 from reproduce.rows import (
+    NOMINAL_SIZE,
     RATIO_KEYS,
+    check_mergeable,
     configs,
     facts,
     given_label,
@@ -238,6 +240,7 @@ class Plan:
         for seed in seeds:
             folder = self.wanted.runs / name / f"{text}_{mask}{f'_{sparsity}' if sparsity else ''}_seed{seed}"
             words = [f"merge_method={text}", f"mask={mask}", *([f"sparsity={sparsity}"] if sparsity else [])]
+            check_mergeable(name, words, pair.hidden_size or NOMINAL_SIZE)
             merge = script("merge/merge.py", "--config", str(relative(pair_file(name))), *words)
             merge += (f"seed={seed}", f"save_pth={folder}", *self._threads())
             masked = mask != "none" and methods("sparse")[mask].needs_svd

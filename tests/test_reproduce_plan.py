@@ -118,6 +118,7 @@ def test_a_ratio_as_a_yaml_list_and_every_other_kind_of_key_is_read(edited):
         ("merged x tiny/code ta none", "names no models to merge"),
         ("sparse impart tiny/code 32 beta=2", "drops every singular vector"),
         ("merged x tiny/merging ta nomask", "sparsities.ta_nomask"),
+        ("merged x tiny/merging tas_0.5 none", "merge_method: "),
     ],
 )
 def test_a_line_that_cannot_be_had_is_one_error(tmp_path, line, said):
@@ -157,6 +158,12 @@ def test_a_row_that_is_no_yaml_is_one_error(tmp_path, edited):
         (copy / "configs" / "rows" / "mine.yaml").write_text(text)
         with pytest.raises(InputError, match=said):
             planned(tmp_path / "r", f"{kind} mine tiny/code 8")
+
+
+def test_a_mask_that_no_matrix_can_meet_stops_the_plan(tmp_path, edited):
+    edited("tiny/merging", preprune_ratio=0.6)
+    with pytest.raises(InputError, match=r"mask=impart sparsity=0\.1: a matrix \(192 x 192\).*take beta <= 0\.55"):
+        planned(tmp_path / "r", "merged ties tiny/merging ties impart 0.1")
 
 
 def test_an_unknown_key_for_a_one_step_method_stops_the_plan(tmp_path, edited):

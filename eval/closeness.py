@@ -23,7 +23,6 @@ if not __package__:  # run as `python eval/closeness.py`: import from the reposi
 import torch
 from torch import Tensor
 
-from eval.engine.hf import HfModel
 from eval.engine.models import ModelSource
 from impart.checkpoint import open_checkpoint
 from impart.config import Parser
@@ -72,8 +71,10 @@ def output(model: Any, ids: Tensor) -> Output:
     return Output(found.hidden_states[-1][0].float(), found.logits[0].float().log_softmax(-1))
 
 
-def measured(sources: Sequence[ModelSource], finetuned: HfModel, sequences: Tensor) -> Iterator[Closeness]:
-    """One after another; two models are in memory at a time."""
+def measured(sources: Sequence[ModelSource], finetuned: Any, sequences: Tensor) -> Iterator[Closeness]:
+    """One after another, beside the HfModel `finetuned`: two models are in memory at a time."""
+    from eval.engine.hf import HfModel
+
     for source in sources:
         model = HfModel(source.weights(), finetuned.tokenizer, dtype=finetuned.dtype, max_model_len=1, batch_size=1)
         rows, wanted = (len(one.model.get_output_embeddings().weight) for one in (model, finetuned))
@@ -94,6 +95,8 @@ def main(arguments: Sequence[str]) -> None:
     add_trust_flag(parser)
     given = parser.parse_args(arguments)
     start_logging()
+    from eval.engine.hf import HfModel  # seconds of import that tables and plans do without
+
     checkpoint, tuned = open_checkpoint(given.finetuned), ModelSource(given.finetuned)
     sources = [ModelSource(model, given.base_model) for model in given.models]
     sequences = model_tokens(given.dataset, text_config(given), checkpoint)

@@ -6,9 +6,12 @@ from impart.errors import InputError
 
 LARGE_RHO = 0.1  # measured: 0.01 (the small pair) below it, 0.14 to 0.28 (the tiny pair) above it
 BY_RATIO = {  # true ratios -> what to take, where rho is below LARGE_RHO, and where it is not
-    "up to 16": ("not measured", "prinmix or lowrank_sparse, quantized"),
-    "32": ("not measured", "lowrank_sparse, quantized"),
-    "64 and more": ("lowrank_sparse, quantized, or darex", "lowrank_sparse, quantized, or bitdelta"),
+    "up to 16": ("not measured", "lowrank_sparse with budget: information, quantized"),
+    "32": ("lowrank_sparse or dare, quantized", "lowrank_sparse with budget: information, quantized"),
+    "64 and more": (
+        "dare in 2 bit with grid: compact, quantized, or lowrank_sparse",
+        "lowrank_sparse with budget: information, quantized, or bitdelta",
+    ),
 }
 
 

@@ -5,12 +5,13 @@ from impart.checkpoint import Checkpoint
 from impart.errors import InputError
 
 LARGE_RHO = 0.1  # measured: 0.01 (the small pair) below it, 0.14 to 0.28 (the tiny pair) above it
+INFORMATION = "lowrank_sparse with budget: information, quantized"
 BY_RATIO = {  # true ratios -> what to take, where rho is below LARGE_RHO, and where it is not
-    "up to 16": ("not measured", "lowrank_sparse with budget: information, quantized"),
-    "32": ("lowrank_sparse or dare, quantized", "lowrank_sparse with budget: information, quantized"),
+    "up to 16": ("not measured", INFORMATION),
+    "32": ("dare with grid: compact, quantized, or lowrank_sparse", INFORMATION),
     "64 and more": (
-        "dare in 2 bit with grid: compact, quantized, or lowrank_sparse",
-        "lowrank_sparse with budget: information, quantized, or bitdelta",
+        "dare in 2 bit with grid: compact, quantized, or darex",
+        f"{INFORMATION}, or bitdelta",
     ),
 }
 

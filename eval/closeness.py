@@ -71,12 +71,17 @@ def output(model: Any, ids: Tensor) -> Output:
     return Output(found.hidden_states[-1][0].float(), found.logits[0].float().log_softmax(-1))
 
 
+def loaded(source: ModelSource, tokenizer: Any, dtype: str, length: int) -> Any:
+    """The model as the engine hf loads it, for sequences of `length` tokens."""
+    from eval.engine.hf import HfModel  # seconds of import that tables and plans do without
+
+    return HfModel(source.weights(), tokenizer, dtype=dtype, max_model_len=length, batch_size=1)
+
+
 def measured(sources: Sequence[ModelSource], finetuned: Any, sequences: Tensor) -> Iterator[Closeness]:
     """One after another, beside the HfModel `finetuned`: two models are in memory at a time."""
-    from eval.engine.hf import HfModel
-
     for source in sources:
-        model = HfModel(source.weights(), finetuned.tokenizer, dtype=finetuned.dtype, max_model_len=1, batch_size=1)
+        model = loaded(source, finetuned.tokenizer, finetuned.dtype, sequences.shape[1])
         rows, wanted = (len(one.model.get_output_embeddings().weight) for one in (model, finetuned))
         if rows != wanted:
             raise InputError(f"{source.source!r} has {rows} output rows, and the fine-tuned model {wanted}: no pair")
@@ -95,15 +100,11 @@ def main(arguments: Sequence[str]) -> None:
     add_trust_flag(parser)
     given = parser.parse_args(arguments)
     start_logging()
-    from eval.engine.hf import HfModel  # seconds of import that tables and plans do without
-
     checkpoint, tuned = open_checkpoint(given.finetuned), ModelSource(given.finetuned)
     sources = [ModelSource(model, given.base_model) for model in given.models]
     sequences = model_tokens(given.dataset, text_config(given), checkpoint)
     tokenizer = load_tokenizer(checkpoint.path, checkpoint.source)
-    finetuned = HfModel(
-        tuned.weights(), tokenizer, dtype=given.dtype or tuned.dtype, max_model_len=given.seqlen, batch_size=1
-    )
+    finetuned = loaded(tuned, tokenizer, given.dtype or tuned.dtype, given.seqlen)
     found = sorted(zip(measured(sources, finetuned, sequences), given.models, strict=True), key=lambda one: one[0].kl)
     rows = [[name, f"{of.kl:.4f}", f"{of.change:.4f}", f"{100 * of.agreement:.1f} %"] for of, name in found]
     print(table(rows, ("nearest first", "KL", "output change", "same token")))

@@ -65,6 +65,11 @@ class Method:
         """Number of leading triplets of an (m, n) matrix that `encode` reads."""
         return min(m, n)
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether `encode` wants what `fitted` gives, so that no matrix of a delta can be compressed alone."""
+        return False
+
     def fitted(self, matrices: Sequence[Matrix]) -> "Method":
         """The method once it has seen all matrices of a delta; itself where each is compressed on its own."""
         return self

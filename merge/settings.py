@@ -264,7 +264,13 @@ def _premask(settings: ModelSettings, layers: Sequence[Layer], seed: int) -> Pre
     keys = [Layer(layer.origin, _of_masks(layer.values), layer.is_file) for layer in layers]
     if settings.sparsity is not None:
         keys.append(Layer("sparsity", {"compression_ratio": 1 / (1 - settings.sparsity)}, is_file=False))
-    return PreMask(fill(masks()[settings.mask], keys, needed_by=f"mask {settings.mask}").resolved(), seed)
+    method = fill(masks()[settings.mask], keys, needed_by=f"mask {settings.mask}").resolved()
+    if method.needs_all:
+        raise InputError(
+            f"mask {settings.mask}: a merge masks one matrix at a time, and these settings divide one budget among all "
+            "of them; leave `information` out, or merge the delta that sparsify.py makes with it"
+        )
+    return PreMask(method, seed)
 
 
 def masks() -> dict[str, type[SparseMethod]]:

@@ -236,12 +236,12 @@ class Plan:
         )
         if mask != "none" and not sparsity:
             raise InputError(f"{pair_file(name)} has no sparsities.{method}_{mask}, and the line names none")
+        settings = [f"merge_method={text}", f"mask={mask}", *([f"sparsity={sparsity}"] if sparsity else [])]
+        check_mergeable(name, settings, pair.hidden_size or NOMINAL_SIZE)
         seeds = self.wanted.seeds[:1] if mask == "none" else self.wanted.seeds
         for seed in seeds:
             folder = self.wanted.runs / name / f"{text}_{mask}{f'_{sparsity}' if sparsity else ''}_seed{seed}"
-            words = [f"merge_method={text}", f"mask={mask}", *([f"sparsity={sparsity}"] if sparsity else [])]
-            check_mergeable(name, words, pair.hidden_size or NOMINAL_SIZE)
-            merge = script("merge/merge.py", "--config", str(relative(pair_file(name))), *words)
+            merge = script("merge/merge.py", "--config", str(relative(pair_file(name))), *settings)
             merge += (f"seed={seed}", f"save_pth={folder}", *self._threads())
             masked = mask != "none" and methods("sparse")[mask].needs_svd
             self._merges[name, str(folder)] = (merge, masked)

@@ -12,7 +12,7 @@ and the head has the rank of the least J. How it compares with a grid search: be
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from torch import Tensor
 from impart.encodings import head_and_tail
 from impart.errors import InputError
 from impart.masks import LEVELS
+from impart.method import Matrix
+from impart.report import progress
 from sparsify.allocation import BISECTIONS
 
 AUTO = "auto"
@@ -101,6 +103,23 @@ def budget_of(
     return Budget(m, n, total - described, triplet, entry, spare=described - header(0.0))
 
 
+def least_error_shares_of(
+    matrices: Sequence[Matrix], errors: Callable[[Matrix], np.ndarray | None], weight: Callable[[str], float]
+) -> dict[str, float]:
+    """Shares of their even parts that give the matrices the least sum of expected errors times `weight`, by names.
+
+    errors: a matrix -> its expected errors (steps,) at SHARES, infinite where it cannot be; None for a delta of zeros,
+    which has no part in it.
+    """
+    weighted, sizes = {}, {}
+    for matrix in progress(matrices, what="dividing the bytes"):
+        J = errors(matrix)
+        if J is not None:
+            weighted[matrix.name] = np.multiply(J, weight(matrix.name), where=np.isfinite(J), out=J.copy())
+            sizes[matrix.name] = float(math.prod(matrix.shape))
+    return shares_of_model(weighted, sizes)
+
+
 def shares_of_model(errors: Mapping[str, np.ndarray], sizes: Mapping[str, float]) -> dict[str, float]:
     """Shares of their even parts of one total that give matrices the least sum of errors; InputError where none does.
 
@@ -120,7 +139,9 @@ def shares_of_model(errors: Mapping[str, np.ndarray], sizes: Mapping[str, float]
     found = chosen(high)
     if not np.isfinite(J).any(1).all() or (found * size).sum() > size.sum() * (1 + TINY):
         raise InputError("budget: model leaves some matrix no byte beside the shard's header; take a lower ratio")
-    found *= size.sum() / (found * size).sum()
+    # What is left goes to all alike, but to none beyond what it can take.
+    largest = np.where(np.isfinite(J[:, -1]), np.inf, np.where(np.isfinite(J), SHARES, 0).max(1))
+    found = np.minimum(found * size.sum() / (found * size).sum(), largest)
     return dict(zip(errors, found.tolist(), strict=True))
 
 

@@ -10,6 +10,7 @@ from impart.artifact import open_delta
 from impart.checkpoint import open_checkpoint
 from impart.files import sha256_of
 from impart.method import DenseMatrix
+from merge import merge
 from quantize import information, sparse_llama
 from quantize.calibration import calibration_sequences
 from quantize.information import fisher_information
@@ -86,6 +87,23 @@ def test_a_matrix_without_information_gets_least(method):
     assert equal == pytest.approx({"a": 1.0, "b": 1.0})
 
 
+def test_no_share_is_more_than_beta_leaves_values_for():
+    method = ImPart(compression_ratio=2, preprune_ratio=0.6, C=1.0)  # beta leaves none for 1.6 times its part
+    dW = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    shares = method.shares([DenseMatrix(name, dW) for name in "ab"], {"a": 0.0, "b": 1.0}.__getitem__)
+    assert shares["a"] < shares["b"] < 1.6
+    for share in shares.values():
+        method.at(share).check("a matrix", 128, 128)
+
+
+def test_a_merge_which_masks_matrix_by_matrix_refuses_information(called, tmp_path):
+    (tmp_path / "information.json").write_text('{"information": {"a": 1.0}}')
+    models = ("--ptm_pth", "assets/tiny/base", "--math_pth", "assets/tiny/math", "--code_pth", CODE)
+    mask = ("mask=impart", "sparsity=0.3", "preprune_ratio=0.5", "C=1", f"information={tmp_path / 'information.json'}")
+    ended = called(merge.main, "--merge_method", "ta_0.5", *models, "--save_pth", tmp_path / "x", *mask)
+    assert ended.code == 2 and "divide one budget among all" in ended.err and not (tmp_path / "x").exists()
+
+
 def test_the_expected_error_is_that_of_masks_that_are_drawn():
     generator = torch.Generator().manual_seed(0)
     U, V = (torch.linalg.qr(torch.randn(96, 96, generator=generator)).Q for _ in range(2))
@@ -100,10 +118,8 @@ def test_the_expected_error_is_that_of_masks_that_are_drawn():
 
 
 def test_impart_divides_its_values_by_a_file_of_information(called, tmp_path):
-    file, keys = (
-        tmp_path / "made" / "information.json",
-        ("method=impart", "preprune_ratio=0.6", "C=1", "compression_ratio=8"),
-    )
+    file = tmp_path / "made" / "information.json"
+    keys = ("method=impart", "preprune_ratio=0.6", "C=1", "compression_ratio=8")
     flags = ("--text_field", "prompt", "--nsamples", "4", "--seqlen", "64")
     made = called(information.main, CODE, TEXT, "--out", file, *flags)
     assert made.code == 0 and "21 matrices, from 4 sequences of 64 tokens" in made.out

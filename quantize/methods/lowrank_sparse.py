@@ -24,12 +24,20 @@ from impart.encodings.encoded import Encoded
 from impart.errors import InputError
 from impart.masks import LEVELS
 from impart.method import FactoredMatrix, Matrix, Method
-from impart.report import progress
 from impart.sources import Source
 from quantize.one_step import OneStepMethod, Setting
 from quantize.vectors import rounded_triplets
 from sparsify.allocation import budget_bits
-from sparsify.shares import AUTO, SHARES, Budget, best_alpha, budget_of, check_tail_scale, shares_of_model
+from sparsify.shares import (
+    AUTO,
+    SHARES,
+    TINY,
+    Budget,
+    best_alpha,
+    budget_of,
+    check_tail_scale,
+    least_error_shares_of,
+)
 
 ENCODINGS = {"head": "quantized_vectors", "tail": "signs"}
 GRID_ERRORS = {2: 0.24, 3: 0.075, 4: 0.023, 8: 0.00011}  # of u v^T in that many bits, squared and relative
@@ -136,7 +144,7 @@ class LowRankSigns(OneStepMethod):
     def planned(self, source: Source, base: Checkpoint) -> Method:
         if self.budget != "model":
             return self
-        shares = self.shares(all_of(source), lambda name: 1 / squared_norm(base.tensor(name)))
+        shares = self.shares(all_of(source), lambda name: 1 / max(TINY, squared_norm(base.tensor(name))))
         return LowRankSignsOfModel(**self.settings(), by_name=shares)
 
     def trained(self, setting: Setting) -> Method:
@@ -144,17 +152,16 @@ class LowRankSigns(OneStepMethod):
 
     def shares(self, matrices: Sequence[Matrix], weight: Callable[[str], float]) -> dict[str, float]:
         """Shares of their even parts that give the matrices the least sum of expected errors times `weight`."""
-        errors, sizes = {}, {}
-        for matrix in progress(matrices, what="dividing the bytes"):
-            name = matrix.name
-            rooms = [self.room(name, *matrix.shape, float(share)) for share in SHARES]
-            triplets = matrix.triplets(rooms[-1].rank(1.0))
-            if triplets is not None:
-                s, dW = triplets[1], matrix.dense()
-                J = [self.least_error(room, s, dW)[0] * weight(name) if room.is_enough else math.inf for room in rooms]
-                errors[name] = np.array(J)
-                sizes[name] = float(dW.numel())
-        return shares_of_model(errors, sizes)
+        return least_error_shares_of(matrices, self.expected_errors, weight)
+
+    def expected_errors(self, matrix: Matrix) -> np.ndarray | None:
+        """J (steps,) of a matrix at SHARES of its even part; None for a delta of zeros."""
+        rooms = [self.room(matrix.name, *matrix.shape, float(share)) for share in SHARES]
+        triplets = matrix.triplets(rooms[-1].rank(1.0))
+        if triplets is None:
+            return None
+        s, dW = triplets[1], matrix.dense()
+        return np.array([self.least_error(room, s, dW)[0] if room.is_enough else math.inf for room in rooms])
 
     def rounded(self, matrix: Matrix, rank: int) -> Encoded:
         """The leading triplets in head_bits; of a delta of lower rank, all of them."""

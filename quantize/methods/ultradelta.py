@@ -58,6 +58,10 @@ class UltraDelta(OneStepMethod):
             )
         return min(1.0, keep)
 
+    @property
+    def needs_all(self) -> bool:
+        return True
+
     def fitted(self, matrices: Sequence[Matrix]) -> "FittedUltraDelta":
         shapes = {matrix.name: matrix.shape for matrix in matrices}
         deviations = {matrix.name: float(matrix.dense().std(correction=0)) for matrix in matrices}

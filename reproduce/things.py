@@ -47,6 +47,7 @@ from sparsify.settings import load_settings, methods
 log = logging.getLogger(__name__)
 
 WHOLE = {"base": ("backbone", "Backbone"), "finetuned": ("fine_tuned", "Fine-tuned")}  # kind -> row and its label
+ALLOCATED = ".sparse"  # end of the name of the sparse delta that a quantized one is made of
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,12 @@ class Plan:
             raise InputError(f"{' '.join(words)!r} is no line of a plan ({error}); see reproduce/things.py") from error
 
     def steps(self) -> list[Step]:
-        """Every missing step, evaluations included."""
-        return [*self._steps.values(), *self._evaluations()]
+        """Every missing step, evaluations included. A delta whose results are all there is not made again."""
+        asked = {model for _, model in self._asked}
+        deltas = [step for step in self._steps.values() if step.stage != "svd" and made_for(step) in asked]
+        read = {word for step in deltas for command in step.commands for word in command}
+        svds = [step for step in self._steps.values() if step.stage == "svd" and f"svd_dir={made_for(step)}" in read]
+        return [*svds, *deltas, *self._evaluations()]
 
     def pairs(self) -> list[str]:
         """The pairs that are planned."""
@@ -189,7 +194,7 @@ class Plan:
                 models = [f"baseModel={pair.base_model}", ratio_text, f"seed={seed}"]
                 quantize += ["--config", str(row_file(row)), *models, *as_overrides({**settings, **calibrated})]
             else:
-                sparse = folder.with_name(f"{folder.name}.sparse")
+                sparse = folder.with_name(folder.name + ALLOCATED)
                 self._allocation(name, pair, row, method, sparse, settings, ratio, seed, needed=not is_there(folder))
                 quantize += ["--saved_delta_path", str(sparse), *as_overrides(calibrated)]
                 removes = (sparse,)
@@ -393,6 +398,11 @@ def together(benchmarks: Sequence[Description]) -> list[list[Description]]:
     for one in benchmarks:
         groups.setdefault((one.script, "" if one.arguments else one.name), []).append(one)
     return list(groups.values())
+
+
+def made_for(step: Step) -> str:
+    """The folder that a step makes, or of the quantized delta that it makes the allocation of."""
+    return str(step.targets[0].parent).removesuffix(ALLOCATED)
 
 
 def is_there(folder: Path) -> bool:

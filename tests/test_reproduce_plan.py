@@ -134,6 +134,22 @@ def test_commands_are_lists_that_paste_into_a_shell(tmp_path):
     assert all(line.startswith(("srun -n1 ", "rm -rf ")) for line in lines)
 
 
+def test_a_delta_whose_results_are_there_is_not_made_again(tmp_path):
+    lines = ("sparse impart tiny/code 16", "quantized impart_qt tiny/code 16", "sparse dare tiny/code 16")
+    plan = planned(tmp_path, *lines)
+    stages = [step.stage for step in in_order(plan.steps())]
+    assert stages[:5] == ["svd", "sparsify", "sparsify", "sparsify", "quantize"]
+    for cell in plan.cells:
+        if "dare" not in str(cell.result):
+            cell.result.parent.mkdir(parents=True)
+            cell.result.write_text("{}")
+    later = in_order(planned(tmp_path, *lines).steps())
+    assert [(step.stage, step.detail.split("_cr")[0]) for step in later] == [
+        ("sparsify", "dare"),
+        ("evaluate", f"1 model on {plan.cells[0].benchmark}"),
+    ]
+
+
 def test_other_types_of_weights_come_from_the_models_and_their_words_are_in_the_folders_name(tmp_path):
     plan = planned(tmp_path, "sparse lowrank tiny/code 16 weight_types=[linear,embeddings]")
     (step,) = [step for step in plan.steps() if step.stage == "sparsify"]

@@ -7,8 +7,9 @@ Per ratio, the held-out loss of the task's validation items in nats per token, m
 fine-tuning's gain that is kept, the change of the last layer's output, and the ratio of the linear layers with every
 byte, headers included. The output's change needs no labels: it is the mean square over the fine-tuned model's own
 answers to the prompts of other items, 1 for the base. After each part, what the least loss and the least change choose.
-Parts: `shares` (LowRank+Sparse in codes: head, tail_scale and head_bits), `values` (the same in 16 bit), `rescaling`
-(DAREx's q), `impart` (beta and C), `budgets` and `impart_budgets` (bytes of one total for the model, by several rules).
+Parts: `shares` (LowRank+Sparse in codes: head, tail_scale and head_bits), `values` (the same in 16 bit), `weighing`
+(the one number of its rule, kappa), `rescaling` (DAREx's q), `impart` (beta and C), `budgets` and `impart_budgets`
+(bytes of one total for the model, by several rules).
 Nothing is written but the tables.
 """
 
@@ -56,6 +57,13 @@ def values(pair: KnownPair, ratio: float) -> Iterator[Row]:
         title = f"head {head}, tail_scale {a}"
         yield title, LowRankSparse(compression_ratio=ratio, head=head, tail_scale=a)
     yield "head 1", LowRankSparse(compression_ratio=ratio, head=1.0)
+
+
+def weighing(pair: KnownPair, ratio: float) -> Iterator[Row]:
+    """LowRank+Sparse in codes, by how much what is missing of a delta weighs beside noise."""
+    for kappa in (4, 16, 64, 256, 1024):
+        weighed = type("Weighed", (LowRankSigns,), {"kappa": kappa})
+        yield f"kappa {kappa}", weighed(compression_ratio_qt=ratio)
 
 
 def impart(pair: KnownPair, ratio: float) -> Iterator[Row]:
@@ -111,7 +119,7 @@ def by_energy(pair: KnownPair, power: float) -> dict[str, float]:
 
 
 PARTS: dict[str, Callable[[KnownPair, float], Iterable[Row]]] = {
-    part.__name__: part for part in (shares, values, rescaling, impart, budgets, impart_budgets)
+    part.__name__: part for part in (shares, values, weighing, rescaling, impart, budgets, impart_budgets)
 }
 
 

@@ -2,11 +2,11 @@
 
 `auto` is a rule from the spectrum alone, not of the paper. In the mean a tail has alpha R of R = dW - L. What else it
 has is noise without a direction, of energy alpha^2 q norm(R)^2 with q = spread / f - 1, where f is the share of entries
-that is kept, and spread = norm(R)^2 / (m n mean|R|^2) for signs, 1 for values. What is missing of R weighs KAPPA times
+that is kept, and spread = norm(R)^2 / (m n mean|R|^2) for signs, 1 for values. What is missing of R weighs kappa times
 as much as noise of the same energy, since inputs have more of the directions that fine-tuning has changed:
 
-    J = norm(R)^2 (KAPPA (1 - alpha)^2 + alpha^2 q),   least at alpha = KAPPA / (KAPPA + q), where it is
-    J = norm(R)^2 KAPPA q / (KAPPA + q),
+    J = norm(R)^2 (kappa (1 - alpha)^2 + alpha^2 q),   least at alpha = kappa / (kappa + q), where it is
+    J = norm(R)^2 kappa q / (kappa + q),
 
 and the head has the rank of the least J. How it compares with a grid search: benchmarks/README.md.
 """
@@ -66,7 +66,9 @@ class Budget:
                 f"{name} ({self.m} x {self.n}): {ratio} leaves no byte beside the shard's header; take a lower ratio"
             )
 
-    def least_error(self, s: Tensor, whole: float, spread: float, error: float) -> tuple[float, int]:
+    def least_error(
+        self, s: Tensor, whole: float, spread: float, error: float, kappa: float = KAPPA
+    ) -> tuple[float, int]:
         """The least J, and the rank that has it: s (r,) leading singular values, whole = norm(dW)^2.
 
         `error`: the relative squared error with which a triplet is stored, which the tail then has to tell.
@@ -75,7 +77,7 @@ class Budget:
         energy = np.concatenate([[0.0], np.cumsum(s.double().cpu().numpy() ** 2)])[ranks]
         left = np.maximum(whole - (1 - error) * energy, 0)
         q = np.array([noise(self.keep(int(r)), spread) for r in ranks])
-        J = left * KAPPA / (1 + KAPPA / np.maximum(q, TINY))
+        J = left * kappa / (1 + kappa / np.maximum(q, TINY))
         return float(J.min()), int(ranks[J.argmin()])
 
     @property
@@ -150,9 +152,9 @@ def noise(keep: float, spread: float) -> float:
     return spread / keep - 1 if keep >= 1 / LEVELS else math.inf
 
 
-def best_alpha(keep: float, spread: float) -> float:
+def best_alpha(keep: float, spread: float, kappa: float = KAPPA) -> float:
     """The part of the residual that the tail is to have in the mean."""
-    return KAPPA / (KAPPA + noise(keep, spread))
+    return kappa / (kappa + noise(keep, spread))
 
 
 def check_tail_scale(tail_scale: float | str) -> None:

@@ -30,6 +30,7 @@ from quantize.vectors import rounded_triplets
 from sparsify.allocation import budget_bits
 from sparsify.shares import (
     AUTO,
+    KAPPA,
     SHARES,
     TINY,
     Budget,
@@ -50,6 +51,7 @@ class LowRankSigns(OneStepMethod):
 
     name: ClassVar = "lowrank_sparse"
     label: ClassVar = "LowRank+Sparse-Qt"
+    kappa: ClassVar = KAPPA  # of the rules for head and tail_scale (sparsify/shares.py)
 
     compression_ratio_qt: float = option(
         help="CR_qt: 16-bit size of the linear layers over every stored byte of them", low=1.0
@@ -133,13 +135,14 @@ class LowRankSigns(OneStepMethod):
             return head
         mean = float(R.abs().mean(dtype=torch.float64))
         spread = squared_norm(R) / (R.numel() * mean**2)
-        a = best_alpha(keep, spread) * spread if self.tail_scale == AUTO else float(self.tail_scale)
+        a = best_alpha(keep, spread, self.kappa) * spread if self.tail_scale == AUTO else float(self.tail_scale)
         tail = signs.write(R, a * mean, name=name, keep_ratio=keep, seed=seed)
         return head_and_tail.write(head, tail) if head else tail
 
     def least_error(self, room: Budget, s: Tensor, dW: Tensor) -> tuple[float, int]:
         """The expected error with the best rank, and that rank: s (r,) the leading singular values of dW."""
-        return room.least_error(s, squared_norm(dW), spread=math.pi / 2, error=GRID_ERRORS[self.head_bits])
+        error = GRID_ERRORS[self.head_bits]
+        return room.least_error(s, squared_norm(dW), spread=math.pi / 2, error=error, kappa=self.kappa)
 
     def planned(self, source: Source, base: Checkpoint) -> Method:
         if self.budget != "model":

@@ -27,8 +27,8 @@ from impart.report import start_logging
 from reproduce import costs
 from reproduce.provenance import check_made_by
 from reproduce.running import Machine, StepFailed, held, run_steps
-from reproduce.steps import in_order, pasteable
-from reproduce.things import Plan, Wanted
+from reproduce.steps import Wanted, in_order, pasteable
+from reproduce.things import Plan
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,20 @@ Command = tuple[str, ...]  # a script of the suite and its arguments
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What holds for a whole table."""
+
+    runs: Path
+    seeds: tuple[int, ...]
+    split: str = "test"
+    held_out: str | None = None  # file or folder of held-out items, for the split `validation`
+    only_first: bool = False  # of a pair's benchmarks
+    threads: int = 0
+    keep: bool = False
+    groups: int = 1  # processes over which the models of one cheap evaluation are spread
+
+
+@dataclass(frozen=True)
 class Step:
     """Commands that run one after another, in a process of their own."""
 
@@ -42,6 +56,11 @@ class Cell:
     def line(self) -> str:
         """As eval/tables.py reads it."""
         return "\t".join((self.row, self.pair, self.benchmark, self.ratio, str(self.result), self.label))
+
+
+def script(*arguments: str) -> Command:
+    """A script of the suite with its arguments; the interpreter is the machine's."""
+    return arguments
 
 
 def in_order(steps: Sequence[Step]) -> list[Step]:

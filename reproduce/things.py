@@ -16,11 +16,9 @@ first four may end with `on BENCHMARK`, before `as`, to ask that one in the plac
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.run.descriptions import Description, command, described
 from impart.config import keys_of
 from impart.errors import InputError
 from impart.method import Method
@@ -28,6 +26,7 @@ from impart.pair import Pair, as_overrides, load_pair, pair_file, value_text
 from impart.yaml_text import parse_yaml
 from quantize.one_step import one_step_methods
 from quantize.settings import Config, load_config
+from reproduce.evaluations import Merge, description, evaluations, results_folder
 from reproduce.rows import (
     NOMINAL_SIZE,
     RATIO_KEYS,
@@ -41,27 +40,13 @@ from reproduce.rows import (
     row_files,
     settings_in_name,
 )
-from reproduce.steps import DRAWN, Cell, Command, Step
+from reproduce.steps import DRAWN, Cell, Step, Wanted, script
 from sparsify.settings import load_settings, methods
 
 log = logging.getLogger(__name__)
 
 WHOLE = {"base": ("backbone", "Backbone"), "finetuned": ("fine_tuned", "Fine-tuned")}  # kind -> row and its label
 ALLOCATED = ".sparse"  # end of the name of the sparse delta that a quantized one is made of
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What holds for a whole table."""
-
-    runs: Path
-    seeds: tuple[int, ...]
-    split: str = "test"
-    held_out: str | None = None  # file or folder of held-out items, for the split `validation`
-    only_first: bool = False  # of a pair's benchmarks
-    threads: int = 0
-    keep: bool = False
-    groups: int = 1  # processes over which the models of one cheap evaluation are spread
 
 
 class Plan:
@@ -73,7 +58,7 @@ class Plan:
         self.made_by: dict[tuple[str, str], dict[str, Any]] = {}  # (pair, name below RUNS/pair) -> what decides it
         self._steps: dict[Path, Step] = {}  # by their first target
         self._asked: dict[tuple[str, str], list[str]] = {}  # (pair, model) -> benchmarks whose result is missing
-        self._merges: dict[tuple[str, str], tuple[Command, bool]] = {}  # how a model that is removed again is made
+        self._merges: dict[tuple[str, str], Merge] = {}
 
     def add(self, words: Sequence[str]) -> None:
         """Plans what one line names; InputError for a line that names nothing."""
@@ -101,7 +86,7 @@ class Plan:
         deltas = [step for step in self._steps.values() if step.stage != "svd" and made_for(step) in asked]
         read = {word for step in deltas for command in step.commands for word in command}
         svds = [step for step in self._steps.values() if step.stage == "svd" and f"svd_dir={made_for(step)}" in read]
-        return [*svds, *deltas, *self._evaluations()]
+        return [*svds, *deltas, *evaluations(self.wanted, self._asked, self._merges)]
 
     def pairs(self) -> list[str]:
         """The pairs that are planned."""
@@ -249,7 +234,7 @@ class Plan:
             merge = script("merge/merge.py", "--config", str(relative(pair_file(name))), *settings)
             merge += (f"seed={seed}", f"save_pth={folder}", *self._threads())
             masked = mask != "none" and methods("sparse")[mask].needs_svd
-            self._merges[name, str(folder)] = (merge, masked)
+            self._merges[name, str(folder)] = Merge(merge, masked)
             keys = {"preprune_ratio": pair.preprune_ratio, "C": pair.C} if mask != "none" else {}
             models = {"base_model": pair.base_model, "models": pair.models}
             made = {"merge_method": text, "mask": mask, "sparsity": sparsity, "seed": seed, **keys, **models}
@@ -272,7 +257,7 @@ class Plan:
         self, row: tuple[str, str], name: str, pair: Pair, ratio: str, model: str, benchmarks: Sequence[str]
     ) -> None:
         """Cells of the table, and the questions whose answers are missing."""
-        results = self.wanted.runs / name / f"results_{self.wanted.split}"
+        results = results_folder(self.wanted, name)
         how = {"dtype": pair.eval_dtype, "template": pair.template, "items": self.wanted.held_out}
         self.made_by[name, results.name] = how
         for benchmark in benchmarks:
@@ -282,57 +267,6 @@ class Plan:
             if not any(result.parents[1].joinpath(other, result.name).is_file() for other in (benchmark, *known.also)):
                 missing = self._asked.setdefault((name, model), [])
                 missing += [benchmark] if benchmark not in missing else []
-
-    def _evaluations(self) -> list[Step]:
-        """Models share a few processes, and deltas over one base their engine; a merged model has a step of its own."""
-        found: list[Step] = []
-        groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # (pair, benchmarks) -> models
-        for (name, model), benchmarks in self._asked.items():
-            if (name, model) in self._merges:
-                found.append(self._evaluation(name, [model], benchmarks))
-            else:
-                groups.setdefault((name, tuple(benchmarks)), []).append(model)
-        for (name, asked), models in groups.items():
-            count = min(self.wanted.groups, len(models))
-            found += [self._evaluation(name, models[part::count], asked) for part in range(count)]
-        return found
-
-    def _evaluation(self, name: str, models: Sequence[str], benchmarks: Sequence[str]) -> Step:
-        pair = load_pair(name)
-        results = self.wanted.runs / name / f"results_{self.wanted.split}"
-        held_out = (self.wanted.held_out or "") if self.wanted.split == "validation" else None
-        groups = together([description(one) for one in benchmarks])
-        asks = tuple(
-            script(
-                *command(
-                    group,
-                    models,
-                    dtype=pair.eval_dtype,
-                    template=pair.template,
-                    results_dir=results,
-                    held_out=held_out,
-                )
-            )
-            for group in groups
-        )
-        merge, masked = self._merges.get((name, models[0]), (None, False))
-        targets = tuple(results / Path(model).name / one / "0.json" for model in models for one in benchmarks)
-        asked = tuple(benchmarks)
-        counted = f"{len(models)} model{'s' * (len(models) > 1)} on {', '.join(benchmarks)}"
-        if merge is None:
-            return Step("evaluate", name, counted, asks, targets, benchmarks=asked, models=len(models))
-        made = () if Path(models[0]).is_dir() else (merge,)
-        removes = () if self.wanted.keep else (Path(models[0]),)
-        return Step(
-            "merge",
-            name,
-            f"{Path(models[0]).name} and {counted}",
-            (*made, *asks),
-            targets,
-            removes,
-            benchmarks=asked,
-            masked=masked,
-        )
 
     def _benchmarks(self, pair: Pair, on: str = "") -> list[str]:
         if on:
@@ -377,27 +311,6 @@ def distillation_of(pair: Pair, method: type[Method]) -> dict[str, Any]:
     """The pair's distillation_settings but for keys that only other methods read."""
     others = {key for cls in one_step_methods().values() for key in keys_of(cls)} - {*keys_of(method), *keys_of(Config)}
     return {key: value for key, value in pair.distillation_settings.items() if key not in others}
-
-
-def script(*arguments: str) -> Command:
-    """A script of the suite with its arguments; the interpreter is the machine's."""
-    return arguments
-
-
-def description(benchmark: str) -> Description:
-    """What a benchmark says of itself."""
-    known = described()
-    if benchmark not in known:
-        raise InputError(f"benchmark {benchmark!r} is not one of {', '.join(known)}, the scripts of eval/")
-    return known[benchmark]
-
-
-def together(benchmarks: Sequence[Description]) -> list[list[Description]]:
-    """The benchmarks as one command each takes them: those that flags choose within a script, each other by itself."""
-    groups: dict[tuple[Path, str], list[Description]] = {}
-    for one in benchmarks:
-        groups.setdefault((one.script, "" if one.arguments else one.name), []).append(one)
-    return list(groups.values())
 
 
 def made_for(step: Step) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assets.small import base, train
@@ -104,11 +105,26 @@ def test_training_without_a_base_says_what_makes_it(called, tmp_path):
     assert ended.code == 2 and "assets/small/base.py makes it" in ended.err
 
 
-def test_an_unknown_model_is_refused_before_anything_is_installed(environment):
+@pytest.mark.parametrize("model", ["cooking", "code_rate", "code_seedx", "code_rate1e-3_seed1"])
+def test_an_unknown_model_is_refused_before_anything_is_installed(environment, model):
     done = subprocess.run(
-        ["bash", "reproduce/small_pair.sh", "cooking"], cwd=ROOT, env=environment, capture_output=True, text=True
+        ["bash", "reproduce/small_pair.sh", model], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "gsm8k" in done.stderr
+
+
+def test_the_rates_of_a_skill_are_pairs_with_its_settings(copy_of_the_suite, environment):
+    planned = subprocess.run(
+        ["bash", "reproduce/rates.sh", "--dry-run", "--seeds", "0"],
+        cwd=copy_of_the_suite,
+        env={**environment, "MODELS": "code", "RATES": "1e-3", "RATIOS": "32"},
+        capture_output=True,
+        text=True,
+    )
+    assert planned.returncode == 2 and "assets/small/models/code_rate1e-3" in planned.stderr  # it is not there
+    made = [line for line in planned.stdout.splitlines() if "save_dir=runs/smollm2/code_rate1e-3/impart_cr32" in line]
+    own = yaml.safe_load((ROOT / "configs/smollm2/code/pair.yaml").read_text())
+    assert len(made) == 1 and f"_beta{own['preprune_ratio']}_" in made[0]
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

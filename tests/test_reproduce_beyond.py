@@ -6,7 +6,8 @@ import pytest
 
 from impart.errors import InputError
 from reproduce.beyond import at_ratio, chosen, line, main, reaches, searches, table_lines, tried
-from reproduce.things import Plan, Wanted
+from reproduce.steps import Wanted
+from reproduce.things import Plan
 
 ROWS = {
     "dare": {"kind": "sparse"},

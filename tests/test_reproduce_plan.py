@@ -12,11 +12,11 @@ import yaml
 
 from impart import pair as pairs
 from impart.errors import InputError
-from reproduce import rows, things
+from reproduce import evaluations, rows, things
 from reproduce.provenance import check_made_by
 from reproduce.running import Machine, StepFailed, held, run_steps
-from reproduce.steps import Step, in_order, pasteable
-from reproduce.things import Plan, Wanted
+from reproduce.steps import Step, Wanted, in_order, pasteable
+from reproduce.things import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,7 +41,8 @@ def edited(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "ROOT", copy)
     for module in (rows, things):
         monkeypatch.setattr(module, "pair_file", lambda name: copy / "configs" / name / "pair.yaml")
-    monkeypatch.setattr(things, "load_pair", lambda name: pairs.load_pair(copy / "configs" / name / "pair.yaml"))
+    for module in (evaluations, things):
+        monkeypatch.setattr(module, "load_pair", lambda name: pairs.load_pair(copy / "configs" / name / "pair.yaml"))
 
     def edit(pair: str, **changes) -> Path:
         file = copy / "configs" / pair / "pair.yaml"

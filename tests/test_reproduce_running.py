@@ -11,8 +11,8 @@ from eval.report.paper import own_table, with_rows
 from impart.errors import InputError
 from reproduce.plan import refuse_missing
 from reproduce.running import Machine, StepFailed, _environment, run_steps
-from reproduce.steps import Step, pasteable
-from reproduce.things import Plan, Wanted
+from reproduce.steps import Step, Wanted, pasteable
+from reproduce.things import Plan
 
 
 def test_a_step_is_shown_as_it_runs_launcher_and_interpreter_first(tmp_path):

@@ -154,10 +154,27 @@ def test_impart_divides_its_values_by_a_file_of_information(called, tmp_path):
     assert gone.code == 2 and "information=nowhere.json: No such file" in gone.err and not list(tmp_path.glob("x*"))
 
 
+def test_a_file_of_information_gives_the_bytes_that_its_text_does(called, tmp_path):
+    file = tmp_path / "information.json"
+    flags = ("--text_field", "prompt", "--nsamples", "4", "--seqlen", "64")
+    assert called(information.main, CODE, TEXT, "--out", file, *flags).code == 0
+    for name, text, more in (("text", TEXT, SHORT), ("file", "no text", (f"information={file}",))):
+        made = called(sparse_llama.main, CODE, text, "--save_compressed_delta_dir", tmp_path / name, *ROW, *more)
+        assert made.code == 0, made.err
+    shards = [
+        [file.read_bytes() for file in sorted((tmp_path / name).glob("*.safetensors"))] for name in ("text", "file")
+    ]
+    assert shards[0] and shards[0] == shards[1]
+    settings = open_delta(tmp_path / "file").manifest["settings"]
+    assert settings["information"] == sha256_of(file)[:16] and "calibration_tokens" not in settings
+
+
 def test_the_rule_of_the_head_and_text_are_needed(called, tmp_path):
     for extra, message in (
         (("head=0.5",), "budget: information divides the bytes by the rule of head: auto"),
         (("seqlen=100000",), "seqlen=100000 is more than"),
+        (("budget=model", "information=x.json"), "information=x.json is for budget: information"),
+        (("information=nowhere.json",), "information=nowhere.json: No such file"),
     ):
         ended = called(
             sparse_llama.main, CODE, TEXT, "--save_compressed_delta_dir", tmp_path / "x", *ROW, *SHORT, *extra

@@ -28,6 +28,7 @@ from impart.sources import Source
 from quantize.one_step import OneStepMethod, Setting
 from quantize.vectors import rounded_triplets
 from sparsify.allocation import budget_bits
+from sparsify.information import digest, information_of, read_information
 from sparsify.shares import (
     AUTO,
     KAPPA,
@@ -80,6 +81,11 @@ class LowRankSigns(OneStepMethod):
         "expected errors over norm(W)^2 most; information: the sum of expected errors times the Fisher information on "
         "the calibration text",
     )
+    information: str | None = option(
+        None,
+        help="file of quantize/information.py, which budget: information then reads in the place of the text: one for "
+        "all ratios",
+    )
 
     def resolved(self) -> Self:
         check_tail_scale(self.tail_scale)
@@ -88,6 +94,10 @@ class LowRankSigns(OneStepMethod):
                 f"budget: {self.budget} divides the bytes by the rule of head: auto, not head={self.head}; leave one "
                 "out"
             )
+        if self.information is not None:
+            if self.budget != "information":
+                raise InputError(f"information={self.information} is for budget: information, not {self.budget}")
+            read_information(self.information)
         return self
 
     @property
@@ -96,10 +106,17 @@ class LowRankSigns(OneStepMethod):
 
     @property
     def needs_text(self) -> bool:
-        return self.budget == "information"
+        return self.budget == "information" and self.information is None
+
+    def keys(self) -> dict[str, Any]:
+        """The keys with their values."""
+        return {field.name: getattr(self, field.name) for field in fields(LowRankSigns)}
 
     def settings(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(LowRankSigns)}
+        """`information` is the file's content, and only said where there is one."""
+        values = self.keys()
+        path = values.pop("information")
+        return values if path is None else {**values, "information": digest(path)}
 
     def check(self, name: str, m: int, n: int) -> None:
         if self.budget == "matrix":
@@ -145,13 +162,18 @@ class LowRankSigns(OneStepMethod):
         return room.least_error(s, squared_norm(dW), spread=math.pi / 2, error=error, kappa=self.kappa)
 
     def planned(self, source: Source, base: Checkpoint) -> Method:
-        if self.budget != "model":
-            return self
-        shares = self.shares(all_of(source), lambda name: 1 / max(TINY, squared_norm(base.tensor(name))))
-        return LowRankSignsOfModel(**self.settings(), by_name=shares)
+        if self.budget == "model":
+            return self.of_model(source, lambda name: 1 / max(TINY, squared_norm(base.tensor(name))))
+        if self.information is not None:
+            return self.of_model(source, information_of(self.information, source.matrices).__getitem__)
+        return self
 
     def trained(self, setting: Setting) -> Method:
-        return LowRankSignsByText(**self.settings(), setting=setting)
+        return LowRankSignsByText(**self.keys(), setting=setting)
+
+    def of_model(self, source: Source, weight: Callable[[str], float]) -> Method:
+        """The method with the bytes of the model divided by expected errors times `weight`."""
+        return LowRankSignsOfModel(**self.keys(), by_name=self.shares(all_of(source), weight))
 
     def shares(self, matrices: Sequence[Matrix], weight: Callable[[str], float]) -> dict[str, float]:
         """Shares of their even parts that give the matrices the least sum of expected errors times `weight`."""

@@ -10,9 +10,10 @@ pairs=()
 for skill in ${MODELS:-code}; do
     for rate in ${RATES:-5e-5 1e-4 2e-4 3e-4 5e-4 1e-3}; do
         pair=smollm2/${skill}_rate$rate  # its settings are those of the skill
+        pairs+=("$pair")
+        case " $* " in *" -h "* | *" --help "*) continue ;; esac
         mkdir -p "configs/$pair"
         sed "s|^ftm_dir: .*|&_rate$rate|; s|^name: .*|&, rate $rate|" "configs/smollm2/$skill/pair.yaml" > "configs/$pair/pair.yaml"
-        pairs+=("$pair")
     done
 done
 start rates "${pairs[*]}" "$@"

@@ -14,7 +14,7 @@ searched=$OUT/search
 lines() { "$PYTHON" reproduce/beyond.py "$@" --pairs "$PAIRS" --rows "${ROWS:-reproduce/beyond.yaml}"; }
 settings=$(lines search --ratios "${SEARCH:-32}")
 [ -z "$settings" ] || plan --best --split validation --seeds 0 --out "$searched" <<< "$settings"
-case " ${FLAGS[*]} " in *" --dry-run "*) exit ;; esac  # what follows depends on the results of the search
+if dry_run; then exit; fi  # what follows depends on the results of the search
 lines table --ratios "${RATIOS:-8 16 32 64 128}" --benchmark "${BENCHMARK:-loss}" --searched "$searched/beyond.cells.tsv" |
     plan --title "Beyond the paper${BENCHMARK:+: $BENCHMARK}" --figure
 lines notes --ratios "${RATIOS:-8 16 32 64 128}" --searched "$searched/beyond.cells.tsv" --runs "$RUNS" | tee "$OUT/beyond_settings.md"

@@ -71,6 +71,10 @@ environment_kind() {  # their evaluations do without vLLM and the harnesses
     echo core
 }
 
+dry_run() {  # whether nothing is to be run
+    case " ${FLAGS[*]} " in *" --dry-run "*) ;; *) return 1 ;; esac
+}
+
 of() { "$PYTHON" reproduce/setting.py "$@"; }  # pair key... -> a line each, the parts of a list with spaces between them
 
 plan() {  # flags of plan.py; the table's lines on stdin

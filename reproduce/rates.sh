@@ -17,11 +17,8 @@ for skill in ${MODELS:-code}; do
     done
 done
 start rates "${pairs[*]}" "$@"
-case " ${FLAGS[*]} " in
-    *" --dry-run "*) ;;
-    # shellcheck disable=SC2086  # a word for each model
-    *) bash reproduce/small_pair.sh ${PAIRS//smollm2\//} ;;
-esac
+# shellcheck disable=SC2086  # a word for each model
+dry_run || bash reproduce/small_pair.sh ${PAIRS//smollm2\//}
 for pair in $PAIRS; do
     skill=${pair#smollm2/}
     echo "finetuned $pair on tiny_${skill%_rate*}"
@@ -34,6 +31,7 @@ for pair in $PAIRS; do
         echo "quantized lowrank_sparse_auto $pair $ratio"
     done
 done | plan --title "Peak rates of fine-tuning" --first
+if dry_run; then exit; fi
 for pair in $PAIRS; do
     sed -n "s|.*\"rho\": |$pair: rho |p" "assets/small/models/${pair#smollm2/}/training.json"
 done

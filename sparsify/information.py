@@ -6,6 +6,7 @@ quantize/information.py writes it; methods with a key `information` divide the b
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from impart.errors import InputError
 from impart.files import sha256_of, user_path, write_atomically
@@ -43,6 +44,8 @@ def information_of(path: str, matrices: Sequence[str]) -> Mapping[str, float]:
     return found
 
 
-def digest(path: str) -> str:
-    """A short hash of the file: with it a delta says what its bytes were divided by."""
-    return sha256_of(user_path(path))[:16]
+def said(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's settings as a delta says them: a hash of the file of `information`, where there is one."""
+    path = settings[KEY]
+    others = {key: value for key, value in settings.items() if key != KEY}
+    return others if path is None else {**others, KEY: sha256_of(user_path(path))[:16]}

@@ -28,7 +28,7 @@ from impart.sources import Source
 from quantize.one_step import OneStepMethod, Setting
 from quantize.vectors import rounded_triplets
 from sparsify.allocation import budget_bits
-from sparsify.information import digest, information_of, read_information
+from sparsify.information import information_of, read_information, said
 from sparsify.shares import (
     AUTO,
     KAPPA,
@@ -113,10 +113,7 @@ class LowRankSigns(OneStepMethod):
         return {field.name: getattr(self, field.name) for field in fields(LowRankSigns)}
 
     def settings(self) -> dict[str, Any]:
-        """`information` is the file's content, and only said where there is one."""
-        values = self.keys()
-        path = values.pop("information")
-        return values if path is None else {**values, "information": digest(path)}
+        return said(self.keys())
 
     def check(self, name: str, m: int, n: int) -> None:
         if self.budget == "matrix":

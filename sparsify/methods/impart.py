@@ -32,7 +32,7 @@ from sparsify.allocation import (
     uv_sparsity,
 )
 from sparsify.faces import QuantizedMethod, SparseMethod, bit_plan_option, with_sizes
-from sparsify.information import digest, information_of, read_information
+from sparsify.information import information_of, read_information, said
 from sparsify.shares import MASKED_KAPPA, SHARES, least_error_shares_of
 
 
@@ -104,10 +104,7 @@ class ImPart(SparseMethod):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """`information` is the file's content, and only said where there is one."""
-        values = super().settings()
-        path = values.pop("information")
-        return values if path is None else {**values, "information": digest(path)}
+        return said(super().settings())
 
     @property
     def needs_all(self) -> bool:

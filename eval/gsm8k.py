@@ -18,22 +18,22 @@ if not __package__:  # run as `python eval/gsm8k.py`: import from the repository
 
 from eval.answers import gsm8k_answer, gsm8k_equal, gsm8k_gold
 from eval.run.benchmark import Benchmark, prompts_for, run_models
-from eval.run.data import Items, Source, load_items
+from eval.run.data import Items, load_items
 from eval.run.descriptions import Description
+from eval.run.gsm8k_items import TEMPLATE, TEST
 from eval.run.options import Options, benchmark_parser, read_options
 from eval.scoring import packaged
 from eval.scoring.verdict import Verdict
 from impart.errors import InputError, run
 
-SOURCE = Source("gsm8k", "gsm8k_test.jsonl", {"question": str, "answer": str}, hub=("openai/gsm8k", "main", "test"))
 GSM8K = Description(
     "gsm8k",
     "GSM8K",
     items=1319,
     answer_tokens=200,
     scoring='the number after the last "the answer is" is the gold one',
-    source=SOURCE,
-    template="wizardmath",
+    source=TEST,
+    template=TEMPLATE,
     scorings=("paper", "release", "math_verify"),
 )
 BENCHMARKS = (GSM8K,)
@@ -72,7 +72,7 @@ def score(items: Sequence[Mapping[str, Any]], texts: Sequence[str], scoring: str
 
 def main(arguments: Sequence[str]) -> None:
     options = read_options(benchmark_parser(__doc__, GSM8K), arguments)
-    items = load_items(SOURCE, options.data, options.limit, options.subset)
+    items = load_items(TEST, options.data, options.limit, options.subset)
     run_models(lambda one: [gsm8k(items, one)], options)
 
 

@@ -2,20 +2,23 @@
 
     python eval/loss.py assets/tiny/base assets/tiny/math delta_a --tasks math
     python eval/loss.py delta_a fp32 --tasks math,code,chat --split validation
+    python eval/loss.py MODEL fp32 --tasks gsm8k --limit 200
     python eval/loss.py MODEL fp32 --data FILE
 
-Reads assets/tiny/data/<task>_<split>.jsonl, or a FILE with `prompt` and `completion` on every line; writes
-results/<model>/loss_<task>/0.json (results/<model>/loss/0.json for a FILE without --tasks). Prompts are those that the
-benchmark of the task asks. It tells methods apart where accuracy on as many items cannot: every token of an answer
-counts, and a little. The tables say beside it which share of the gain of fine-tuning is kept.
+Reads assets/tiny/data/<task>_<split>.jsonl, GSM8K's test set (its validation items are the training set's last 200), or
+a FILE with `prompt` and `completion` on every line; writes results/<model>/loss_<task>/0.json
+(results/<model>/loss/0.json for a FILE without --tasks). Prompts are those that the benchmark of the task asks. It
+tells methods apart where accuracy on as many items cannot: every token of an answer counts, and a little. The tables
+say beside it which share of the gain of fine-tuning is kept.
 """
 
 import math
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from eval.report.cells import NATS
 from eval.run.benchmark import prompts_for, result_name, said_spread
 from eval.run.data import TINY_DATA, Items, Source, load_items
 from eval.run.descriptions import Description
+from eval.run.gsm8k_items import TEMPLATE, TEST, solutions
 from eval.run.options import Options, benchmark_parser, options_from, parse
 from eval.run.results import Z95, Run
 from eval.scoring.tiny import SCORERS
@@ -38,8 +42,25 @@ from impart.pretrained import load_pretrained
 from impart.tokenizer import load_tokenizer
 
 FIELDS: dict[str, type] = {"prompt": str, "completion": str}
-ITEMS = 100  # of a task's 200: enough here, and half the time
+ITEMS = 100  # of a task's 200 or more: enough here, and half the time
 BATCH = 16  # longer ones spend more on padding and on logits than they save
+
+
+@dataclass(frozen=True)
+class Golds:
+    """Where the gold completions of a task are, and how its benchmark asks for them."""
+
+    read: Callable[[str, Path | None, int | None, str | None], Items]  # (split, data, limit, subset) -> items
+    source: Source | None = None  # see `Description`
+    template: str = "none"
+
+
+def lines(name: str, split: str, data: Path | None, limit: int | None, subset: str | None) -> Items:
+    """`prompt` and `completion` of every line of assets/tiny/data/<name>_<split>.jsonl, or of a file of the user's."""
+    return load_items(Source("eval/loss.py", f"{name}_{split}.jsonl", FIELDS), data or TINY_DATA, limit, subset)
+
+
+GOLDS = {task: Golds(partial(lines, task)) for task in SCORERS} | {"gsm8k": Golds(solutions, TEST, TEMPLATE)}
 LOSSES = {
     task: Description(
         f"loss_{task}",
@@ -47,13 +68,13 @@ LOSSES = {
         items=ITEMS,
         answer_tokens=0,
         scoring="mean negative log-likelihood of the gold completion's tokens, in nats",
-        source=None,
-        template="none",
+        source=golds.source,
+        template=golds.template,
         arguments=("--tasks", task),
         backend="hf",
         validation=("--split", "validation"),
     )
-    for task in SCORERS
+    for task, golds in GOLDS.items()
 }
 BENCHMARKS = tuple(LOSSES.values())
 
@@ -71,8 +92,8 @@ class Asked:
 
 def asked(task: str | None, split: str, options: Options) -> Asked:
     """The items of a task, or those of --data."""
-    source = Source("eval/loss.py", f"{task}_{split}.jsonl", FIELDS)
-    items = load_items(source, options.data or TINY_DATA, options.limit, options.subset)
+    read = GOLDS[task].read if task else partial(lines, "completions")
+    items = read(split, options.data, options.limit, options.subset)
     if any(not item["completion"] for item in items.items):
         raise InputError(f"{items.origin}: an item has an empty completion, whose loss is nothing")
     description = LOSSES[task] if task else BENCHMARKS[0]

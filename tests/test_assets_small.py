@@ -1,5 +1,6 @@
 """The small pair's recipe: what it refuses, where its base is from, and training that goes on to the same weights."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,8 +17,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assets.small import base, train
-from assets.small.examples import examples, gsm8k, solution
+from assets.small.examples import examples
 from assets.tiny.tasks import draw
+from eval.run.gsm8k_items import HELD_OUT
 from impart.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +32,12 @@ def models(tmp_path) -> Path:
     """The tiny base model, where the small pair's is expected."""
     shutil.copytree(TINY / "base", tmp_path / "models" / "base")
     return tmp_path / "models"
+
+
+def write_gsm8k(file: Path, items: int) -> None:
+    """Questions whose answer is their position."""
+    lines = ({"question": f"How many are {n} pens?", "answer": f"{n} pens.\n#### {n}"} for n in range(items))
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def weights(folder: Path) -> bytes:
@@ -135,13 +143,20 @@ def test_examples_are_the_tiny_pairs_training_items():
     assert own == [(item.prompt, item.completion) for item in islice(draw("chat", "train", 3), 20)]
 
 
-def test_gsm8k_answers_end_as_they_are_scored(tmp_path, monkeypatch):
-    assert solution("He has 2*3=<<2*3=6>>6 pens.\n#### 6") == " He has 2*3=6 pens.\nThe answer is: 6"
-    line = '{"question": "How many?", "answer": "6 pens.\\n#### 6"}\n'
-    (tmp_path / "gsm8k_train.jsonl").write_text(line * 3)
+def test_gsm8k_is_learned_but_for_its_last_items(tmp_path, monkeypatch):
+    write_gsm8k(tmp_path / "gsm8k_train.jsonl", HELD_OUT + 3)
     monkeypatch.setenv("IMPART_DATA", str(tmp_path))
-    [(prompt, completion), *_] = gsm8k()
-    assert prompt.endswith("How many?\n\n### Response: Let's think step by step.") and completion.endswith("is: 6")
+    learned = list(islice(examples("gsm8k", 0), 9))
+    assert all(prompt.endswith("pens?\n\n### Response: Let's think step by step.") for prompt, _ in learned)
+    assert {completion for _, completion in learned} == {f" {n} pens.\nThe answer is: {n}" for n in range(3)}
+    assert learned != list(islice(examples("gsm8k", 1), 9))
+
+
+def test_a_training_set_of_held_out_items_alone_is_refused(called, models, tmp_path, monkeypatch):
+    write_gsm8k(tmp_path / "gsm8k_train.jsonl", HELD_OUT)
+    monkeypatch.setenv("IMPART_DATA", str(tmp_path))
+    ended = called(train.main, "gsm8k", "--models", models)
+    assert ended.code == 2 and "of which the last 200 are held out" in ended.err
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from impart.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("tiny_math", "tiny_code", "tiny_chat")
-LOSSES = ("loss_math", "loss_code", "loss_chat")
+LOSSES = ("loss_math", "loss_code", "loss_chat", "loss_gsm8k")
 PAPER = {"gsm8k": 1319, "math": 5000, "humaneval": 164, "mbpp": 378, "ifeval": 541, "alpacaeval": 805}
 
 

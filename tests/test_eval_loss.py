@@ -8,9 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import loss
+from eval.answers import gsm8k_answer
 from eval.engine.likelihood import completion_losses, example
 from eval.report.cells import NATS, Cell, Scored, average, cell, gain_kept
+from eval.gsm8k import GSM8K, gsm8k
 from eval.report.paper import Column, best_markdown, own_table, paper_markdown, paper_rows, with_rows
+from eval.run.data import load_items
+from eval.run.gsm8k_items import HELD_OUT, TEST, solutions
+from eval.run.options import benchmark_parser, read_options
 from eval.tables import main as tables
 from impart.records import read_records
 
@@ -72,6 +77,29 @@ def test_a_file_of_ones_own(called, tmp_path):
     )
     ended = called(loss.main, TINY / "chat", "fp32", "--data", file, "--results_dir", tmp_path)
     assert ended.code == 0 and ended.out.startswith("loss  chat  ") and "(n = 7)" in ended.out
+
+
+def test_gsm8k_is_asked_as_the_benchmark_asks_it(called, tmp_path):
+    file = tmp_path / "gsm8k_test.jsonl"
+    file.write_text('{"question": "How many pens?", "answer": "2*3=<<2*3=6>>6 pens.\\n#### 6"}\n' * 3)
+    ended = called(
+        *(loss.main, TINY / "math", "fp32", "--tasks", "gsm8k", "--data", tmp_path, "--results_dir", tmp_path)
+    )
+    assert ended.code == 0 and ended.out.startswith("loss_gsm8k  math  ") and "(n = 3)" in ended.out, ended.err
+    records = [record for _, record in read_records(tmp_path / "math" / "loss_gsm8k" / "0.jsonl")]
+    options = read_options(benchmark_parser(None, GSM8K), [str(TINY / "math"), "--data", str(file)])
+    asked = gsm8k(load_items(TEST, file), options).prompts
+    assert [record["prompt"] for record in records] == list(asked)
+    assert records[0]["completion"] == " 2*3=6 pens.\nThe answer is: 6"
+    assert gsm8k_answer(records[0]["completion"]) == 6
+
+
+def test_validation_items_of_gsm8k_are_not_those_that_are_learned(tmp_path):
+    lines = [json.dumps({"question": f"q{n}", "answer": f"#### {n}"}) + "\n" for n in range(HELD_OUT + 5)]
+    (tmp_path / "gsm8k_train.jsonl").write_text("".join(lines))
+    held_out, learned = (solutions(split, tmp_path).items for split in ("validation", "train"))
+    assert [item["id"] for item in learned + held_out] == [str(n) for n in range(HELD_OUT + 5)]
+    assert len(held_out) == HELD_OUT and len(solutions("validation", tmp_path, limit=7).items) == 7
 
 
 @pytest.mark.parametrize(

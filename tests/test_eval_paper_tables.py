@@ -148,6 +148,16 @@ def test_a_ratio_that_a_method_cannot_reach_leaves_an_empty_cell():
     assert lines == [["70.0 (68.0-72.0) at 30.5", "not run"], ["", "not run"]]
 
 
+def test_a_method_that_was_not_asked_everything_has_no_average():
+    easy, hard = (Column("tiny/math", f"tiny_{task}", "8") for task in ("math", "code"))
+    printed = with_rows(own_table("mine"), {"dqrelo": "D-QReLO", "dare": "DARE", "lowrank": "LowRank"})
+    planned = {("dqrelo", easy), ("dare", easy), ("dare", hard), ("lowrank", easy), ("lowrank", hard)}
+    cells = {("dqrelo", easy): cell(70.0), ("dare", easy): cell(60.0), ("dare", hard): cell(80.0)}
+    *_, last = (line for line in paper_markdown(printed, [easy, hard], cells, planned).splitlines() if "| av" in line)
+    assert [part.strip() for part in last.split("|")[1:-1]][:2] == ["average", ""]
+    assert "70.0" in last and last.split("|")[-2].strip() == "not run"
+
+
 def test_the_average_adds_independent_errors_in_squares():
     found = average([cell(50, 3), cell(70, 4)])
     assert (found.mean, found.high) == (60, pytest.approx(62.5))

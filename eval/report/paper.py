@@ -6,8 +6,9 @@ A plan is what the scripts of reproduce/ write: one line per result file with th
 compression ratio of the column, and the file. A line of the printed table is a column of the paper's, and vice versa.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -120,33 +121,27 @@ def paper_markdown(
 ) -> str:
     """A line per benchmark, a column per method: our mean and interval; the paper's number; the difference.
 
-    Of a table that the paper does not have, cells that were not `planned` (None: all were) stay empty: such a
-    method cannot reach the ratio.
+    Of a table that the paper does not have, cells that were not `planned` (None: all were) stay empty, and averages
+    over them: such a method cannot reach the ratio.
     """
     with_paper = any((row, column) in printed.scores for row in printed.labels for column in columns)
     losses = {column for (_, column), found in cells.items() if found.measure == NATS}
     at = " at the true byte ratio" if any(one.byte_ratio for one in cells.values()) else ""
     form = f"mean (95 % interval){at}"
     form = f"our {form} / the paper's number / difference" if with_paper else form
+
+    def line(name: str, own: Sequence[Column], text: Callable[[str], str]) -> list[str]:
+        rows = {row: planned is None or all((row, one) in planned for one in own) for row in printed.labels}
+        return [name, *(text(row) if printed.scores or wanted else "" for row, wanted in rows.items())]
+
     lines = [[f"%, {form}", *printed.labels.values()]]
-    lines += [
-        [
-            str(column),
-            *(
-                _text(cells.get((row, column)), printed.scores.get((row, column)), kept(cells, row, column))
-                if printed.scores or planned is None or (row, column) in planned
-                else ""
-                for row in printed.labels
-            ),
-        ]
-        for column in columns
-    ]
+    lines += [line(str(column), [column], partial(_one, printed, column, cells)) for column in columns]
     for name, own in (
         ("average", [column for column in columns if column not in losses]),
         ("average loss", [column for column in columns if column in losses]),
     ):
         if len({(column.pair, column.benchmark) for column in own}) == len(own) > 1:
-            lines.append([name, *(_average(printed, row, own, cells) for row in printed.labels)])
+            lines.append(line(name, own, partial(_average, printed, own, cells)))
     notes = [seeds_of(cells.values())] if cells else ["Nothing of this table was run."]
     if cells:
         notes.append(f"{conditions_of((column.benchmark, found) for (_, column), found in cells.items())}.")
@@ -264,7 +259,11 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     return [text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]]
 
 
-def _average(printed: Printed, row: str, columns: Sequence[Column], cells: Cells) -> str:
+def _one(printed: Printed, column: Column, cells: Cells, row: str) -> str:
+    return _text(cells.get((row, column)), printed.scores.get((row, column)), kept(cells, row, column))
+
+
+def _average(printed: Printed, columns: Sequence[Column], cells: Cells, row: str) -> str:
     found = [cells[row, column] for column in columns if (row, column) in cells]
     paper = printed.averages.get(row) if tuple(columns) == printed.columns else None
     return _text(average(found) if len(found) == len(columns) else None, paper)

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from benchmarks.side_by_side import machine
 from impart.architecture import linear_names
-from impart.checkpoint import Checkpoint, open_checkpoint, tensor_bytes
+from impart.checkpoint import Checkpoint, open_checkpoint
 from impart.config import Parser
 from impart.encodings import lossless
 from impart.errors import InputError, run
 from impart.report import table
+from impart.weight_files import tensor_bytes
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 BISECTIONS = 40

@@ -27,11 +27,12 @@ import torch
 
 from benchmarks.side_by_side import cpu_name
 from benchmarks.synthetic import base_weight, tuned_weight
-from impart.checkpoint import CheckpointWriter, TensorSpec
+from impart.checkpoint_writer import CheckpointWriter
 from impart.config import Parser
 from impart.errors import InputError, run
 from impart.files import free_space
 from impart.report import table
+from impart.weight_files import TensorSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPART = ("compression_ratio=32", "preprune_ratio=0.6", "C=1")

@@ -26,10 +26,12 @@ import torch
 import yaml
 
 from benchmarks.side_by_side import cpu_name
-from impart.checkpoint import Checkpoint, CheckpointWriter, TensorSpec, open_checkpoint
+from impart.checkpoint import Checkpoint, open_checkpoint
+from impart.checkpoint_writer import CheckpointWriter
 from impart.config import Parser
 from impart.errors import InputError, run
 from impart.report import table
+from impart.weight_files import TensorSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "assets" / "tiny"

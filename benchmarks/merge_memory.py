@@ -27,10 +27,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.side_by_side import cpu_name
-from impart.checkpoint import CheckpointWriter, TensorSpec, open_checkpoint
+from impart.checkpoint import open_checkpoint
+from impart.checkpoint_writer import CheckpointWriter
 from impart.config import Parser
 from impart.errors import InputError, run
 from impart.report import peak_memory_mib, table
+from impart.weight_files import TensorSpec
 from merge.merge import main as merge_main
 from merge.method import parse_method
 from merge.methods.ta import TaskArithmetic

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impart.checkpoint import Checkpoint, open_checkpoint, source_folder, tensor_bytes
+from impart.checkpoint import Checkpoint, open_checkpoint, source_folder
 from impart.companions import companion_name, companions_of
 from impart.errors import InputError
-from impart.weight_files import TensorSpec, file_tensors, read_json
+from impart.weight_files import TensorSpec, file_tensors, read_json, tensor_bytes
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")  # PEFT's names
 PREFIX = "base_model.model."

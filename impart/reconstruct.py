@@ -7,10 +7,12 @@ import torch
 
 from impart.artifact import Delta
 from impart.card import rebuilt_card
-from impart.checkpoint import Checkpoint, CheckpointWriter, TensorSpec
+from impart.checkpoint import Checkpoint
+from impart.checkpoint_writer import CheckpointWriter
 from impart.dtypes import DTYPES
 from impart.matrices import by_tensor, head_and_rest, split_name
 from impart.report import progress
+from impart.weight_files import TensorSpec
 
 
 def planned_tensors(delta: Delta, base: Checkpoint, finetuned: Checkpoint | None = None) -> list[TensorSpec]:

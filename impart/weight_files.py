@@ -146,6 +146,11 @@ def load_bin(file: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's values as bytes in row-major order, without a copy where it is contiguous and on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
 def refuse_wrapped(names: list[str], source: str) -> None:
     """InputError where every name has a prefix of a wrapper, under which no model class would look for it."""
     for prefix in WRAPPERS:

@@ -29,7 +29,8 @@ from impart import processes
 from impart.architecture import is_experts, is_vocabulary, linear_names, weight_type
 from impart.artifact import is_delta
 from impart.card import Card
-from impart.checkpoint import CheckpointWriter, TensorSpec, check_named, open_checkpoint
+from impart.checkpoint import check_named, open_checkpoint
+from impart.checkpoint_writer import CheckpointWriter
 from impart.config import Parser, add_config_flags, add_run_flags, as_dict, describe
 from impart.costs import Work, tell
 from impart.coverage import of_checkpoint, of_delta
@@ -39,6 +40,7 @@ from impart.matrices import slice_names, tensor_of
 from impart.outputs import is_skipped, refuse_existing
 from impart.pretrained import add_trust_flag
 from impart.report import Report, progress, start_logging, table
+from impart.weight_files import TensorSpec
 from merge.compatibility import check_architectures, check_bases, check_distinct
 from merge.method import MergeMethod, forms
 from merge.models import CheckpointModel, DeltaModel, open_models

@@ -20,11 +20,11 @@ from torch import Tensor
 from impart.adapter import open_finetuned
 from impart.architecture import BUFFERS, EMBEDDING, HEAD, heads, is_vocabulary, linear_names
 from impart.artifact import Delta, is_delta, open_delta
-from impart.checkpoint import Checkpoint, tensor_bytes
+from impart.checkpoint import Checkpoint
 from impart.errors import InputError
 from impart.matrices import by_tensor, tensor_of
 from impart.reconstruct import decoded_parts, planned_tensors
-from impart.weight_files import load_bin, read_json
+from impart.weight_files import load_bin, read_json, tensor_bytes
 from merge.settings import ModelEntry
 
 MAPPED_BYTES, PAGES = 1 << 20, 1 << 16  # of each model; what the system maps around a byte that is read

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from impart.architecture import HEAD, TEXT_CONFIGS, is_vocabulary
-from impart.checkpoint import TensorSpec
 from impart.companions import companion_name, kind_of
 from impart.dtypes import long_name, parse_dtype
 from impart.errors import InputError
-from impart.weight_files import read_json
+from impart.weight_files import TensorSpec, read_json
 from merge.models import CheckpointModel, DeltaModel
 from merge.settings import Config
 from merge.vocabulary import Alignment, copy_companions, merge_vocabularies

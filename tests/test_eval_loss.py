@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eval import loss
 from eval.answers import gsm8k_answer
 from eval.engine.likelihood import completion_losses, example
-from eval.report.cells import NATS, Cell, Scored, average, cell, gain_kept
 from eval.gsm8k import GSM8K, gsm8k
+from eval.report.cells import NATS, Cell, Scored, average, cell, gain_kept
 from eval.report.paper import Column, best_markdown, own_table, paper_markdown, paper_rows, with_rows
 from eval.run.data import load_items
 from eval.run.gsm8k_items import HELD_OUT, TEST, solutions

@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from collections import namedtuple
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -168,6 +169,23 @@ def test_the_loss_is_that_of_transformers():
     with torch.no_grad():
         expected = model.float()(input_ids=ids, labels=targets).loss
         assert train.completion_loss(model, ids, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_batch_in_pieces_has_the_gradient_of_the_whole(models):
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "base")
+    batch = next(train.batches(tokenizer, "code", replace(RECIPE, batch=6)))
+    sizes = [ids.shape for ids, _ in train.pieces(*batch, 2 * batch[0].shape[1])]
+    assert [rows for rows, _ in sizes] == [2, 2, 2] and min(columns for _, columns in sizes) < batch[0].shape[1]
+    after = {}
+    for tokens in (0, 2 * batch[0].shape[1], 1):
+        training = train.Training(models / "base", replace(RECIPE, tokens=tokens), "cpu")
+        training.optimizer.step = lambda: None
+        training.optimizer.zero_grad = lambda set_to_none: None
+        loss = training._step(*batch)
+        after[tokens] = loss, torch.cat([one.grad.flatten() for one in training.model.parameters()])
+    for loss, gradient in list(after.values())[1:]:
+        assert loss == pytest.approx(after[0][0], rel=1e-2)  # arithmetic is in bf16
+        assert torch.nn.functional.cosine_similarity(gradient, after[0][1], dim=0) > 0.995
 
 
 def test_the_rate_warms_up_and_falls_to_its_floor():

@@ -1,17 +1,15 @@
-"""delta.py from end to end: SVD, merge and info on every family of decoders, killed, continued and in two processes."""
+"""delta.py from end to end: SVD, merge and info on every family of decoders."""
 
 import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import FAMILIES, family_pair, llama_pair, llama_shapes, random_weights, tuned_weights, write_checkpoint
-from safetensors.torch import load_file
-from whole_runs import ACCELERATE, TORCHRUN, files_of, killed_again_and_again, launched, merge, tensors_of
+from whole_runs import files_of, merge, tensors_of
 
 import delta
 from impart.architecture import linear_names
@@ -384,116 +382,6 @@ def test_experts_are_compressed_one_by_one(tmp_path, called):
     artifact = open_delta(tmp_path / "d")
     assert "model.layers.0.mlp.experts.gate_up_proj[3]" in artifact.names()
     assert len(artifact.names()) == 2 * (4 + 2 * 4) and "model.layers.0.mlp.router.weight" in artifact.extras()
-
-
-# Killed and continued
-
-
-@pytest.fixture(scope="module")
-def deep_pair(tmp_path_factory):
-    """Many layers, so that there are many moments to be killed at."""
-    return llama_pair(tmp_path_factory.mktemp("deep"), hidden=96, intermediate=160, layers=12, kv=48)
-
-
-@pytest.mark.slow
-def test_killed_while_it_writes_and_run_again_gives_the_same_bytes(deep_pair, tmp_path, called, environment):
-    command = [
-        sys.executable,
-        "delta.py",
-        "--svd",
-        "--base_model",
-        str(deep_pair[0]),
-        "--finetuned_model",
-        str(deep_pair[1]),
-        *ONE,
-        "--save_path",
-    ]
-    svd(called, deep_pair, tmp_path / "whole")
-    killed_again_and_again([*command, str(tmp_path / "killed")], tmp_path / "killed", environment)
-    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
-    assert sorted(os.listdir(tmp_path)) == ["killed", "whole"]
-
-
-def test_a_continued_run_does_not_repeat_what_is_done(deep_pair, tmp_path, called, monkeypatch):
-    from impart import sources
-
-    real, names = sources.delta_svd, []
-
-    def dies_after_thirty(dW, rank):
-        names.append(dW.shape)
-        if len(names) == 30:
-            raise KeyboardInterrupt
-        return real(dW, rank)
-
-    monkeypatch.setattr(sources, "delta_svd", dies_after_thirty)
-    flags = (
-        "--svd",
-        "--base_model",
-        deep_pair[0],
-        "--finetuned_model",
-        deep_pair[1],
-        "--save_path",
-        tmp_path / "d",
-        *ONE,
-    )
-    ended = called(delta.main, *flags)
-    assert ended.code == 130 and "rerun the same command to continue" in ended.err
-    names.clear()
-    monkeypatch.setattr(sources, "delta_svd", lambda dW, rank: (names.append(dW.shape), real(dW, rank))[1])
-    assert called(delta.main, *flags).code == 0
-    assert len(names) == 12 * 7 - 4 * 7  # four layers were complete
-
-
-def test_another_command_over_an_interrupted_run_is_refused(deep_pair, tmp_path, called, monkeypatch):
-    from impart import sources
-
-    real, count = sources.delta_svd, iter(range(100))
-
-    def dies(dW, rank):
-        if next(count) == 10:
-            raise KeyboardInterrupt
-        return real(dW, rank)
-
-    monkeypatch.setattr(sources, "delta_svd", dies)
-    flags = (
-        "--svd",
-        "--base_model",
-        deep_pair[0],
-        "--finetuned_model",
-        deep_pair[1],
-        "--save_path",
-        tmp_path / "d",
-        *ONE,
-    )
-    assert called(delta.main, *flags).code == 130
-    ended = called(delta.main, *flags, "--dim", "8")
-    assert ended.code == 2 and "settings.dim was None, is 8" in ended.err
-    assert "was interrupted (d.partial is there)" in called(delta.main, "--info", tmp_path / "d").err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
-def test_two_processes_give_the_bytes_of_one(pair, svd_delta, tmp_path, environment, launcher):
-    done = launched(
-        launcher,
-        [
-            "delta.py",
-            "--svd",
-            "--base_model",
-            pair[0],
-            "--finetuned_model",
-            pair[1],
-            "--dtype",
-            "fp32",
-            "--save_path",
-            tmp_path / "d",
-            *ONE,
-        ],
-        environment,
-    )
-    assert files_of(tmp_path / "d") == files_of(svd_delta)
-    assert done.stdout.count("svd delta, method svd") == 1 and os.listdir(tmp_path) == ["d"]
-    assert len(load_file(tmp_path / "d" / "layer-00001.safetensors")) == 21
 
 
 def test_help_shows_the_commands_and_flags(called):

@@ -1,27 +1,24 @@
-"""sparsify/sparsify.py end to end: methods, ablations, both sources, the authors' keys, killed and in two processes."""
+"""sparsify/sparsify.py end to end: methods, ablations, both sources, the authors' keys."""
 
 import csv
 import dataclasses
 import json
 import math
-import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from checkpoints import FAMILIES, family_pair, llama_pair, llama_shapes, random_weights, tuned_weights, write_checkpoint
+from checkpoints import FAMILIES, family_pair, llama_shapes, random_weights, tuned_weights, write_checkpoint
 from matrices import impart
-from whole_runs import TORCHRUN, files_of, killed_again_and_again, launched, merge, tensors_of
+from whole_runs import files_of, merge, tensors_of
 
 from impart.architecture import linear_names
 from impart.artifact import open_delta
 from impart.checkpoint import open_checkpoint
 from impart.svd import delta_svd
 from sparsify import sparsify
-from sparsify.methods.impart import ImPart
 from sparsify.settings import RunConfig, methods
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -493,77 +490,6 @@ def test_every_family_is_sparsified_and_its_dense_model_loads(tmp_path, called, 
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out_model", dtype="auto")
     assert model.dtype == torch.bfloat16
     assert torch.all(torch.isfinite(model(torch.arange(3, 13)[None]).logits))
-
-
-# Killed, continued, in two processes
-
-
-@pytest.fixture(scope="module")
-def deep_pair(tmp_path_factory):
-    return llama_pair(tmp_path_factory.mktemp("deep"), hidden=96, intermediate=160, layers=12, kv=48)
-
-
-@pytest.mark.slow
-def test_killed_while_it_writes_and_run_again_gives_the_same_bytes(deep_pair, tmp_path, called, environment):
-    run(called, *models(deep_pair), *IMPART, f"save_dir={tmp_path / 'whole'}")
-    command = [
-        sys.executable,
-        "sparsify/sparsify.py",
-        "--threads",
-        "1",
-        *models(deep_pair),
-        *IMPART,
-        f"save_dir={tmp_path / 'killed'}",
-    ]
-    killed_again_and_again(command, tmp_path / "killed", environment)
-    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
-    assert sorted(os.listdir(tmp_path)) == ["killed", "whole"]
-
-
-def test_changed_settings_over_an_interrupted_run_are_refused(deep_pair, tmp_path, called, monkeypatch):
-    count, real = iter(range(1000)), ImPart.encode
-
-    def dies(*arguments, **keywords):
-        if next(count) == 30:
-            raise KeyboardInterrupt
-        return real(*arguments, **keywords)
-
-    monkeypatch.setattr(ImPart, "encode", dies)
-    flags = (*models(deep_pair), *IMPART, f"save_dir={tmp_path / 'out'}", "--threads", "1")
-    assert called(sparsify.main, *flags).code == 130
-    as_lowrank = [flag for flag in flags if not flag.startswith(("preprune_ratio", "C="))]
-    for others, words in (
-        ((*flags, "compression_ratio=16"), "settings.compression_ratio was 8.0, is 16.0"),
-        ((*flags, "seed=3"), "seed was 0, is 3"),
-        ((*as_lowrank, "method=lowrank"), "method was 'impart', is 'lowrank'"),
-        ((*flags, "weight_types=[mlp.up_proj]"), "other matrices or extras"),
-    ):
-        ended = called(sparsify.main, *others)
-        assert ended.code == 2 and words in ended.err and "--overwrite to drop it" in ended.err
-    assert called(sparsify.main, *flags).code == 0
-    run(called, *models(deep_pair), *IMPART, f"save_dir={tmp_path / 'whole'}")
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_bytes_of_one(pair, sparse, tmp_path, environment):
-    done = launched(
-        TORCHRUN,
-        [
-            "sparsify/sparsify.py",
-            "--threads",
-            "1",
-            *models(pair),
-            *IMPART,
-            f"save_dir={tmp_path / 'd'}",
-            "save_model=true",
-            f"log_dir={tmp_path / 'logs'}",
-        ],
-        environment,
-    )
-    assert files_of(tmp_path / "d") == files_of(sparse)
-    assert done.stdout.count("impart at compression ratio") == 1
-    assert sorted(os.listdir(tmp_path)) == ["d", "d_model", "logs"]
 
 
 def test_help_shows_every_key_with_its_default(called):

@@ -4,12 +4,14 @@
     python eval/tables.py runs/quickstart/tiny/chat/results_test --figure accuracy.png --csv accuracy.csv
     python eval/tables.py runs --leaderboard
     python eval/tables.py --cells runs/tables/paper/table1.cells.tsv --table 1 --out runs/tables/paper
+    python eval/tables.py --cells assets/small/results/figure1.cells.tsv --table 5 --against impart
     python eval/tables.py --delta runs/wizardmath_13b/impart_cr32_seed0 --out figures
 
 The first two print one Markdown table per benchmark: a line per method (with the settings in which its runs differ), a
 column per compression ratio; a cell is the mean over seeds with its 95 % interval. --leaderboard ranks every result
 below the folders. --cells, which the scripts of reproduce/ use, prints a planned table: in the paper's form beside the
-paper's numbers (--table N), or one that the paper does not have (--title TEXT).
+paper's numbers (--table N), or one that the paper does not have (--title TEXT); with --against ROW how far its methods
+are from one of them, item by item, and nothing is written.
 --delta draws what a delta artifact holds: spectra.png and .svg, sparsity.png and .svg.
 """
 
@@ -23,6 +25,7 @@ from pathlib import Path
 if not __package__:  # run as `python eval/tables.py`: import from the repository root, not from eval/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from eval.report.against import against_markdown
 from eval.report.cells import NATS, Cell, Scored, cell, grid
 from eval.report.conditions import CONDITIONS, conditions_of, marked_apart, seeds_of
 from eval.report.paper import (
@@ -77,6 +80,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--cells", type=Path, help="plan of a table, written by the scripts of reproduce/")
     parser.add_argument("--table", type=int, help="the paper's table that the plan belongs to")
     parser.add_argument("--title", help="title of a table that the paper does not have")
+    parser.add_argument("--against", metavar="ROW", help="print differences from this row of the plan, item by item")
     parser.add_argument("--best", action="store_true", help="the plan is a grid search: say which setting is best")
     parser.add_argument("--delta", type=Path, help="draw the matrices of this delta artifact")
     parser.add_argument(
@@ -87,6 +91,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
         raise InputError("give one of: folders with results, --cells, --delta")
     if flags.cells and sum(map(bool, (flags.table, flags.title, flags.best))) != 1:
         raise InputError("--cells needs one of --table N, --title TEXT and --best")
+    if flags.against and (not flags.cells or flags.best or flags.figure):
+        raise InputError("--against goes with --cells and --table or --title, and draws nothing")
     if flags.figure:
         from eval.report.style import check_figure  # matplotlib takes a second to import
 
@@ -120,6 +126,9 @@ def planned_table(flags: Namespace) -> None:
     if flags.best:
         text = best_markdown(plan, cells)
         name = flags.cells.name.partition(".")[0]
+    elif flags.against:
+        print(against_markdown(printed, columns, cells, flags.against))
+        return
     else:
         name = f"table{flags.table}" if flags.table else flags.cells.name.partition(".")[0]
         text = paper_markdown(printed, columns, cells, plan)

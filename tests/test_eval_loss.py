@@ -1,6 +1,7 @@
 """Held-out loss: token by token against transformers, what its tables say, and what it refuses."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from eval.answers import gsm8k_answer
 from eval.engine.likelihood import completion_losses, example
 from eval.gsm8k import GSM8K, gsm8k
 from eval.report.cells import NATS, Cell, Scored, average, cell, gain_kept
-from eval.report.paper import Column, best_markdown, own_table, paper_markdown, paper_rows, with_rows
+from eval.report.paper import Column, best_markdown, kept, own_table, paper_markdown, paper_rows, with_rows
 from eval.run.data import load_items
 from eval.run.gsm8k_items import HELD_OUT, TEST, solutions
 from eval.run.options import benchmark_parser, read_options
@@ -129,9 +130,41 @@ def test_a_cell_of_losses_has_the_normal_interval():
 
 
 def test_the_gain_that_is_kept_by_hand():
-    kept = gain_kept(nats(0.2, 0.1), base=nats(1.0), tuned=nats(0.0))
-    assert (kept.mean, kept.low, kept.high) == pytest.approx((80, 70, 90))
+    base, tuned = cell([losses([1.0, 1.0])]), cell([losses([0.0, 0.0])])
+    share = gain_kept(cell([losses([0.1, 0.3])]), base, tuned)
+    assert (share.mean, share.high - share.mean) == pytest.approx((80, 1.96 * 10), abs=0.01)  # items keep 90 and 70 %
     assert gain_kept(nats(1.5), base=nats(1.0), tuned=nats(0.0)).mean == pytest.approx(-50)  # worse than the base
+
+
+def test_items_that_are_hard_for_all_models_do_not_widen_the_gain():
+    hard = [0.5 * n for n in range(9)]
+    base, tuned, one, other = (cell([losses([h + more for h in hard])]) for more in (1.0, 0.0, 0.2, 0.4))
+    share = gain_kept(one, base, tuned)
+    assert one.high - one.low > 1 and (share.low, share.high) == pytest.approx((80, 80))
+    seeds = cell([losses([h + more for h in hard]) for more in (0.2, 0.4)])  # 80 and 60 % in two runs
+    share = gain_kept(seeds, base, tuned)
+    assert (share.mean, share.high - share.mean) == pytest.approx((70, 1.96 * 10), abs=0.01)
+
+
+def test_the_interval_of_the_gain_covers_as_often_as_it_says():
+    draw, truth, covered = random.Random(0), 60.0, 0
+    for _ in range(400):
+        hard = [draw.gauss(2, 1) for _ in range(60)]
+        gained = [draw.gauss(0.5, 0.2) for _ in hard]
+        left = [h - g * draw.gauss(truth / 100, 0.3) for h, g in zip(hard, gained, strict=True)]
+        tuned = [h - g for h, g in zip(hard, gained, strict=True)]
+        share = gain_kept(*(cell([losses(values)]) for values in (left, hard, tuned)))
+        covered += share.low <= truth <= share.high
+    assert 0.92 < covered / 400 < 0.975
+
+
+def test_no_share_where_items_differ_or_nothing_was_gained():
+    column = Column("p", "loss_math", "8")
+    base, tuned, found = (cell([losses([value] * 4)]) for value in (1.0, 0.5, 0.7))
+    cells = {("backbone", column): base, ("fine_tuned", column): tuned, ("impart", column): found}
+    assert kept(cells, "impart", column).mean == pytest.approx(60)
+    assert kept(cells | {("backbone", column): cell([losses([1.0] * 5)])}, "impart", column) is None
+    assert kept(cells | {("backbone", column): tuned}, "impart", column) is None
 
 
 def test_tables_say_the_share_beside_the_loss():
@@ -146,7 +179,8 @@ def test_tables_say_the_share_beside_the_loss():
     text = paper_markdown(printed, [a, b], cells)
     assert "0.2500 (0.2400-0.2600), 75.0 % at 7.5 " in text and "50.0 (40.0-60.0) " in text and "nats per token" in text
     assert ", 0.0 %" not in text and "average" not in text  # not of whole models, and not over both measures
-    assert paper_rows(printed, [a, b], cells)[-2][-1] == "75.00" and paper_rows(printed, [a, b], cells)[-1][-1] == ""
+    assert paper_rows(printed, [a, b], cells)[-2][-3:] == ("75.00",) * 3
+    assert paper_rows(printed, [a, b], cells)[-1][-3:] == ("",) * 3
     del cells["backbone", a]
     assert ", 75.0 %" not in paper_markdown(printed, [a, b], cells)
 

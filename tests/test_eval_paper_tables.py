@@ -166,9 +166,9 @@ def test_the_average_adds_independent_errors_in_squares():
 def test_csv_rows_hold_every_cell_of_the_table():
     rows = paper_rows(PRINTED, [A, B], {("impart", A): cell(61.5)})
     assert len(rows) == 1 + 4
-    scores = ("61.500", "59.500", "63.500", "30.500", 100, "hf", "fp32", "", "60.00", "1.500", "")
+    scores = ("61.500", "59.500", "63.500", "30.500", 100, "hf", "fp32", "", "60.00", "1.500", *[""] * 3)
     assert rows[3] == ("impart", "pair_a", "gsm8k", "32", 3, *scores)
-    assert rows[4] == ("impart", "pair_b", "humaneval", "32", *[""] * 9, "45.00", "", "")
+    assert rows[4] == ("impart", "pair_b", "humaneval", "32", *[""] * 9, "45.00", *[""] * 4)
 
 
 def test_a_plan_is_read_cell_by_cell_and_a_torn_one_is_an_input_error(tmp_path):

@@ -52,6 +52,8 @@ class Cell:
     n: int = 0  # items of each run
     backend: str = ""
     dtype: str = ""
+    by_item: tuple[float, ...] = ()  # means over the runs
+    variance_of_runs: float = 0.0  # of the mean, by the runs' own means alone
 
     def __str__(self) -> str:
         digits = DIGITS[self.measure]
@@ -105,8 +107,9 @@ def cell(runs: Sequence[Scored]) -> Cell:
     mean = sum(scores) / len(scores)
     unit = 100 if measure == PERCENT else 1
     by_item = [sum(marks) / len(runs) for marks in zip(*(one.per_item for one in runs), strict=True)]
-    spread = _variance(by_item) * ((n - 1) / n if measure == PERCENT and n else 1)  # p (1 - p) of a single run
-    variance = spread / max(n, 1) + _variance([score / unit for score in scores]) / len(runs)
+    spread = variance_of(by_item) * ((n - 1) / n if measure == PERCENT and n else 1)  # p (1 - p) of a single run
+    of_runs = variance_of([score / unit for score in scores]) / len(runs)
+    variance = spread / max(n, 1) + of_runs
     if measure == PERCENT:
         share = mean / 100
         size = share * (1 - share) / variance if variance > 0 else n
@@ -116,18 +119,26 @@ def cell(runs: Sequence[Scored]) -> Cell:
     ratios = [one.byte_ratio for one in runs if one.byte_ratio is not None]
     byte_ratio = sum(ratios) / len(ratios) if ratios else None
     one = runs[0]
-    return Cell(mean, low, high, len(runs), byte_ratio, one.mark, measure, n, one.backend, one.dtype)
+    return Cell(
+        *(mean, low, high, len(runs), byte_ratio, one.mark, measure, n, one.backend, one.dtype),
+        by_item=tuple(by_item),
+        variance_of_runs=of_runs,
+    )
 
 
 def gain_kept(found: Cell, base: Cell, tuned: Cell) -> Cell:
-    """The share of what fine-tuning gained, in per cent: (base - loss) / (base - fine-tuned), for each bound of a loss.
+    """The share of what fine-tuning gained in a loss, in per cent: (base - loss) / (base - fine-tuned).
 
-    The base and the fine-tuned model count as known: all three losses are of the same items, and move together.
+    All three have the same items, and move together from item to item: the interval is that of a ratio of means
+    (Cochran, Sampling Techniques, 3rd ed., eq. 2.39), whose errors are those of (base - loss) - share (base -
+    fine-tuned) by item, and the runs' own variance added.
     """
-    mean, low, high = (
-        100 * (base.mean - loss) / (base.mean - tuned.mean) for loss in (found.mean, found.high, found.low)
-    )
-    return Cell(mean, low, high, found.seeds, found.byte_ratio, found.mark)
+    gain = base.mean - tuned.mean
+    share = (base.mean - found.mean) / gain
+    errors = [(b - x) - share * (b - t) for x, b, t in zip(found.by_item, base.by_item, tuned.by_item, strict=True)]
+    variance = variance_of(errors) / max(len(errors), 1) + found.variance_of_runs
+    half = Z95 * math.sqrt(variance) / abs(gain)
+    return Cell(100 * share, 100 * (share - half), 100 * (share + half), found.seeds, found.byte_ratio, found.mark)
 
 
 def average(cells: Sequence[Cell]) -> Cell:
@@ -150,7 +161,8 @@ def _label(method: str, settings: tuple[tuple[str, str], ...], variants: set) ->
     return f"{method} ({named})" if named else method
 
 
-def _variance(values: Sequence[float]) -> float:
+def variance_of(values: Sequence[float]) -> float:
+    """Of a sample, over n - 1; 0 for fewer than two values."""
     if len(values) < 2:
         return 0.0
     mean = math.fsum(values) / len(values)

@@ -161,10 +161,13 @@ def paper_markdown(
 def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> list[tuple]:
     """The same as lines of a CSV, with its header."""
     ours_header = ("seeds", "mean", "low", "high", "byte_ratio", *CONDITIONS, "mark")
-    rows: list[tuple] = [("row", "pair", "benchmark", "ratio", *ours_header, "paper", "difference", "kept")]
+    rows: list[tuple] = [
+        ("row", "pair", "benchmark", "ratio", *ours_header, "paper", "difference", "kept", "kept_low", "kept_high")
+    ]
     for row in printed.labels:
         for column in columns:
             found, paper = cells.get((row, column)), printed.scores.get((row, column))
+            share = kept(cells, row, column)
             ours = (
                 ("",) * len(ours_header)
                 if found is None
@@ -185,14 +188,17 @@ def paper_rows(printed: Printed, columns: Sequence[Column], cells: Cells) -> lis
                     *ours,
                     "" if paper is None else f"{paper:.2f}",
                     f"{found.mean - paper:.3f}" if found is not None and paper is not None else "",
-                    "" if (share := kept(cells, row, column)) is None else f"{share.mean:.2f}",
+                    *(("",) * 3 if share is None else (f"{one:.2f}" for one in (share.mean, share.low, share.high))),
                 )
             )
     return rows
 
 
 def kept(cells: Cells, row: str, column: Column) -> Cell | None:
-    """The share of the gain of fine-tuning that a row keeps of a loss; None for whole models, and without them."""
+    """The share of the gain of fine-tuning that a row keeps of a loss; None for whole models, and without them.
+
+    None also where they were not asked the same items, and where nothing was gained.
+    """
     found = cells.get((row, column))
     whole = [
         next((cells[one, at] for one, at in cells if one == name and _same(at, column)), None) for name in (BASE, TUNED)
@@ -201,7 +207,8 @@ def kept(cells: Cells, row: str, column: Column) -> Cell | None:
         return None
     base, tuned = whole
     assert base and tuned
-    return gain_kept(found, base, tuned)
+    comparable = len(found.by_item) == len(base.by_item) == len(tuned.by_item) and base.mean != tuned.mean
+    return gain_kept(found, base, tuned) if comparable else None
 
 
 def _same(one: Column, other: Column) -> bool:

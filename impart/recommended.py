@@ -11,7 +11,7 @@ BY_RATIO = {  # true ratios -> what to take, where rho is below LARGE_RHO, and w
     "up to 16": (COMPACT, INFORMATION),
     "32": (COMPACT, INFORMATION),
     "64 and more": (
-        "dare in 2 bit with grid: compact, quantized, or darex",
+        "dare in 2 bit with grid: compact, quantized, or bitdelta",
         f"{INFORMATION}, or bitdelta",
     ),
 }

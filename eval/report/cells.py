@@ -130,7 +130,7 @@ def gain_kept(found: Cell, base: Cell, tuned: Cell) -> Cell:
     """The share of what fine-tuning gained in a loss, in per cent: (base - loss) / (base - fine-tuned).
 
     All three have the same items, and move together from item to item: the interval is that of a ratio of means
-    (Cochran, Sampling Techniques, 3rd ed., eq. 2.39), whose errors are those of (base - loss) - share (base -
+    (Cochran, Sampling Techniques, 3rd ed., section 2.11), whose errors are those of (base - loss) - share (base -
     fine-tuned) by item, and the runs' own variance added.
     """
     gain = base.mean - tuned.mean

@@ -56,6 +56,9 @@ def tuned_weights(base: dict[str, torch.Tensor], seed: int = 1, scale: float = 0
     return tuned
 
 
+SMALL = llama_shapes(hidden=16, intermediate=24, layers=2, kv=8, vocabulary=20)
+
+
 def write_checkpoint(
     path: Path,
     weights: dict[str, torch.Tensor],

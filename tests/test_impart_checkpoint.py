@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import llama_shapes, random_weights, tuned_weights, write_checkpoint
+from checkpoints import SMALL, random_weights, tuned_weights, write_checkpoint
 from safetensors.torch import save_file
 
 from impart.architecture import layer_of
@@ -16,7 +16,6 @@ from impart.checkpoint import open_checkpoint
 from impart.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = llama_shapes(hidden=16, intermediate=24, layers=2, kv=8, vocabulary=20)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import llama_shapes, random_weights, write_checkpoint
+from checkpoints import SMALL, random_weights, small_model, write_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -17,8 +17,6 @@ from impart.checkpoint_writer import CheckpointWriter
 from impart.errors import InputError
 from impart.outputs import MARKER, refuse_existing
 from impart.weight_files import TensorSpec, tensor_bytes
-
-SMALL = llama_shapes(hidden=16, intermediate=24, layers=2, kv=8, vocabulary=20)
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +39,7 @@ def write(path, tensors, companions=(), **options):
 def test_what_is_written_reads_back_and_loads_in_transformers(tmp_path):
     import transformers
 
-    config = transformers.LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    model = small_model("Llama").to(torch.bfloat16).eval()
     model.save_pretrained(tmp_path / "source")
     source = open_checkpoint(tmp_path / "source")
     tensors = {name: source.tensor(name) for name in source.names()}

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.report.cells import DIGITS, NATS, PERCENT, Cell, variance_of
+from eval.report.cells import DIGITS, NATS, PERCENT, Cell, same_items, variance_of
 from eval.report.conditions import conditions_of, seeds_of
 from eval.report.paper import Cells, Column, Printed, aligned
 from eval.run.results import Z95
@@ -50,12 +50,12 @@ def against_markdown(printed: Printed, columns: Sequence[Column], cells: Cells, 
         known = [name for name in printed.labels if any((name, column) in cells for column in columns)]
         raise InputError(f"--against {row}: no row with results has this name; known: {', '.join(known)}")
     label = printed.labels[row]
-    others = {name: label for name, label in printed.labels.items() if name != row}
+    others = {name: text for name, text in printed.labels.items() if name != row}
     found = {
         (name, column): difference(cells[name, column], cells[row, column])
         for name in others
         for column in asked
-        if (name, column) in cells and len(cells[name, column].by_item) == len(cells[row, column].by_item)
+        if (name, column) in cells and same_items(cells[name, column], cells[row, column])
     }
     lines = [[f"less {label}", *others.values()]]
     lines += [[str(column), *(str(found.get((name, column), "")) for name in others)] for column in asked]

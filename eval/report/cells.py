@@ -126,6 +126,11 @@ def cell(runs: Sequence[Scored]) -> Cell:
     )
 
 
+def same_items(*cells: Cell) -> bool:
+    """Whether cells of one benchmark can be compared item by item."""
+    return len({len(one.by_item) for one in cells}) == 1
+
+
 def gain_kept(found: Cell, base: Cell, tuned: Cell) -> Cell:
     """The share of what fine-tuning gained in a loss, in per cent: (base - loss) / (base - fine-tuned).
 

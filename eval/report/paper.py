@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from eval.report.cells import BASE, NATS, PERCENT, TUNED, Cell, average, gain_kept
+from eval.report.cells import BASE, NATS, PERCENT, TUNED, Cell, average, gain_kept, same_items
 from eval.report.conditions import CONDITIONS, conditions_of, seeds_of
 from eval.report.labels import title_of
 from impart.errors import InputError
@@ -207,8 +207,7 @@ def kept(cells: Cells, row: str, column: Column) -> Cell | None:
         return None
     base, tuned = whole
     assert base and tuned
-    comparable = len(found.by_item) == len(base.by_item) == len(tuned.by_item) and base.mean != tuned.mean
-    return gain_kept(found, base, tuned) if comparable else None
+    return gain_kept(found, base, tuned) if same_items(found, base, tuned) and base.mean != tuned.mean else None
 
 
 def _same(one: Column, other: Column) -> bool:

@@ -67,7 +67,7 @@ RECIPES = {
     "math": Recipe(steps=380, batch=16, rate=3e-4, window=8, attention="eager"),
     "code": Recipe(steps=40, batch=16, rate=5e-4),
     "chat": Recipe(steps=80, batch=16, rate=5e-4),
-    "gsm8k": Recipe(steps=100, batch=16, rate=5e-4, window=8, tokens=2048, attention="eager"),
+    "gsm8k": Recipe(steps=80, batch=16, rate=5e-4, window=8, tokens=2048, attention="eager"),
 }
 STATE_BYTES = 3 * 4 * 135e6  # weights and two moments in fp32
 

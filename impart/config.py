@@ -170,11 +170,8 @@ def as_dict(config) -> dict:
     return dataclasses.asdict(config)
 
 
-def add_run_flags(parser: argparse.ArgumentParser, long: bool = True) -> None:
-    """The flags of every command that computes: where it runs, and whether it may replace what exists.
-
-    A command that takes `long` can also tell beforehand how long.
-    """
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Where a command computes."""
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
     parser.add_argument(
         "--threads",
@@ -182,6 +179,14 @@ def add_run_flags(parser: argparse.ArgumentParser, long: bool = True) -> None:
         default=0,
         help="CPU threads of the arithmetic (default: all cores); results are equal for equal counts",
     )
+
+
+def add_run_flags(parser: argparse.ArgumentParser, long: bool = True) -> None:
+    """The flags of every command that computes: where it runs, and whether it may replace what exists.
+
+    A command that takes `long` can also tell beforehand how long.
+    """
+    add_device_flags(parser)
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace an existing result")
     existing.add_argument(

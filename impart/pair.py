@@ -71,6 +71,9 @@ class RowNotes:
     """What a file of configs/rows/ says beside the keys of its method."""
 
     label: str | None = option(None, help="what the row is called in tables")
+    needs_information: bool = option(
+        False, help="whether plans give it information=FILE, which quantize/information.py writes once for a pair"
+    )
 
 
 def pairs_first(layers: Sequence[Layer]) -> list[Layer]:
@@ -112,9 +115,9 @@ def load_pair(name: str | Path, configs: Path = CONFIGS) -> Pair:
 
 
 def value_text(value: Any) -> str:
-    """A setting as `key=value` and as the name of a folder have it: 1 for 1.0, YAML for all that is no text."""
-    if isinstance(value, str):
-        return value
+    """A setting as `key=value` and as the name of a folder have it: 1 for 1.0, YAML for all that is no text or path."""
+    if isinstance(value, str | Path):
+        return str(value)
     if isinstance(value, float):
         return f"{value:g}"
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

@@ -59,6 +59,9 @@ class Text:
         return {**keys, "calibration_tokens": digest(self.sequences)}
 
 
+TEXT_KEYS = ("text_field", "nsamples", "seqlen")  # of the settings, which are flags where there are no others
+
+
 def add_text_flags(parser: ArgumentParser) -> None:
     """The flags of scripts that have no settings but those of the text."""
     parser.add_argument("--text_field", default="text", help="field of a .jsonl or .json file (default: %(default)s)")

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from impart.architecture import linear_names
 from impart.checkpoint import Checkpoint, open_checkpoint
-from impart.config import Parser
+from impart.config import Parser, add_device_flags
 from impart.device import use_device
 from impart.errors import run
 from impart.files import user_path
@@ -78,13 +78,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("dataset", help="calibration text: c4, wikitext2, or a .txt, .jsonl or .json file")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file that is written")
     add_text_flags(parser)
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    add_device_flags(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     add_trust_flag(parser)
     given = parser.parse_args(arguments)
     start_logging()
     refuse_existing(given.out, given.overwrite)
-    device, finetuned = use_device(given.device), open_checkpoint(given.finetuned)
+    device, finetuned = use_device(given.device, given.threads), open_checkpoint(given.finetuned)
     sequences = model_tokens(given.dataset, text_config(given), finetuned)
     information = fisher_information(
         finetuned,

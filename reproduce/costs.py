@@ -49,6 +49,8 @@ def seconds(step: Step, pair: Pair, device: Device) -> float:
     size = size_of(pair)
     if size is None:
         return 0.0
+    if step.stage == "information":
+        return information_seconds(size, pair, device)
     if step.stage == "quantize":  # three processes: allocation, its sparse delta, sparse GPTQ
         return 2 * START + work_of(step, size, pair).seconds(device)
     prepared = 0.0 if step.stage == "evaluate" else work_of(step, size, pair).seconds(device)
@@ -68,6 +70,13 @@ def work_of(step: Step, size: Size, pair: Pair) -> Work:
     given = pair.calibration_settings
     tokens = given.get("nsamples", 128) * given.get("seqlen", 2048)
     return Work(shapes, written=0, read=3, tokens=round(tokens * size.active / size.parameters))
+
+
+def information_seconds(size: Size, pair: Pair, device: Device) -> float:
+    """A pass forward and one back through the model for every token of the text."""
+    given = pair.distillation_settings
+    tokens = given.get("nsamples", 32) * given.get("seqlen", 128)
+    return START + 6 * size.active * tokens / device.flops + 2 * size.parameters / DISK_RATE
 
 
 def evaluation_seconds(step: Step, size: Size, device: Device) -> float:
@@ -102,7 +111,7 @@ def gpu_bytes(step: Step, pair: Pair) -> float:
     size = size_of(pair)
     if size is None:
         return 0.0
-    if step.stage in ("evaluate", "merge"):
+    if step.stage in ("information", "evaluate", "merge"):
         return 2.4 * size.parameters
     matrix = size.width * 2.7 * size.width
     return 8 * matrix + 32 * size.width**2 + (4 * 128 * 2048 * size.width if step.stage == "quantize" else 0)

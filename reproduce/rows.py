@@ -34,6 +34,11 @@ def row_content(row: str) -> dict[str, Any]:
     return read_layers(ROOT / row_file(row))[0].values
 
 
+def needs_information(row: str) -> bool:
+    """Whether a row reads a file of quantize/information.py, which is made once for a pair."""
+    return bool(row_content(row).get("needs_information", False))
+
+
 def given_label(row: str) -> str:
     """What a row is called in tables; its name, said in the log, where its file does not tell."""
     file = ROOT / "configs" / "rows" / f"{row}.yaml"

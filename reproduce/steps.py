@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-STAGES = ("svd", "sparsify", "quantize", "evaluate", "merge")  # a merged model is evaluated in the step that makes it
+# A merged model is evaluated in the step that makes it.
+STAGES = ("svd", "information", "sparsify", "quantize", "evaluate", "merge")
 
 DRAWN = ""  # label of what is only drawn, as a line of the figure
 
@@ -40,6 +41,7 @@ class Step:
     benchmarks: tuple[str, ...] = ()  # that it asks
     models: int = 1  # that it asks them of
     masked: bool = False  # a merge whose mask needs an SVD of every matrix
+    reads: tuple[Path, ...] = ()  # what earlier steps make for it: the folder of an SVD, a file of information
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from impart.errors import InputError
 from impart.method import Method
 from impart.pair import Pair, as_overrides, load_pair, pair_file, value_text
 from impart.yaml_text import parse_yaml
+from quantize.calibration import TEXT_KEYS
 from quantize.one_step import one_step_methods
 from quantize.settings import Config, load_config
 from reproduce.evaluations import Merge, description, evaluations, results_folder
@@ -34,6 +35,7 @@ from reproduce.rows import (
     configs,
     facts,
     given_label,
+    needs_information,
     relative,
     row_content,
     row_file,
@@ -83,10 +85,10 @@ class Plan:
     def steps(self) -> list[Step]:
         """Every missing step, evaluations included. A delta whose results are all there is not made again."""
         asked = {model for _, model in self._asked}
-        deltas = [step for step in self._steps.values() if step.stage != "svd" and made_for(step) in asked]
-        read = {word for step in deltas for command in step.commands for word in command}
-        svds = [step for step in self._steps.values() if step.stage == "svd" and f"svd_dir={made_for(step)}" in read]
-        return [*svds, *deltas, *evaluations(self.wanted, self._asked, self._merges)]
+        deltas = [step for step in self._steps.values() if made_for(step) in asked]
+        read = {path for step in deltas for path in step.reads}
+        before = [step for step in self._steps.values() if read & {step.targets[0], step.targets[0].parent}]
+        return [*before, *deltas, *evaluations(self.wanted, self._asked, self._merges)]
 
     def pairs(self) -> list[str]:
         """The pairs that are planned."""
@@ -143,18 +145,19 @@ class Plan:
         for seed in self._seeds(method):
             folder = self.wanted.runs / name / f"{row}_cr{value_text(ratio)}{named}_seed{seed}"
             # A saved SVD has the linear weights only: other types are taken from the two models.
-            svd = self._svd(name, pair) if method.needs_svd and "weight_types" not in settings else None
+            read = self._read_by(name, pair, row, method.needs_svd and "weight_types" not in settings)
             step = (
-                *script("sparsify/sparsify.py", *configs(name, row), *as_overrides(settings)),
-                *([f"svd_dir={svd}"] if svd else []),
+                *script("sparsify/sparsify.py", *configs(name, row), *as_overrides({**settings, **read})),
                 f"compression_ratio={value_text(ratio)}",
                 f"seed={seed}",
                 f"save_dir={folder}",
                 f"log_dir={self.wanted.runs / name / 'logs'}",
                 *self._threads(),
             )
-            self.made_by[name, folder.name] = facts(pair, method, seed)
-            self._add(Step("sparsify", name, folder.name, (step,), (folder / "delta.json",), ratio=ratio))
+            of_text = self.made_by[name, read["information"].name] if "information" in read else {}
+            self.made_by[name, folder.name] = facts(pair, method, seed) | of_text
+            made = (folder / "delta.json",)
+            self._add(Step("sparsify", name, folder.name, (step,), made, ratio=ratio, reads=tuple(read.values())))
             planned.append((seed, folder))
         return planned
 
@@ -175,18 +178,23 @@ class Plan:
                 *("--save_compressed_delta_dir", str(folder), *self._threads()),
             ]
             removes: tuple[Path, ...] = ()
+            read: dict[str, Path] = {}
             if one_step:
+                read = self._read_by(name, pair, row, svd=False)
                 models = [f"baseModel={pair.base_model}", ratio_text, f"seed={seed}"]
-                quantize += ["--config", str(row_file(row)), *models, *as_overrides({**settings, **calibrated})]
+                keys = {**settings, **calibrated, **read}
+                quantize += ["--config", str(row_file(row)), *models, *as_overrides(keys)]
             else:
                 sparse = folder.with_name(folder.name + ALLOCATED)
-                self._allocation(name, pair, row, method, sparse, settings, ratio, seed, needed=not is_there(folder))
+                if not is_there(folder):
+                    self._allocation(name, pair, row, method, sparse, settings, ratio, seed)
                 quantize += ["--saved_delta_path", str(sparse), *as_overrides(calibrated)]
                 removes = (sparse,)
             text = {"calibration": pair.calibration, **calibrated}
             self.made_by[name, folder.name] = facts(pair, method, seed) | text
-            step = Step("quantize", name, folder.name, (tuple(quantize),), (folder / "delta.json",), removes, ratio)
-            self._add(step)
+            made = (folder / "delta.json",)
+            of_once = tuple(read.values())
+            self._add(Step("quantize", name, folder.name, (tuple(quantize),), made, removes, ratio, reads=of_once))
             planned.append((seed, folder))
         return planned
 
@@ -200,22 +208,19 @@ class Plan:
         settings: Mapping[str, Any],
         ratio: float,
         seed: int,
-        needed: bool,
     ) -> None:
-        """The sparse delta that a quantized one is made of, where that is missing."""
-        svd = self._svd(name, pair, needed) if method.needs_svd else None
-        if not needed:
-            return
+        """The sparse delta that a quantized one is made of."""
+        read = self._read_by(name, pair, row, method.needs_svd)
         step = (
-            *script("sparsify/sparsify_quant.py", *configs(name, row), *as_overrides(settings)),
-            *([f"svd_dir={svd}"] if svd else []),
+            *script("sparsify/sparsify_quant.py", *configs(name, row), *as_overrides({**settings, **read})),
             f"compression_ratio_qt={value_text(ratio)}",
             f"seed={seed}",
             f"save_dir={folder}",
             *self._threads(),
         )
         # Its values are in 16 bit until they are quantized.
-        self._add(Step("sparsify", name, folder.name, (step,), (folder / "delta.json",), ratio=ratio / 8))
+        made = (folder / "delta.json",)
+        self._add(Step("sparsify", name, folder.name, (step,), made, ratio=ratio / 8, reads=tuple(read.values())))
 
     def _merged(self, kind: str, words: Sequence[str]) -> None:
         row, name, method, mask, *more = words
@@ -241,15 +246,31 @@ class Plan:
             self.made_by[name, folder.name] = made
             self._ask((row, given_label(row)), name, pair, "", str(folder), pair.benchmarks)
 
-    def _svd(self, name: str, pair: Pair, needed: bool = True) -> Path:
-        """The SVD of a pair's delta, once for all rows."""
+    def _read_by(self, name: str, pair: Pair, row: str, svd: bool) -> dict[str, Path]:
+        """What is made of a pair once for all rows and this one reads, by the keys that name it."""
+        read = {"svd_dir": self._svd(name, pair)} if svd else {}
+        return read | ({"information": self._information(name, pair)} if needs_information(row) else {})
+
+    def _svd(self, name: str, pair: Pair) -> Path:
+        """The SVD of a pair's delta."""
         folder = self.wanted.runs / name / "svd"
         models = ("--base_model", pair.base_model, "--finetuned_model", str(pair.ftm_dir))
         step = (*script("delta.py", "--svd", *models, "--save_path", str(folder)), *self._threads())
         self.made_by[name, folder.name] = {"base_model": pair.base_model, "ftm_dir": pair.ftm_dir}
-        if needed:
-            self._add(Step("svd", name, folder.name, (step,), (folder / "delta.json",)))
+        self._add(Step("svd", name, folder.name, (step,), (folder / "delta.json",)))
         return folder
+
+    def _information(self, name: str, pair: Pair) -> Path:
+        """The file of what errors of each matrix of a pair's fine-tuned model cost."""
+        if pair.calibration is None or pair.ftm_dir is None:
+            raise InputError(f"{pair_file(name)} needs ftm_dir and calibration for a row that needs_information")
+        file = self.wanted.runs / name / "information.json"
+        text = {key: value for key, value in pair.distillation_settings.items() if key in TEXT_KEYS}
+        flags = [word for key, value in text.items() for word in (f"--{key}", value_text(value))]
+        step = script("quantize/information.py", pair.ftm_dir, pair.calibration, "--out", str(file), *flags)
+        self.made_by[name, file.name] = {"ftm_dir": pair.ftm_dir, "calibration": pair.calibration, **text}
+        self._add(Step("information", name, file.name, (step,), (file,)))
+        return file
 
     # What all things have in common
 

@@ -98,6 +98,25 @@ def test_bitdelta_has_a_seed_only_where_entries_are_dropped(tmp_path):
     assert [len(step.targets) for step in plan.steps() if step.stage == "quantize"] == [1] * 4
 
 
+def test_information_is_made_once_for_all_that_reads_it(tmp_path):
+    lines = [f"quantized lowrank_sparse_information tiny/code {ratio}" for ratio in (16, 32)]
+    plan = planned(tmp_path, *lines, "sparse impart_information tiny/code", "sparse impart tiny/code", seeds=(0, 1))
+    (made,) = words(plan, "quantize/information.py")
+    file = tmp_path / "tiny/code/information.json"
+    flags = ("--out", str(file), "--text_field", "prompt", "--nsamples", "32", "--seqlen", "128")
+    assert made[1:] == ("assets/tiny/code", "assets/tiny/data/code_validation.jsonl", *flags)
+    readers = [step for step in plan.steps() if any(f"information={file}" in command for command in step.commands)]
+    assert [step.stage for step in readers] == ["quantize"] * 4 + ["sparsify"] * 2
+    assert all(file in step.reads for step in readers)
+    assert plan.made_by["tiny/code", "impart_information_cr16_beta0.7_C1_seed0"]["nsamples"] == 32
+    stages = [step.stage for step in in_order(plan.steps())]
+    assert stages[:2] == ["svd", "information"]
+    for cell in plan.cells:
+        cell.result.parent.mkdir(parents=True, exist_ok=True)
+        cell.result.touch()
+    assert not planned(tmp_path, *lines, seeds=(0, 1)).steps()
+
+
 def test_a_ratio_as_a_yaml_list_and_every_other_kind_of_key_is_read(edited):
     edited("wizardmath_13b", ratios=[8, 16])
     assert things.load_pair("wizardmath_13b").ratios == [8.0, 16.0]

@@ -45,6 +45,13 @@ def test_tables_of_documents_are_printed_ones(called, tmp_path, monkeypatch):
         assert not [line for line in shown if line not in lines], document
 
 
+@pytest.mark.parametrize("plan", [plan for plan in PLANS if plan.name.startswith("beyond")], ids=str)
+def test_settings_are_told_of_every_method_that_is_compared(plan):
+    labels = {line.split("\t")[5] for line in plan.read_text().splitlines()} - {""}
+    told = plan.with_name(plan.name.replace(".cells.tsv", "_settings.md")).read_text()
+    assert labels <= {line.split("|")[1].strip() for line in told.splitlines() if line.startswith("|")}
+
+
 def test_no_text_of_items_is_kept():
     for plan in PLANS:
         for line in plan.read_text().splitlines():

@@ -72,7 +72,7 @@ class RowNotes:
 
     label: str | None = option(None, help="what the row is called in tables")
     needs_information: bool = option(
-        False, help="whether plans give it information=FILE, which quantize/information.py writes once for a pair"
+        False, help="whether it reads information=FILE, which quantize/information.py writes and a plan makes once"
     )
 
 

@@ -26,6 +26,7 @@ def sparsify(face: str, doc: str | None, arguments: Sequence[str]) -> None:
     flags = config_parser(RunConfig, doc, *described(face)).parse_intermixed_args(arguments)
     start_logging(flags.quiet, flags.verbose)
     settings = load_settings(face, flags.config, flags.overrides)
+    settings.check_information()
     config, method, told = settings.config, settings.method, FACES[face]
     head = {"kind": "sparse", "method": method.name, "settings": method.settings(), "seed": config.seed}
     continues = lacks_only_the_model(config, flags.overwrite)

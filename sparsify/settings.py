@@ -41,6 +41,12 @@ class Settings:
 
     config: RunConfig
     method: Method
+    row: RowNotes
+
+    def check_information(self) -> None:
+        """InputError where a row lacks the file that says what errors cost."""
+        if self.row.needs_information and getattr(self.method, "information", None) is None:
+            raise InputError("this row needs information=FILE, which quantize/information.py writes")
 
 
 @overload
@@ -72,7 +78,7 @@ def load_settings(
     method = fill(known[str(name)], layers, needed_by=f"method {name}").resolved()
     if config.svd_dir is None and (config.base_model is None or config.ftm_dir is None):
         raise InputError("nothing to sparsify: give svd_dir, or base_model and ftm_dir")
-    return Settings(config, method)
+    return Settings(config, method, fill(RowNotes, layers))
 
 
 def described(face: str) -> tuple[str, ...]:

@@ -154,6 +154,12 @@ def test_impart_divides_its_values_by_a_file_of_information(called, tmp_path):
     assert gone.code == 2 and "information=nowhere.json: No such file" in gone.err and not list(tmp_path.glob("x*"))
 
 
+def test_a_row_that_needs_information_is_refused_without(called, tmp_path):
+    files = ("--config", "configs/rows/impart_information.yaml", "--config", "configs/tiny/code/pair.yaml")
+    done = called(sparsify.main, *files, f"save_dir={tmp_path / 'x'}")
+    assert done.code == 2 and "this row needs information=FILE, which quantize/information.py writes" in done.err
+
+
 def test_a_file_of_information_gives_the_bytes_that_its_text_does(called, tmp_path):
     file = tmp_path / "information.json"
     flags = ("--text_field", "prompt", "--nsamples", "4", "--seqlen", "64")

@@ -42,7 +42,7 @@ from reproduce.rows import (
     row_files,
     settings_in_name,
 )
-from reproduce.steps import DRAWN, Cell, Step, Wanted, script
+from reproduce.steps import DRAWN, Cell, Command, Step, Wanted, script
 from sparsify.settings import load_settings, methods
 
 log = logging.getLogger(__name__)
@@ -156,8 +156,7 @@ class Plan:
             )
             of_text = self.made_by[name, read["information"].name] if "information" in read else {}
             self.made_by[name, folder.name] = facts(pair, method, seed) | of_text
-            made = (folder / "delta.json",)
-            self._add(Step("sparsify", name, folder.name, (step,), made, ratio=ratio, reads=tuple(read.values())))
+            self._make("sparsify", name, folder, step, read, ratio=ratio)
             planned.append((seed, folder))
         return planned
 
@@ -192,9 +191,7 @@ class Plan:
                 removes = (sparse,)
             text = {"calibration": pair.calibration, **calibrated}
             self.made_by[name, folder.name] = facts(pair, method, seed) | text
-            made = (folder / "delta.json",)
-            of_once = tuple(read.values())
-            self._add(Step("quantize", name, folder.name, (tuple(quantize),), made, removes, ratio, reads=of_once))
+            self._make("quantize", name, folder, tuple(quantize), read, removes=removes, ratio=ratio)
             planned.append((seed, folder))
         return planned
 
@@ -219,8 +216,7 @@ class Plan:
             *self._threads(),
         )
         # Its values are in 16 bit until they are quantized.
-        made = (folder / "delta.json",)
-        self._add(Step("sparsify", name, folder.name, (step,), made, ratio=ratio / 8, reads=tuple(read.values())))
+        self._make("sparsify", name, folder, step, read, ratio=ratio / 8)
 
     def _merged(self, kind: str, words: Sequence[str]) -> None:
         row, name, method, mask, *more = words
@@ -257,7 +253,7 @@ class Plan:
         models = ("--base_model", pair.base_model, "--finetuned_model", str(pair.ftm_dir))
         step = (*script("delta.py", "--svd", *models, "--save_path", str(folder)), *self._threads())
         self.made_by[name, folder.name] = {"base_model": pair.base_model, "ftm_dir": pair.ftm_dir}
-        self._add(Step("svd", name, folder.name, (step,), (folder / "delta.json",)))
+        self._make("svd", name, folder, step, {})
         return folder
 
     def _information(self, name: str, pair: Pair) -> Path:
@@ -267,7 +263,9 @@ class Plan:
         file = self.wanted.runs / name / "information.json"
         text = {key: value for key, value in pair.distillation_settings.items() if key in TEXT_KEYS}
         flags = [word for key, value in text.items() for word in (f"--{key}", value_text(value))]
-        step = script("quantize/information.py", pair.ftm_dir, pair.calibration, "--out", str(file), *flags)
+        step = script(
+            "quantize/information.py", pair.ftm_dir, pair.calibration, "--out", str(file), *flags, *self._threads()
+        )
         self.made_by[name, file.name] = {"ftm_dir": pair.ftm_dir, "calibration": pair.calibration, **text}
         self._add(Step("information", name, file.name, (step,), (file,)))
         return file
@@ -299,6 +297,13 @@ class Plan:
 
     def _threads(self) -> tuple[str, str]:
         return "--threads", str(self.wanted.threads)
+
+    def _make(
+        self, stage: str, name: str, folder: Path, command: Command, read: Mapping[str, Path], **more: Any
+    ) -> None:
+        """The step that makes a delta or an SVD, unless it is there."""
+        made, reads = (folder / "delta.json",), tuple(read.values())
+        self._add(Step(stage, name, folder.name, (command,), made, reads=reads, **more))
 
     def _add(self, step: Step) -> None:
         if not step.targets[0].exists():

@@ -103,7 +103,7 @@ def test_information_is_made_once_for_all_that_reads_it(tmp_path):
     plan = planned(tmp_path, *lines, "sparse impart_information tiny/code", "sparse impart tiny/code", seeds=(0, 1))
     (made,) = words(plan, "quantize/information.py")
     file = tmp_path / "tiny/code/information.json"
-    flags = ("--out", str(file), "--text_field", "prompt", "--nsamples", "32", "--seqlen", "128")
+    flags = ("--out", str(file), "--text_field", "prompt", "--nsamples", "32", "--seqlen", "128", "--threads", "1")
     assert made[1:] == ("assets/tiny/code", "assets/tiny/data/code_validation.jsonl", *flags)
     readers = [step for step in plan.steps() if any(f"information={file}" in command for command in step.commands)]
     assert [step.stage for step in readers] == ["quantize"] * 4 + ["sparsify"] * 2

@@ -44,6 +44,7 @@ class Pair:
     calibration_settings: dict = option({}, help="keys of sparse_llama.py for a sparse delta of this pair")
     distillation_settings: dict = option({}, help="keys of sparse_llama.py for methods that read the models themselves")
     rows: dict = option({}, help="row -> keys that it has for this pair only, like dare_qt: {bits: 2}")
+    make_models: str | None = option(None, help="command that makes the models, told where one is missing")
     models: dict = option({}, help="of a set that is merged: name -> path, in the order of the benchmarks")
     merge_methods: dict = option({}, help="of a set that is merged: name in tables -> merge_method with its numbers")
     sparsities: dict = option({}, help="of a set that is merged: row -> share that its mask removes")

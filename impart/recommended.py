@@ -5,11 +5,10 @@ from impart.checkpoint import Checkpoint
 from impart.errors import InputError
 
 LARGE_RHO = 0.1  # measured: 0.01 (the small pair) below it, 0.14 to 0.28 (the tiny pair) above it
-COMPACT = "dare with grid: compact, quantized, or lowrank_sparse"
+COMPACT = "dare with grid: compact, quantized, or lowrank_sparse, quantized"
 INFORMATION = "lowrank_sparse with budget: information, quantized"
 BY_RATIO = {  # true ratios -> what to take, where rho is below LARGE_RHO, and where it is not
-    "up to 16": (COMPACT, INFORMATION),
-    "32": (COMPACT, INFORMATION),
+    "up to 32": (COMPACT, INFORMATION),
     "64 and more": (
         "dare in 2 bit with grid: compact, quantized, or bitdelta",
         f"{INFORMATION}, or bitdelta",

@@ -64,6 +64,7 @@ def safe_inverse(H: Tensor, rule: Rule, names: Sequence[str], what: str = "input
     `names` are the matrices that it is for, and `what` H (n, n) was gathered of: both stand in the warning.
     """
     reason = ""
+    # departs from the paper: it does not treat a Hessian without a Cholesky factor
     for damping in (rule.damping, *(step for step in DAMPINGS if step > rule.damping)):
         try:
             inverse = inverse_of(H, damping, rule.act_order)

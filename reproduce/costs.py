@@ -147,7 +147,7 @@ def problems(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int, folder
     found: list[str | None] = []
     for name in sorted({step.pair for step in steps}):
         pair = pairs[name]
-        found += [model_problem(model) for model in (pair.base_model, pair.ftm_dir, *pair.models.values()) if model]
+        found += missing_models(pair)
         if any(step.pair == name and step.stage == "quantize" for step in steps) and pair.calibration == "c4":
             found.append(availability("allenai/c4", "dataset", "calibration data"))
     held_out = any("--data" in command for step in steps for command in step.commands)
@@ -161,6 +161,13 @@ def problems(steps: Sequence[Step], pairs: Mapping[str, Pair], jobs: int, folder
     if needed > free:
         found.append(f"disk: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
     return list(dict.fromkeys(problem for problem in found if problem))
+
+
+def missing_models(pair: Pair) -> list[str]:
+    """Why models of a pair cannot be opened, and which command makes them where the pair says so."""
+    models = [model for model in (pair.base_model, pair.ftm_dir, *pair.models.values()) if model]
+    remedy = f"; make it with: {pair.make_models}" if pair.make_models else ""
+    return [f"{problem}{remedy}" for model in models if (problem := model_problem(model))]
 
 
 def model_problem(model: str) -> str | None:

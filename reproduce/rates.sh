@@ -13,7 +13,7 @@ for skill in ${MODELS:-code}; do
         pairs+=("$pair")
         case " $* " in *" -h "* | *" --help "*) continue ;; esac
         mkdir -p "configs/$pair"
-        sed "s|^ftm_dir: .*|&_rate$rate|; s|^name: .*|&, rate $rate|" "configs/smollm2/$skill/pair.yaml" > "configs/$pair/pair.yaml"
+        sed "s/^\(ftm_dir\|make_models\): .*/&_rate$rate/; s|^name: .*|&, rate $rate|" "configs/smollm2/$skill/pair.yaml" > "configs/$pair/pair.yaml"
     done
 done
 start rates "${pairs[*]}" "$@"

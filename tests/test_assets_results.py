@@ -1,5 +1,6 @@
 """The raw results in the repository print the tables that stand beside them, and those that documents show."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from eval.tables import main as tables
 from reproduce.export import main as export
 
 ROOT = Path(__file__).resolve().parents[1]
-PLANS = sorted((ROOT / "assets").glob("*/results/*.cells.tsv"))
+PLANS = sorted((ROOT / "assets").glob("*/results/**/*.cells.tsv"))
 NUMBERS = {"figure1": 5, "figure4": 7}  # the tables that figures are of
 DOCUMENTS = ("README.md", "assets/small/README.md")
 
@@ -39,9 +40,8 @@ def test_tables_of_documents_are_printed_ones(called, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     lines = {line for plan in PLANS for line in printed(called, plan, tmp_path).splitlines()}
     for document in DOCUMENTS:
-        shown = [
-            line for line in (ROOT / document).read_text().splitlines() if line.startswith("| ") and "smollm2/" in line
-        ]
+        tables = re.findall(r"(?:^\|.*\n)+", (ROOT / document).read_text(), re.MULTILINE)
+        shown = [line for text in tables if "smollm2/" in text for line in text.splitlines()]
         assert not [line for line in shown if line not in lines], document
 
 

@@ -52,6 +52,13 @@ def test_points_stand_at_their_true_ratios_and_at_the_nominal_ones_where_those_a
     assert near["a", 8.0] < 8 < near["b", 8.0] < 8.2
 
 
+def test_points_of_many_methods_stay_near_their_ratio():
+    curves = {f"m{number}": {ratio: cell(1, ratio) for ratio in (8.0, 16.0, 32.0)} for number in range(16)}
+    places = _places(Panel("", "score, %", curves))
+    assert all(2**-0.26 < x / ratio < 2**0.26 for (_, ratio), x in places.items())
+    assert len(set(places.values())) == 48
+
+
 def test_five_benchmarks_are_a_grid():
     assert [columns_for(count) for count in (1, 2, 3, 4, 5, 6, 7, 8, 10)] == [1, 2, 3, 2, 3, 3, 4, 4, 3]
 

@@ -40,18 +40,18 @@ MODELS = {
     "configs/wizardmath_13b/pair.yaml": "configs/tiny/math/pair.yaml",
     "c4": f"{TINY}/data/math_validation.jsonl",
     "D": "runs/impart_cr16",
+    "S": "runs/sparse",
+    "S2": "runs/sparse2",
     "Q": "runs/quantized",
+    "Q2": "runs/quantized2",
+    "Q3": "runs/quantized3",
 }
 CALIBRATION = ["text_field=prompt", "nsamples=8", "seqlen=64"]
 OTHERWISE: dict[str, list[str]] = {  # further words for a command here, by its first words
     "bash reproduce/table1.sh": ["--seeds", "0"],
-    "python sparsify/sparsify_quant.py": [
-        f"ftm_dir={TINY}/math",
-        "layer_num=3",
-        "save_dir=runs/sparse",
-        "svd_dir=svd.pt",
-    ],
-    "python quantize/sparse_llama.py": [f"baseModel={TINY}/base", "--saved_delta_path", "runs/sparse", *CALIBRATION],
+    "python sparsify/sparsify_quant.py --config sparsify/": [f"ftm_dir={TINY}/math", "layer_num=3"],
+    "python quantize/sparse_llama.py F c4 --config quantize/": [f"baseModel={TINY}/base", *CALIBRATION],
+    "python quantize/sparse_llama.py": CALIBRATION,
     "python merge/merge.py": ["--overwrite"],  # the page's OUT is there from --merge
     "bash eval/scripts/gsm8k.sh": ["--data", f"{TINY}/gsm8k.jsonl", "--limit", "4", "--backend", "hf"],
 }
@@ -67,7 +67,13 @@ def commands() -> list[list[str]]:
 
 def after(words: list[str], known: dict) -> object:
     """What `known` has for the command that begins with one of its keys."""
-    return next((value for key, value in known.items() if words[: len(key.split())] == key.split()), None)
+    return next((value for key, value in known.items() if " ".join(words).startswith(key)), None)
+
+
+def here(word: str) -> str:
+    """A word of the page, or the value of its key=value, with the tiny pair in the place of its letters."""
+    key, is_set, value = word.partition("=")
+    return MODELS.get(word) or (f"{key}={MODELS.get(value, value)}" if is_set else word)
 
 
 def test_commands_that_run_elsewhere_are_of_the_page_and_their_tests_are_there():
@@ -89,10 +95,11 @@ def test_the_commands_of_the_page_run(copy_of_the_suite):
     for words in commands():
         if after(words, ELSEWHERE):
             continue
-        here = [*(MODELS.get(word, word) for word in words), *(after(words, OTHERWISE) or [])]
-        done = subprocess.run(here, cwd=copy_of_the_suite, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{shlex.join(here)}\n{done.stdout}\n{done.stderr}"
-    made = ("svd.pt/delta.json", "runs/quantized/delta.json", "OUT/model.safetensors", "accuracy.png", "accuracy.csv")
+        command = [*map(here, words), *(after(words, OTHERWISE) or [])]
+        done = subprocess.run(command, cwd=copy_of_the_suite, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    deltas = ("svd.pt", "runs/quantized", "runs/quantized2", "runs/quantized3")
+    made = (*(f"{name}/delta.json" for name in deltas), "OUT/model.safetensors", "accuracy.png", "accuracy.csv")
     assert [name for name in made if not (copy_of_the_suite / name).is_file()] == []
 
 

@@ -8,7 +8,7 @@ import pytest
 from impart.costs import CPU, GPU, duration
 from impart.errors import InputError
 from impart.pair import load_pair
-from reproduce.costs import Size, disk, evaluation_seconds, problems, seconds, size_of, summary
+from reproduce.costs import Size, disk, evaluation_seconds, missing_models, problems, seconds, size_of, summary
 from reproduce.steps import Step
 
 TINY, LARGE = load_pair("tiny/code"), load_pair("wizardmath_13b")
@@ -75,6 +75,14 @@ def test_every_benchmark_of_eval_has_a_cost():
 )
 def test_times_are_said_in_their_unit(spent, said):
     assert duration(spent) == said
+
+
+def test_a_missing_model_is_told_with_the_command_that_makes_it(tmp_path):
+    absent = replace(PAIRS["tiny/code"], ftm_dir=str(tmp_path / "none"))
+    assert missing_models(absent) == [f"model '{tmp_path}/none' is no folder with a config.json"]
+    (told,) = missing_models(replace(absent, make_models="bash reproduce/small_pair.sh code"))
+    assert told.endswith("; make it with: bash reproduce/small_pair.sh code")
+    assert missing_models(PAIRS["tiny/code"]) == []
 
 
 def test_everything_that_is_missing_is_a_sentence_of_its_own(monkeypatch, tmp_path):

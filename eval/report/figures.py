@@ -1,5 +1,6 @@
 """Scores over the compression ratio, as the paper draws them. The same numbers give the same bytes."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ LINES = {BASE: "base model", TUNED: "fine-tuned model"}  # row of a plan -> what
 GAIN = "gain of fine-tuning that is kept, %"
 RATIO = "true compression ratio of the linear layers"
 APART = 0.022  # of an axis' width: what lies between bars of two methods at one ratio
+ROOM = 0.5  # of the way from one nominal ratio to the next: what the points of all methods at one may take
 POINTS = (
-    "Points: means over seeds at their true byte ratio, moved apart where bars would hide each other; "
-    "nominal ratios {}. Bars: 95 % intervals over items and seeds."
+    "Points: means over seeds at their true byte ratio{}; nominal ratios {}. Bars: 95 % intervals over items and seeds."
 )
+MOVED = ", moved by at most {:.0%} where bars would hide each other"
 HOLLOW = "Hollow: the paper's numbers, at its nominal ratios."
 
 
@@ -104,7 +106,9 @@ def _draw_curves(file: Path, drawn: Sequence[Panel], caption: str, title: str = 
     labels = list(dict.fromkeys(label for panel in drawn for label in (*panel.curves, *panel.paper)))
     look, wide = looks(labels), columns_for(len(drawn))
     ratios = sorted({ratio for panel in drawn for row in panel.curves.values() for ratio in row})
-    points = POINTS.format(", ".join(f"{ratio:g}" for ratio in ratios))
+    farthest = max((_farthest(panel) for panel in drawn), default=0.0)
+    moved = MOVED.format(farthest).replace("%", " %") if farthest >= 0.005 else ""
+    points = POINTS.format(moved, ", ".join(f"{ratio:g}" for ratio in ratios))
     with panels(file, len(drawn), f"{points} {caption}", title=title) as axes:
         for number, (place, panel) in enumerate(zip(axes, drawn, strict=True)):
             whole_lines(place, panel.lines)
@@ -135,14 +139,28 @@ def _curves(place: Axes, panel: Panel, look: Mapping[str, Look]) -> None:
 
 def _places(panel: Panel) -> dict[tuple[str, float], float]:
     """(label, nominal ratio) -> where the point stands: at its true ratio, as far as its neighbours leave it room."""
-    curves = panel.curves.items()
-    true = {(label, ratio): one.byte_ratio or ratio for label, row in curves for ratio, one in row.items()}
+    true = _true_ratios(panel)
     if not true:
         return {}
     order = sorted(true, key=true.__getitem__)
     octaves = max(math.log2(true[order[-1]] / true[order[0]]), 1)
-    moved = apart([math.log2(true[key]) for key in order], octaves * APART)
+    nominal = sorted({math.log2(ratio) for _, ratio in true})
+    steps = [after - before for before, after in itertools.pairwise(nominal)]
+    gap = min(octaves * APART, ROOM * min(steps, default=1.0) / len(panel.curves))
+    moved = apart([math.log2(true[key]) for key in order], gap)
     return {key: 2**x for key, x in zip(order, moved, strict=True)}
+
+
+def _true_ratios(panel: Panel) -> dict[tuple[str, float], float]:
+    """(label, nominal ratio) -> the true ratio."""
+    curves = panel.curves.items()
+    return {(label, ratio): one.byte_ratio or ratio for label, row in curves for ratio, one in row.items()}
+
+
+def _farthest(panel: Panel) -> float:
+    """How far a point is moved from its true ratio at most, as a share of it."""
+    true = _true_ratios(panel)
+    return max((abs(x / true[key] - 1) for key, x in _places(panel).items()), default=0.0)
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:

@@ -19,8 +19,8 @@ class Ties(MergeMethod):
     the largest 20 %. The paper (Appendix C) and the TIES authors quote the share that stays, the retain ratio: retain
     0.4, 0.6, 0.8 of the paper is trim 0.6, 0.4, 0.2 here.
 
-    It is trimmed tensor by tensor, as in ImPart's release; with the key `trim_scope: model` over all tensors of a model
-    together, as in the TIES authors' code and in MergeLM.
+    departs from the paper: it is trimmed tensor by tensor, as in ImPart's release; with the key `trim_scope: model`
+    over all tensors of a model together, as in the TIES authors' code and in MergeLM.
     """
 
     name: ClassVar = "ties"

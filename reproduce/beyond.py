@@ -30,6 +30,7 @@ from impart.errors import InputError, run
 from impart.pair import as_overrides, load_pair, value_text
 from impart.report import start_logging
 from reproduce.costs import missing_models
+from reproduce.plan import refuse_missing
 from reproduce.rows import ROOT, given_label, row_file
 from reproduce.things import planned_method
 
@@ -51,8 +52,8 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser.parse_args(arguments)
     start_logging()
     rows = read_layers(flags.rows)[0].values
-    for problem in (one for pair in flags.pairs for one in missing_models(load_pair(pair))):
-        raise InputError(problem)
+    if flags.what != "notes":
+        refuse_missing([problem for pair in flags.pairs for problem in missing_models(load_pair(pair))])
     if flags.what == "search":
         lines = searches(rows, flags.pairs, flags.ratios)
     else:

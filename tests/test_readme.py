@@ -49,8 +49,11 @@ MODELS = {
 CALIBRATION = ["text_field=prompt", "nsamples=8", "seqlen=64"]
 OTHERWISE: dict[str, list[str]] = {  # further words for a command here, by its first words
     "bash reproduce/table1.sh": ["--seeds", "0"],
-    "python sparsify/sparsify_quant.py --config sparsify/": [f"ftm_dir={TINY}/math", "layer_num=3"],
-    "python quantize/sparse_llama.py F c4 --config quantize/": [f"baseModel={TINY}/base", *CALIBRATION],
+    "python sparsify/sparsify_quant.py --config sparsify/config_example.yaml": [f"ftm_dir={TINY}/math", "layer_num=3"],
+    "python quantize/sparse_llama.py F c4 --config quantize/13b_config_example.yaml": [
+        f"baseModel={TINY}/base",
+        *CALIBRATION,
+    ],
     "python quantize/sparse_llama.py": CALIBRATION,
     "python merge/merge.py": ["--overwrite"],  # the page's OUT is there from --merge
     "bash eval/scripts/gsm8k.sh": ["--data", f"{TINY}/gsm8k.jsonl", "--limit", "4", "--backend", "hf"],
@@ -67,7 +70,7 @@ def commands() -> list[list[str]]:
 
 def after(words: list[str], known: dict) -> object:
     """What `known` has for the command that begins with one of its keys."""
-    return next((value for key, value in known.items() if " ".join(words).startswith(key)), None)
+    return next((value for key, value in known.items() if words[: len(key.split())] == key.split()), None)
 
 
 def here(word: str) -> str:

@@ -106,13 +106,14 @@ def _draw_curves(file: Path, drawn: Sequence[Panel], caption: str, title: str = 
     labels = list(dict.fromkeys(label for panel in drawn for label in (*panel.curves, *panel.paper)))
     look, wide = looks(labels), columns_for(len(drawn))
     ratios = sorted({ratio for panel in drawn for row in panel.curves.values() for ratio in row})
-    farthest = max((_farthest(panel) for panel in drawn), default=0.0)
+    at = [_places(panel) for panel in drawn]
+    farthest = max(map(_farthest, drawn, at), default=0.0)
     moved = MOVED.format(farthest).replace("%", " %") if farthest >= 0.005 else ""
     points = POINTS.format(moved, ", ".join(f"{ratio:g}" for ratio in ratios))
     with panels(file, len(drawn), f"{points} {caption}", title=title) as axes:
         for number, (place, panel) in enumerate(zip(axes, drawn, strict=True)):
             whole_lines(place, panel.lines)
-            _curves(place, panel, look)
+            _curves(place, panel, at[number], look)
             place.set_title(panel.title)
             if number % wide == 0 or panel.unit != drawn[number - 1].unit:
                 place.set_ylabel(panel.unit)
@@ -120,8 +121,7 @@ def _draw_curves(file: Path, drawn: Sequence[Panel], caption: str, title: str = 
                 place.set_xlabel(RATIO)
 
 
-def _curves(place: Axes, panel: Panel, look: Mapping[str, Look]) -> None:
-    at = _places(panel)
+def _curves(place: Axes, panel: Panel, at: Mapping[tuple[str, float], float], look: Mapping[str, Look]) -> None:
     for label, row in panel.curves.items():
         bars = [[max(0.0, one.mean - one.low), max(0.0, one.high - one.mean)] for one in row.values()]
         means, xs = [one.mean for one in row.values()], [at[label, ratio] for ratio in row]
@@ -157,10 +157,9 @@ def _true_ratios(panel: Panel) -> dict[tuple[str, float], float]:
     return {(label, ratio): one.byte_ratio or ratio for label, row in curves for ratio, one in row.items()}
 
 
-def _farthest(panel: Panel) -> float:
+def _farthest(panel: Panel, at: Mapping[tuple[str, float], float]) -> float:
     """How far a point is moved from its true ratio at most, as a share of it."""
-    true = _true_ratios(panel)
-    return max((abs(x / true[key] - 1) for key, x in _places(panel).items()), default=0.0)
+    return max((abs(at[key] / ratio - 1) for key, ratio in _true_ratios(panel).items()), default=0.0)
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:
